@@ -1,0 +1,1 @@
+//! Benchmarks of Egret: inputs shared by the criterion benches.

@@ -1,0 +1,2 @@
+//! `egret`: the command line of the gateway.
+fn main() {}

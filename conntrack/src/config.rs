@@ -1,0 +1,196 @@
+//! The policy a packet is judged by: behaviours, timers, external addresses, forwards.
+//!
+//! A [`Policy`] is immutable; a changed configuration is a new policy. Tables outlive policies.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::endpoint::{Endpoint, Protocol};
+
+/// When a mapping is reused (RFC 4787 section 4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MappingBehaviour {
+    /// `eim`: one external endpoint for all remote endpoints.
+    EndpointIndependent,
+    /// `edm`: a mapping per remote endpoint; external endpoints are overloaded (RFC 7857
+    /// section 3).
+    EndpointDependent,
+}
+
+/// Which remote endpoints may send inbound (RFC 4787 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FilteringBehaviour {
+    /// `eif`: any.
+    EndpointIndependent,
+    /// `adf`: addresses that the internal endpoint has sent to.
+    AddressDependent,
+    /// `edf`: endpoints that the internal endpoint has sent to.
+    EndpointDependent,
+}
+
+/// Timeouts, all in milliseconds, 1 to 2^31 - 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timers {
+    /// UDP, RFC 4787 REQ-5.
+    pub udp_timeout_ms: u32,
+    /// TCP before both SYNs (and, opened from outside, the initiator's ACK) were seen.
+    pub tcp_trans_open_timeout_ms: u32,
+    /// TCP established and idle, RFC 5382 REQ-5.
+    pub tcp_idle_timeout_ms: u32,
+    /// TCP after both FINs, or a RST.
+    pub tcp_trans_close_timeout_ms: u32,
+    /// How long an unsolicited inbound SYN goes unanswered, RFC 5382 REQ-4.
+    pub tcp_in_syn_timeout_ms: u32,
+    /// ICMP queries, RFC 5508 REQ-2.
+    pub icmp_timeout_ms: u32,
+    /// Fragments waiting for their datagram's ports.
+    pub fragment_timeout_ms: u32,
+    /// How long a released external endpoint is not assigned again, where RFC 6888 REQ-8 asks
+    /// for it.
+    pub hold_down_ms: u32,
+}
+
+impl Timers {
+    /// The `rfc` profile.
+    pub const RFC: Timers = Timers {
+        udp_timeout_ms: 300_000,
+        tcp_trans_open_timeout_ms: 240_000,
+        tcp_idle_timeout_ms: 7_440_000,
+        tcp_trans_close_timeout_ms: 240_000,
+        tcp_in_syn_timeout_ms: 6_000,
+        icmp_timeout_ms: 60_000,
+        fragment_timeout_ms: 2_000,
+        hold_down_ms: 120_000,
+    };
+    /// The `conntrack` profile: netfilter's defaults.
+    pub const CONNTRACK: Timers = Timers {
+        udp_timeout_ms: 120_000,
+        tcp_trans_open_timeout_ms: 120_000,
+        tcp_idle_timeout_ms: 432_000_000,
+        tcp_trans_close_timeout_ms: 120_000,
+        tcp_in_syn_timeout_ms: 6_000,
+        icmp_timeout_ms: 30_000,
+        fragment_timeout_ms: 30_000,
+        hold_down_ms: 0,
+    };
+    /// The `cloud` profile: what managed cloud gateways do.
+    pub const CLOUD: Timers = Timers {
+        udp_timeout_ms: 30_000,
+        tcp_trans_open_timeout_ms: 30_000,
+        tcp_idle_timeout_ms: 1_200_000,
+        tcp_trans_close_timeout_ms: 120_000,
+        tcp_in_syn_timeout_ms: 6_000,
+        icmp_timeout_ms: 30_000,
+        fragment_timeout_ms: 2_000,
+        hold_down_ms: 120_000,
+    };
+}
+
+/// A set of ports: 65,536 bits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PortSet {
+    words: Box<[u64; 1024]>,
+}
+
+impl std::fmt::Debug for PortSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PortSet({} ports)", self.len())
+    }
+}
+
+impl PortSet {
+    /// No port.
+    pub fn empty() -> PortSet {
+        PortSet { words: Box::new([0; 1024]) }
+    }
+
+    /// Adds `first..=last`.
+    pub fn insert_range(&mut self, first: u16, last: u16) {
+        for port in first..=last {
+            self.words[usize::from(port) / 64] |= 1 << (port % 64);
+        }
+    }
+
+    /// Takes out `first..=last`.
+    pub fn remove_range(&mut self, first: u16, last: u16) {
+        for port in first..=last {
+            self.words[usize::from(port) / 64] &= !(1 << (port % 64));
+        }
+    }
+
+    /// Is the port in the set?
+    pub fn contains(&self, port: u16) -> bool {
+        self.words[usize::from(port) / 64] >> (port % 64) & 1 == 1
+    }
+
+    /// How many ports, 0 to 65,536.
+    pub fn len(&self) -> u32 {
+        self.words.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|&word| word == 0)
+    }
+
+    /// The 64 bits of ports `64 * index ..`, `index` below 1024.
+    pub fn word(&self, index: usize) -> u64 {
+        self.words[index]
+    }
+}
+
+/// Whether the host uses the address, too (design: "own" and "shared").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AddressKind {
+    /// Egret's alone.
+    Own,
+    /// The interface's: shared port by port with the host's kernel.
+    Shared,
+}
+
+/// An external address of the pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalAddress {
+    /// The address.
+    pub addr: Ipv4Addr,
+    /// Its place in the port tables and the ownership bitmap, below `TableSize::addresses_max`.
+    /// A slot is reused only after every session of its old address is gone.
+    pub slot: u16,
+    /// Own or shared.
+    pub kind: AddressKind,
+    /// Ports (and ICMP identifiers) that dynamic mappings may use, by [`Protocol::index`].
+    pub ports: [PortSet; 3],
+}
+
+/// A static mapping that lets the external realm open sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The external endpoint.
+    pub external: Endpoint,
+    /// The internal endpoint.
+    pub target: Endpoint,
+    /// Sources that may use it; empty: any.
+    pub allow: Vec<Ipv4Net>,
+}
+
+/// Everything a packet is judged by. Immutable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Mapping behaviour.
+    pub mapping: MappingBehaviour,
+    /// Filtering behaviour.
+    pub filtering: FilteringBehaviour,
+    /// Keep the source port where it is free.
+    pub preserve_port: bool,
+    /// Inbound UDP and ICMP refresh their session, too (RFC 4787 REQ-6 leaves it open).
+    pub inbound_refresh: bool,
+    /// Timeouts.
+    pub timers: Timers,
+    /// The pool. Empty: nothing can be mapped.
+    pub addresses: Vec<ExternalAddress>,
+    /// Forwards; no two share (protocol, external endpoint).
+    pub forwards: Vec<Forward>,
+}

@@ -1,0 +1,100 @@
+//! Endpoints and tuples: who talks to whom, as on the wire in one direction.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+/// A transport protocol that Egret translates. The value is the IPv4 protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Protocol {
+    /// ICMP queries; the query identifier stands in for the port (RFC 5508).
+    Icmp = 1,
+    /// TCP.
+    Tcp = 6,
+    /// UDP.
+    Udp = 17,
+}
+
+impl Protocol {
+    /// All protocols, in the order of [`Protocol::index`].
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp];
+
+    /// A dense number: TCP 0, UDP 1, ICMP 2. The ownership bitmap is laid out by it.
+    pub const fn index(self) -> usize {
+        match self {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 1,
+            Protocol::Icmp => 2,
+        }
+    }
+
+    /// The protocol with this IPv4 protocol number, if Egret translates it.
+    pub const fn from_number(number: u8) -> Option<Protocol> {
+        match number {
+            1 => Some(Protocol::Icmp),
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Icmp => "icmp",
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// An address and a port. For an ICMP query the identifier stands in for the port of the side
+/// that asks; the other side's port is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// IPv4 address.
+    pub addr: Ipv4Addr,
+    /// Port, or ICMP query identifier.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// An endpoint from its two parts.
+    pub const fn new(addr: Ipv4Addr, port: u16) -> Endpoint {
+        Endpoint { addr, port }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.addr, self.port)
+    }
+}
+
+/// Protocol, source endpoint and destination endpoint of a packet as on the wire.
+///
+/// ICMP queries: a request is `source.port = identifier, destination.port = 0`; a reply is
+/// `source.port = 0, destination.port = identifier`. So a reply's tuple is its request's, reversed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Sender.
+    pub source: Endpoint,
+    /// Receiver.
+    pub destination: Endpoint,
+}
+
+impl Tuple {
+    /// The tuple of a packet that answers this one.
+    pub const fn reversed(&self) -> Tuple {
+        Tuple { protocol: self.protocol, source: self.destination, destination: self.source }
+    }
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} -> {}", self.protocol, self.source, self.destination)
+    }
+}

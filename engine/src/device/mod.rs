@@ -1,0 +1,77 @@
+//! Where frames come from and go to: one worker's rings over all interfaces, and its frame memory.
+//!
+//! A [`Frame`] is a token: it is neither `Clone` nor `Copy`, so every frame has one owner at any
+//! time (free list, fill ring, receive batch, transmit batch, completion ring).
+
+/// Bytes of one frame slot.
+pub const FRAME_SIZE: usize = 4096;
+
+/// Ownership of one frame slot, and where in it the frame's bytes are.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Number of the slot in the worker's frame memory.
+    pub(crate) slot: u32,
+    /// Offset of the first byte within the slot.
+    pub(crate) offset: u16,
+    /// Length in bytes.
+    pub(crate) len: u16,
+}
+
+impl Frame {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Has the frame no bytes?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of the frame's slot: unique among the frames of one device.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
+/// One worker's rings over all interfaces, and the frame memory they share. Interfaces are numbered
+/// from 0 in the order of the configuration.
+pub trait Device {
+    /// Takes up to `max` received frames of an interface, appends them to `frames`; how many.
+    fn receive(&mut self, interface: usize, frames: &mut Vec<Frame>, max: usize) -> usize;
+
+    /// Hands frames to an interface's transmit ring, from the front of `frames`; what does not fit
+    /// stays in it. How many were taken.
+    fn transmit(&mut self, interface: usize, frames: &mut Vec<Frame>) -> usize;
+
+    /// Ends a round: reaps completions, refills fill rings, and wakes the kernel where it asked
+    /// for it, at most once an interface.
+    fn flush(&mut self);
+
+    /// A free frame of length 0 with headroom before it, for a packet that Egret makes itself.
+    fn allocate(&mut self) -> Option<Frame>;
+
+    /// Gives a frame back.
+    fn free(&mut self, frame: Frame);
+
+    /// The bytes of a frame.
+    fn bytes(&self, frame: &Frame) -> &[u8];
+
+    /// The bytes of a frame, to change.
+    fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8];
+
+    /// Sets where the frame's bytes lie within its slot, and gives the whole slot to write them.
+    /// The bytes keep their place. `offset + len` is at most [`FRAME_SIZE`].
+    fn resize(&mut self, frame: &mut Frame, offset: usize, len: usize) -> &mut [u8];
+
+    /// Offset of the frame's first byte within its slot.
+    fn offset(&self, frame: &Frame) -> usize {
+        usize::from(frame.offset)
+    }
+
+    /// Files to wait on for received frames while the worker sleeps.
+    fn wait_fds(&self) -> Vec<std::os::fd::RawFd>;
+
+    /// Frames that are in the free list at the moment (for the accounting invariant).
+    fn free_count(&self) -> usize;
+}

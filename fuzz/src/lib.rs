@@ -1,0 +1,1 @@
+//! Fuzz targets of Egret as plain functions.
