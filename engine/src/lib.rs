@@ -4,3 +4,6 @@
 
 pub mod device;
 pub mod drop_reason;
+pub mod packet;
+pub mod rewrite;
+pub mod wire;
