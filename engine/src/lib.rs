@@ -4,3 +4,5 @@
 
 pub mod device;
 pub mod drop_reason;
+pub mod neighbour;
+pub mod route;
