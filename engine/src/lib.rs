@@ -7,3 +7,5 @@ pub mod drop_reason;
 pub mod packet;
 pub mod rewrite;
 pub mod wire;
+pub mod neighbour;
+pub mod route;
