@@ -2,6 +2,7 @@
 //!
 //! The route of one frame is one straight line; `gateway` is the only place that branches.
 
+pub mod config;
 pub mod device;
 pub mod drop_reason;
 pub mod packet;
