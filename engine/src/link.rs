@@ -4,23 +4,14 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// Which realm an interface faces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// The internal realm only.
-    Internal,
-    /// The external realm only.
-    External,
-    /// Both, told apart by the internal prefixes (one-arm).
-    Both,
-}
+use crate::config::Role;
 
 /// A served interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Name, for messages.
     pub name: String,
-    /// Which realm it faces.
+    /// Which realms it serves.
     pub role: Role,
     /// Its MAC address.
     pub mac: [u8; 6],
