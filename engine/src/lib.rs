@@ -4,5 +4,7 @@
 
 pub mod device;
 pub mod drop_reason;
+pub mod interface;
 pub mod neighbour;
+pub mod netlink;
 pub mod route;
