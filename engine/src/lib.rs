@@ -8,5 +8,7 @@ pub mod drop_reason;
 pub mod packet;
 pub mod rewrite;
 pub mod wire;
+pub mod interface;
 pub mod neighbour;
+pub mod netlink;
 pub mod route;

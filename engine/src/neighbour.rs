@@ -247,6 +247,11 @@ impl HopTable {
         self.len() >= self.capacity - self.capacity / 8
     }
 
+    /// Will the next turn keep this number?
+    pub(crate) fn survives_turn(&self, number: HopNumber) -> bool {
+        (number.0 > self.capacity) == (self.half.load(Ordering::Relaxed) & 1 == 1)
+    }
+
     /// Clears the other half and makes it the current one. Netlink thread only, at most once in
     /// [`TURN_MIN`] (nobody uses numbers of the other half any more), and together with a new
     /// generation of routes, so that remembered hops are looked up again.

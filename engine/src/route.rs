@@ -54,8 +54,10 @@ pub struct InterfaceState {
 pub enum RouteKind {
     /// Forwards.
     Unicast,
-    /// Receives: local, broadcast, anycast and multicast addresses.
+    /// Receives as the host's own.
     Local,
+    /// Receives, too: broadcast, anycast and multicast.
+    Broadcast,
     /// `blackhole`, `unreachable` or `prohibit`.
     Unreachable,
     /// Looks on in the next table, which Egret does not follow: as if there were no route.
@@ -277,7 +279,7 @@ impl Routes {
 
 fn entry_of(route: &RouteFacts, input: &RouteInput) -> Entry {
     match route.kind {
-        RouteKind::Local => return Entry::Local,
+        RouteKind::Local | RouteKind::Broadcast => return Entry::Local,
         RouteKind::Unreachable => return Entry::Unreachable,
         RouteKind::Throw => return Entry::Throw,
         RouteKind::Unicast => {}
@@ -497,6 +499,7 @@ mod tests {
                 special("10.1.0.7/32", 0, RouteKind::Local),
                 unicast("127.1.0.0/16", 0, vec![path(20, None)]),
                 special("127.0.0.0/8", 0, RouteKind::Local),
+                special("10.1.255.255/32", 0, RouteKind::Broadcast),
                 special("10.2.0.0/16", 0, RouteKind::Unreachable),
                 special("10.3.0.0/16", 0, RouteKind::Throw),
                 unicast("10.4.0.0/16", 0, vec![path(30, None)]),
