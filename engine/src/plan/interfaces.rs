@@ -226,11 +226,13 @@ pub(super) fn external_address(
     external: &InterfaceFacts,
     found: &mut Vec<Problem>,
 ) {
-    let shared = external
-        .primary_address()
+    let shared = shared_address(config, external);
+    let internal = external
+        .primary_addresses()
+        .next()
         .filter(|_| config.pool.has_interface());
     let span = config.external_interface().name.span;
-    if config.pool.has_interface() && shared.is_none() {
+    if config.pool.has_interface() && shared.is_none() && internal.is_none() {
         let what = format!("\"{}\" has no IPv4 address yet", external.name);
         let why = "its address is in the pool: until it has one, packets from clients are dropped";
         let fix = format!(
@@ -368,8 +370,9 @@ fn own_addresses(
                        no longer reach the host";
             let is_shared = facts.name == external.name
                 && external
-                    .primary_address()
-                    .is_some_and(|address| address.addr == addr);
+                    .primary_addresses()
+                    .next()
+                    .is_some_and(|first| first.addr == addr);
             let fix = match is_shared {
                 true => "write \"interface\" instead: the host and Egret then share it by ports"
                     .to_owned(),
