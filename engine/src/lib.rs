@@ -12,3 +12,4 @@ pub mod interface;
 pub mod neighbour;
 pub mod netlink;
 pub mod route;
+pub mod plan;

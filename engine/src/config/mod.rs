@@ -258,7 +258,7 @@ impl Config {
         };
         let (root, syntax) = DeTable::parse_recoverable(text);
         if !syntax.is_empty() {
-            return fail(syntax.iter().map(syntax_problem).collect());
+            return fail(syntax_problems(&source, &syntax));
         }
         let problems: Problems = RefCell::default();
         let reader = Reader::new(root.get_ref(), "", root.span().into(), &problems);
@@ -300,8 +300,28 @@ impl Config {
     }
 }
 
-fn syntax_problem(error: &toml::de::Error) -> Problem {
-    let what = error.message().replace('\n', ", ");
-    let problem = Problem::error("syntax", what).why("the file is not valid TOML");
-    problem.at(error.span().map(Span::from))
+/// What the TOML parser says, one complaint a line: what follows on the same line is mostly its
+/// consequence.
+fn syntax_problems(source: &Source, errors: &[toml::de::Error]) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    let line = |span: Option<Span>| span.map(|span| source.place(span).line);
+    for error in errors {
+        let span = error.span().map(Span::from);
+        if problems
+            .last()
+            .is_some_and(|last| line(last.span) == line(span))
+        {
+            continue;
+        }
+        let what = error.message().trim_end().replace('\n', ", ");
+        let fix = match what.as_str() {
+            "duplicate key" => {
+                "give the key once; several values are written as a list: [\"a\", \"b\"]"
+            }
+            _ => "look for a quote or bracket that is missing here or above; text stands in quotes",
+        };
+        let problem = Problem::error("syntax", what).why("the file is not valid TOML");
+        problems.push(problem.fix(fix).at(span));
+    }
+    problems
 }

@@ -166,8 +166,11 @@ impl Problem {
             margin = " ".repeat(number.len() + 2);
             let _ = writeln!(
                 out,
-                "{margin}--> {}:{}:{}",
-                source.name, place.line, place.column
+                "{}--> {}:{}:{}",
+                &margin[1..],
+                source.name,
+                place.line,
+                place.column
             );
             let _ = writeln!(out, "{margin}|\n {number} | {}", place.text);
             let (indent, marks) = (" ".repeat(place.column - 1), "^".repeat(place.width));

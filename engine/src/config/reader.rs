@@ -74,18 +74,12 @@ impl<'a, 'i> Reader<'a, 'i> {
     }
 
     fn wrong_type(&self, key: &str, node: &Node<'_>) {
+        let path = keys::path(self.name, key);
         let takes = keys::find(self.name, key).map_or("", |key| key.takes);
-        let what = format!(
-            "`{}` is {}",
-            keys::path(self.name, key),
-            kind(node.get_ref())
-        );
+        let what = format!("`{path}` is {}", kind(node.get_ref()));
         let problem = Problem::error("wrong-type", what).why(format!("it takes {takes}"));
-        self.complain(
-            problem
-                .fix(type_hint(node.get_ref(), takes))
-                .at(Span::from(node.span())),
-        );
+        let fix = type_hint(node.get_ref(), takes, &path);
+        self.complain(problem.fix(fix).at(Span::from(node.span())));
     }
 
     /// A string.
@@ -216,7 +210,14 @@ impl<'a, 'i> Reader<'a, 'i> {
                 let what = format!("`{}` is {}", keys::path(self.name, key), number.as_str());
                 let problem = Problem::error("out-of-range", what);
                 let allowed = format!("it takes {min} to {max}");
-                self.complain(problem.why(allowed).at(Span::from(node.span())));
+                let low =
+                    number.as_str().starts_with('-') || value.is_some_and(|value| value < min);
+                let fix = if low {
+                    format!("write {min} or more")
+                } else {
+                    format!("write {max} or less")
+                };
+                self.complain(problem.why(allowed).fix(fix).at(Span::from(node.span())));
                 None
             }
         }
@@ -260,7 +261,9 @@ impl<'a, 'i> Reader<'a, 'i> {
                 let near = keys::nearest(text, words.iter().map(|&(word, _)| word));
                 Problem::error("unknown-word", what)
                     .why(format!("it takes {}", any_of(&allowed)))
-                    .fix(near.map_or(String::new(), |near| format!("write \"{near}\"")))
+                    .fix(near.map_or("write one of these".to_owned(), |near| {
+                        format!("write \"{near}\"")
+                    }))
             })
         })
     }
@@ -328,14 +331,14 @@ fn kind(value: &DeValue<'_>) -> &'static str {
 }
 
 /// What to write instead, where the value shows what was meant.
-fn type_hint(value: &DeValue<'_>, takes: &str) -> String {
-    let plain = |text: &str| text.parse::<u32>().is_ok() || text == "true" || text == "false";
+fn type_hint(value: &DeValue<'_>, takes: &str, path: &str) -> String {
+    let number = |text: &str| !takes.contains('"') && text.parse::<u32>().is_ok();
+    let truth = |text: &str| takes.contains("true") && (text == "true" || text == "false");
     match value {
-        DeValue::String(text) if plain(text) => format!("write {text} without quotes"),
-        DeValue::Integer(number) if takes.contains('"') => {
-            format!("write \"{}\" with quotes", number.as_str())
+        DeValue::String(text) if number(text) || truth(text) => {
+            format!("write {text} without quotes")
         }
-        _ => String::new(),
+        _ => format!("see `{path}` in egret.sample.toml"),
     }
 }
 
