@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use conntrack::{AddressKind, Nat, Policy, Random, Realm, Refusal, Rewrite, Signal, Time, Tuple};
+use conntrack::{
+    AddressKind, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal, Time, Tuple,
+};
 
 use crate::config::{OnRefusal, Role};
 use crate::drop_reason::DropReason;
@@ -114,6 +116,14 @@ impl<R: Random> Gateway<R> {
         }
     }
 
+    /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
+    /// expired, at a pace that visits the whole table once in `cycle_ms`.
+    pub fn sweep(&mut self, now: Time, elapsed_ms: u64, cycle_ms: u64) {
+        let slots = u64::from(self.shared.nat.size().sessions_max) * elapsed_ms / cycle_ms;
+        let budget = slots.clamp(64, 65_536) as u32;
+        self.shared.nat.sweep(&self.policy, now, budget);
+    }
+
     /// Takes up the newest policy, links and routes. Called once a round.
     pub fn refresh(&mut self) {
         renew(&mut self.policy, &self.shared.policy);
@@ -196,13 +206,23 @@ impl<R: Random> Gateway<R> {
     fn unparsed(&self, frame: &[u8], reason: DropReason) -> Verdict {
         let foreign =
             matches!(reason, DropReason::UnsupportedProtocol | DropReason::UnsupportedIcmp);
-        let shared = || {
-            frame
-                .get(ethernet::HEADER_LEN..)
-                .and_then(ipv4::Header::new)
-                .is_some_and(|ip| self.kind_of(ip.destination()) == Some(AddressKind::Shared))
-        };
-        if foreign && shared() { Verdict::Punt } else { Verdict::Drop(reason) }
+        if foreign && self.is_to_shared(frame) { Verdict::Punt } else { Verdict::Drop(reason) }
+    }
+
+    /// What becomes of a fragment whose first fragment did not come in time.
+    pub fn fragment_expired(&self, frame: &[u8]) -> Verdict {
+        if self.is_to_shared(frame) {
+            Verdict::Punt
+        } else {
+            Verdict::Drop(DropReason::FragmentTimeout)
+        }
+    }
+
+    fn is_to_shared(&self, frame: &[u8]) -> bool {
+        frame
+            .get(ethernet::HEADER_LEN..)
+            .and_then(ipv4::Header::new)
+            .is_some_and(|ip| self.kind_of(ip.destination()) == Some(AddressKind::Shared))
     }
 
     /// Which realm a packet comes from, and whether it goes to an external address.
@@ -237,18 +257,10 @@ impl<R: Random> Gateway<R> {
         match &packet.body {
             Body::Flow { tuple, signal } => {
                 let found = self.judge(packet, tuple, prepared.hash, *signal, place, now);
-                if packet.fragment.is_some() {
-                    let decision = match found {
-                        Ok(_) => Decision::Translate { tuple: *tuple, signal: *signal },
-                        Err(Verdict::Punt) => Decision::Punt,
-                        Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => {
-                            Decision::Drop(reason)
-                        }
-                        Err(_) => Decision::Drop(DropReason::NoSession),
-                    };
+                if prepared.is_first_fragment() {
                     self.shared
                         .fragments
-                        .first(packet, decision, now)
+                        .first(packet, decision(*tuple, &found), now)
                         .map_err(|reason| self.fragment_refused(reason, place))?;
                 }
                 found
@@ -263,13 +275,12 @@ impl<R: Random> Gateway<R> {
                 }),
             Body::LaterFragment => {
                 match self.shared.fragments.later(packet, frame, ingress, now) {
-                    Later::Decided(Decision::Translate { tuple, signal }) => {
-                        self.judge(packet, &tuple, None, signal, place, now)
+                    Ok(Later::Translate(tuple)) => {
+                        self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
                     }
-                    Later::Decided(Decision::Punt) => Err(Verdict::Punt),
-                    Later::Decided(Decision::Drop(reason)) => Err(Verdict::Drop(reason)),
-                    Later::Held => Err(Verdict::HeldFragment),
-                    Later::Refused(reason) => Err(self.fragment_refused(reason, place)),
+                    Ok(Later::Punt) => Err(Verdict::Punt),
+                    Ok(Later::Held) => Err(Verdict::HeldFragment),
+                    Err(reason) => Err(self.fragment_refused(reason, place)),
                 }
             }
         }
@@ -392,13 +403,24 @@ impl<R: Random> Gateway<R> {
             rewrite::set_ethernet(frame, hop.mac, link.mac);
         }
     }
+}
 
-    /// What becomes of a fragment whose first fragment did not come in time.
-    pub fn fragment_expired(&self, destination: Ipv4Addr) -> Verdict {
-        match self.kind_of(destination) {
-            Some(AddressKind::Shared) => Verdict::Punt,
-            _ => Verdict::Drop(DropReason::FragmentTimeout),
-        }
+/// What the later fragments of a datagram do, after what its first fragment did.
+fn decision(tuple: Tuple, first: &Result<Rewrite, Verdict>) -> Decision {
+    match first {
+        Ok(_) => Decision::Translate(tuple),
+        Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => Decision::Drop(*reason),
+        Err(_) => Decision::Punt,
+    }
+}
+
+/// A later fragment's signal: it never opens or ends anything that its first fragment did not.
+fn signal_of_rest(tuple: &Tuple) -> Signal {
+    match tuple.protocol {
+        Protocol::Tcp => Signal::TcpData,
+        Protocol::Udp => Signal::Udp,
+        Protocol::Icmp if tuple.destination.port == 0 => Signal::IcmpQuery,
+        Protocol::Icmp => Signal::IcmpReply,
     }
 }
 

@@ -60,7 +60,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             host,
             gateway,
             stats,
-            limiter: ErrorLimiter::new(errors_per_second),
+            limiter: ErrorLimiter::new(errors_per_second, errors_per_second),
             hold: HoldQueue::default(),
             batch: Vec::with_capacity(BATCH),
             prepared: Vec::with_capacity(BATCH),
@@ -191,6 +191,41 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.device.free(frame);
         } else {
             self.drop(frame, DropReason::PuntFailed);
+        }
+    }
+
+    /// The fragments that waited for this first fragment go the route of received frames.
+    fn reinject(&mut self, first: &Prepared, now: Time) {
+        let Ok(packet) = first.parsed else { return };
+        while let Some(mut frame) = self.device.allocate() {
+            let (offset, held) = {
+                let offset = self.device.offset(&frame);
+                let slot = self.device.resize(&mut frame, offset, 0);
+                (offset, self.gateway.shared().fragments.take(&packet, &mut slot[offset..]))
+            };
+            let Some(held) = held else { return self.device.free(frame) };
+            self.device.resize(&mut frame, offset, held.len);
+            self.stats.released.add(1);
+            let prepared = self.gateway.prepare(self.device.bytes(&frame));
+            self.carry_out(frame, &prepared, held.interface, now);
+        }
+    }
+
+    /// Fragments whose first did not come in time: punted if they may be the host's, else dropped.
+    fn expire_fragments(&mut self, now: Time) {
+        while let Some(mut frame) = self.device.allocate() {
+            let (offset, held) = {
+                let offset = self.device.offset(&frame);
+                let slot = self.device.resize(&mut frame, offset, 0);
+                (offset, self.gateway.shared().fragments.expire(now, &mut slot[offset..]))
+            };
+            let Some(held) = held else { return self.device.free(frame) };
+            self.device.resize(&mut frame, offset, held.len);
+            self.stats.released.add(1);
+            match self.gateway.fragment_expired(self.device.bytes(&frame)) {
+                Verdict::Punt => self.punt(frame, held.interface),
+                _ => self.drop(frame, DropReason::FragmentTimeout),
+            }
         }
     }
 
