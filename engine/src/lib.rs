@@ -4,3 +4,5 @@
 
 pub mod device;
 pub mod drop_reason;
+pub mod punt;
+pub mod steering;
