@@ -13,3 +13,5 @@ pub mod neighbour;
 pub mod netlink;
 pub mod route;
 pub mod plan;
+pub mod punt;
+pub mod steering;
