@@ -63,7 +63,10 @@ impl NetworkView {
     fn of(network: &Network) -> NetworkView {
         let own = network.interfaces.iter().flat_map(|facts| &facts.addresses);
         let mut locals: Vec<Ipv4Addr> = own.map(|net| net.addr()).collect();
-        let routed = network.routes.iter().filter(|route| route.kind == RouteKind::Local);
+        let routed = network
+            .routes
+            .iter()
+            .filter(|route| route.kind == RouteKind::Local);
         let single = routed.filter(|route| route.prefix.prefix_len() == 32);
         locals.extend(single.map(|route| route.prefix.addr()));
         locals.sort_unstable();
