@@ -3,13 +3,14 @@
 use std::net::Ipv4Addr;
 
 use conntrack::Protocol;
+use ipnet::Ipv4Net;
 
 /// Everything about the host that a plan depends on. `None` stands for "could not be read": the
 /// plan then says what it could not check.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct HostFacts {
     /// Every interface of this network namespace.
-    pub interfaces: Vec<InterfaceFacts>,
+    pub interfaces: Vec<NicFacts>,
     /// `net.ipv4.ip_local_port_range`: ports that the kernel gives to the host's own connections.
     pub local_port_range: Option<(u16, u16)>,
     /// `net.ipv4.ip_local_reserved_ports`: ranges, first and last, that it never gives.
@@ -30,9 +31,9 @@ pub struct HostFacts {
     pub cpus: Vec<u16>,
 }
 
-/// One interface.
+/// One interface and what its driver can do.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct InterfaceFacts {
+pub struct NicFacts {
     /// Its name.
     pub name: String,
     /// Its index.
@@ -41,13 +42,13 @@ pub struct InterfaceFacts {
     pub mac: Option<[u8; 6]>,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// It is administratively up.
+    /// It is administratively up and has a carrier.
     pub up: bool,
     /// It is the loopback device.
     pub loopback: bool,
-    /// IPv4 addresses in the kernel's order. The interface's own one (`IFA_LOCAL`), not a
-    /// point-to-point peer's.
-    pub addresses: Vec<InterfaceAddress>,
+    /// IPv4 addresses, each with the length of its prefix, in the kernel's order: primary first.
+    /// The interface's own ones (`IFA_LOCAL`), not a point-to-point peer's.
+    pub addresses: Vec<Ipv4Net>,
     /// The driver's name, as in `/sys/class/net/IF/device/driver` or ethtool; empty: unknown.
     pub driver: String,
     /// Receive queues in use; 0: could not be read.
@@ -64,30 +65,13 @@ pub struct InterfaceFacts {
     pub rp_filter: Option<u8>,
 }
 
-impl InterfaceFacts {
-    /// The addresses that its traffic may leave with: those that are not secondary, link-local
-    /// ones last.
-    pub fn primary_addresses(&self) -> impl Iterator<Item = InterfaceAddress> {
-        let primary = || {
-            self.addresses
-                .iter()
-                .filter(|address| !address.secondary)
-                .copied()
-        };
-        let global = primary().filter(|address| !address.addr.is_link_local());
-        global.chain(primary().filter(|address| address.addr.is_link_local()))
+impl NicFacts {
+    /// The addresses that its traffic may leave with, link-local ones last.
+    pub fn leaving_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let all = || self.addresses.iter().map(|net| net.addr());
+        let local = all().filter(Ipv4Addr::is_link_local);
+        all().filter(|addr| !addr.is_link_local()).chain(local)
     }
-}
-
-/// An IPv4 address of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InterfaceAddress {
-    /// The address.
-    pub addr: Ipv4Addr,
-    /// Length of its prefix, 0 to 32.
-    pub prefix_len: u8,
-    /// The kernel marks it `secondary`: another of the same prefix was there first.
-    pub secondary: bool,
 }
 
 /// Whether the NIC takes VLAN tags out of received frames.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use super::budget::mode_name;
-use super::facts::{HostFacts, InterfaceAddress, InterfaceFacts, VlanOffload};
+use super::facts::{HostFacts, NicFacts, VlanOffload};
 use crate::config::{Config, DeviceMode, InterfaceConfig, Problem, Role};
 
 /// The largest MTU whose frames fit one buffer of every driver that runs XDP: a 4 KiB page less
@@ -17,7 +17,7 @@ pub(super) fn find<'a>(
     config: &Config,
     host: &'a HostFacts,
     found: &mut Vec<Problem>,
-) -> Vec<Option<&'a InterfaceFacts>> {
+) -> Vec<Option<&'a NicFacts>> {
     let mut result = Vec::new();
     for interface in &config.interfaces {
         let facts = host
@@ -58,7 +58,7 @@ fn missing(interface: &InterfaceConfig, host: &HostFacts) -> Problem {
 fn single(
     config: &Config,
     interface: &InterfaceConfig,
-    facts: &InterfaceFacts,
+    facts: &NicFacts,
     found: &mut Vec<Problem>,
 ) {
     let (name, span) = (&facts.name, interface.name.span);
@@ -78,7 +78,10 @@ fn single(
         return;
     }
     if !facts.up {
-        let problem = Problem::warning("interface-down", format!("\"{name}\" is down"));
+        let problem = Problem::warning(
+            "interface-down",
+            format!("\"{name}\" is down or has no carrier"),
+        );
         let problem = problem.why("nothing comes in or goes out");
         found.push(problem.fix(format!("ip link set {name} up")).at(span));
     }
@@ -119,19 +122,14 @@ fn single(
 }
 
 /// A driver in words: `"eth0" (driver vmxnet3)`.
-fn with_driver(facts: &InterfaceFacts) -> String {
+fn with_driver(facts: &NicFacts) -> String {
     match facts.driver.as_str() {
         "" => format!("\"{}\"", facts.name),
         driver => format!("\"{}\" (driver {driver})", facts.name),
     }
 }
 
-fn xdp(
-    config: &Config,
-    interface: &InterfaceConfig,
-    facts: &InterfaceFacts,
-    found: &mut Vec<Problem>,
-) {
+fn xdp(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
     let (who, mode) = (with_driver(facts), config.mode);
     let span = mode.span.or(interface.name.span);
     let named = mode_name(mode.value);
@@ -177,12 +175,7 @@ fn xdp(
     }
 }
 
-fn mtu(
-    config: &Config,
-    interface: &InterfaceConfig,
-    facts: &InterfaceFacts,
-    found: &mut Vec<Problem>,
-) {
+fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
     let native = config.mode.value != DeviceMode::Generic && facts.xdp_native != Some(false);
     let max = facts.xdp_mtu_max.filter(|_| native).unwrap_or(XDP_MTU_MAX);
     if facts.mtu <= max {
@@ -209,26 +202,23 @@ fn mtu(
 
 /// The address of the external interface that the pool has, if it has one: the first that traffic
 /// may leave with and that is in no internal prefix.
-pub fn shared_address(config: &Config, external: &InterfaceFacts) -> Option<Ipv4Addr> {
+pub fn shared_address(config: &Config, external: &NicFacts) -> Option<Ipv4Addr> {
     let mut outside = external
-        .primary_addresses()
-        .filter(|a| !config.is_internal(a.addr));
-    outside
-        .next()
-        .map(|address| address.addr)
-        .filter(|_| config.pool.has_interface())
+        .leaving_addresses()
+        .filter(|addr| !config.is_internal(*addr));
+    outside.next().filter(|_| config.pool.has_interface())
 }
 
 /// The external address against the internal prefixes (RFC 4787 REQ-7), and against the pool.
 pub(super) fn external_address(
     config: &Config,
     host: &HostFacts,
-    external: &InterfaceFacts,
+    external: &NicFacts,
     found: &mut Vec<Problem>,
 ) {
     let shared = shared_address(config, external);
     let internal = external
-        .primary_addresses()
+        .leaving_addresses()
         .next()
         .filter(|_| config.pool.has_interface());
     let span = config.external_interface().name.span;
@@ -250,20 +240,17 @@ pub(super) fn external_address(
         for prefix in config
             .internal
             .iter()
-            .filter(|prefix| prefix.contains(&address.addr))
+            .filter(|prefix| prefix.contains(&address))
         {
             found.push(clash(config, host, external, address, prefix.value).at(prefix.span));
         }
     }
     if config.external_interface().role == Role::External {
         for address in &external.addresses {
-            let Ok(subnet) = Ipv4Net::new(address.addr, address.prefix_len) else {
-                continue;
-            };
-            let subnet = subnet.trunc();
+            let subnet = address.trunc();
             let overlaps = |prefix: &Ipv4Net| {
                 (subnet.contains(&prefix.network()) || prefix.contains(&subnet.network()))
-                    && !prefix.contains(&address.addr)
+                    && !prefix.contains(&address.addr())
             };
             let Some(prefix) = config.internal.iter().find(|prefix| overlaps(prefix)) else {
                 continue;
@@ -285,13 +272,13 @@ pub(super) fn external_address(
 fn clash(
     config: &Config,
     host: &HostFacts,
-    external: &InterfaceFacts,
-    address: InterfaceAddress,
+    external: &NicFacts,
+    address: Ipv4Addr,
     prefix: Ipv4Net,
 ) -> Problem {
     let what = format!(
-        "the address {} of \"{}\" lies in the internal prefix {prefix}",
-        address.addr, external.name
+        "the address {address} of \"{}\" lies in the internal prefix {prefix}",
+        external.name
     );
     let why = "packets that leave with it would count as untranslated, and outside hosts of that \
                network as clients (RFC 4787 REQ-7)";
@@ -304,7 +291,7 @@ fn clash(
             .interfaces
             .iter()
             .find(|facts| facts.name == interface.name.value)?;
-        let addr = facts.primary_addresses().next()?.addr;
+        let addr = facts.leaving_addresses().next()?;
         (!config.is_internal(addr)).then_some(facts.name.as_str())
     });
     let fix = match swapped.last() {
@@ -313,7 +300,7 @@ fn clash(
             external.name
         ),
         None => {
-            let rest: Vec<String> = without(prefix, address.addr)
+            let rest: Vec<String> = without(prefix, address)
                 .iter()
                 .map(|net| format!("\"{net}\""))
                 .collect();
@@ -346,15 +333,10 @@ fn without(prefix: Ipv4Net, addr: Ipv4Addr) -> Vec<Ipv4Net> {
 }
 
 /// Own addresses must not be the host's, nor the network's.
-fn own_addresses(
-    config: &Config,
-    host: &HostFacts,
-    external: &InterfaceFacts,
-    found: &mut Vec<Problem>,
-) {
+fn own_addresses(config: &Config, host: &HostFacts, external: &NicFacts, found: &mut Vec<Problem>) {
     for entry in &config.pool.addresses {
         let holder = |addr: Ipv4Addr| {
-            let has = |facts: &&InterfaceFacts| facts.addresses.iter().any(|a| a.addr == addr);
+            let has = |facts: &&NicFacts| facts.addresses.iter().any(|a| a.addr() == addr);
             host.interfaces.iter().find(has)
         };
         let held = entry
@@ -370,9 +352,9 @@ fn own_addresses(
                        no longer reach the host";
             let is_shared = facts.name == external.name
                 && external
-                    .primary_addresses()
+                    .leaving_addresses()
                     .next()
-                    .is_some_and(|first| first.addr == addr);
+                    .is_some_and(|first| first == addr);
             let fix = match is_shared {
                 true => "write \"interface\" instead: the host and Egret then share it by ports"
                     .to_owned(),
@@ -385,16 +367,13 @@ fn own_addresses(
             found.push(problem.at(entry.span));
         }
         for address in &external.addresses {
-            let Ok(subnet) = Ipv4Net::new(address.addr, address.prefix_len) else {
-                continue;
-            };
+            let subnet = address.trunc();
             let ends = [subnet.network(), subnet.broadcast()];
             let bad = entry
                 .value
                 .own()
-                .find(|addr| address.prefix_len < 31 && ends.contains(addr));
+                .find(|addr| subnet.prefix_len() < 31 && ends.contains(addr));
             let Some(addr) = bad else { continue };
-            let subnet = subnet.trunc();
             let what = format!("the pool's {addr} is the network or broadcast address of {subnet}");
             let why = format!(
                 "\"{}\" is in that network: nobody would send to it",

@@ -13,9 +13,7 @@ use std::net::Ipv4Addr;
 use conntrack::{Policy, Protocol};
 
 pub use budget::{default_sessions, table_bytes};
-pub use facts::{
-    Capabilities, DnatPorts, HostFacts, InterfaceAddress, InterfaceFacts, Listener, VlanOffload,
-};
+pub use facts::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload};
 pub use interfaces::{XDP_MTU_MAX, shared_address};
 pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, sustainable_rate};
 pub use slots::Slots;
@@ -34,7 +32,7 @@ pub struct PlannedInterface {
     /// Its sides.
     pub role: Role,
     /// What the host says of it.
-    pub facts: InterfaceFacts,
+    pub facts: NicFacts,
 }
 
 /// What will be run.
@@ -233,7 +231,7 @@ fn empty_pool(config: &Config, policy: &Policy, host: &HostFacts, found: &mut Ve
 /// What the kernel does with packets that Egret leaves to it.
 fn kernel_settings(
     config: &Config,
-    facts: &[Option<&InterfaceFacts>],
+    facts: &[Option<&NicFacts>],
     host: &HostFacts,
     found: &mut Vec<Problem>,
 ) {

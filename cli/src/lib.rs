@@ -1,0 +1,3 @@
+//! What the `egret` command is made of.
+
+pub mod check;
