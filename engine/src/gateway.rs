@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use conntrack::{
     AddressKind, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal, Time, Tuple,
 };
+use crossbeam_queue::ArrayQueue;
 
 use crate::config::{OnRefusal, Role};
 use crate::drop_reason::DropReason;
@@ -15,6 +16,7 @@ use crate::fragment::{Decision, FragmentTable, Later};
 use crate::icmp::ErrorKind;
 use crate::link::Links;
 use crate::neighbour::{Hop, HopNumber, HopState};
+use crate::own_address::Announcement;
 use crate::packet::{self, Body, Packet};
 use crate::rewrite;
 use crate::route::{Forwarding, Routes};
@@ -35,6 +37,8 @@ pub struct Shared {
     pub fragments: FragmentTable,
     /// The answer to a packet from inside that conntrack refuses for want of room.
     pub on_refusal: OnRefusal,
+    /// Frames that any worker sends as they are, at its next housekeeping.
+    pub announcements: ArrayQueue<Announcement>,
 }
 
 /// What becomes of a frame.

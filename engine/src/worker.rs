@@ -317,5 +317,20 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.swept_at = now;
         self.gateway.sweep(now, elapsed_ms, SWEEP_CYCLE_MS);
         self.expire_fragments(now);
+        self.announce();
+    }
+
+    /// Sends what waits in the announcement queue.
+    fn announce(&mut self) {
+        let shared = Arc::clone(self.gateway.shared());
+        while let Some(announcement) = shared.announcements.pop() {
+            let Some(mut frame) = self.device.allocate() else { return };
+            let offset = self.device.offset(&frame);
+            let end = offset + announcement.frame.len();
+            self.device.resize(&mut frame, offset, announcement.frame.len())[offset..end]
+                .copy_from_slice(&announcement.frame);
+            self.stats.made.add(1);
+            self.push(frame, announcement.interface);
+        }
     }
 }
