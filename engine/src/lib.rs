@@ -4,6 +4,7 @@
 
 pub mod device;
 pub mod drop_reason;
+pub mod fragment;
 pub mod icmp;
 pub mod packet;
 pub mod rewrite;

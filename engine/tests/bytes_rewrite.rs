@@ -449,7 +449,7 @@ fn fragments_add_up_to_the_rewritten_datagram() {
     let mut whole: Vec<u8> = Vec::new();
     for (at, end, more) in [(0, 48, 0x2000), (48, 96, 0x2000), (96, 108, 0)] {
         let part = Envelope {
-            flags_offset: at as u16 / 8 | more,
+            flags_offset: (at as u16 / 8) | more,
             ..envelope.clone()
         };
         let mut frame = part.frame(17, &datagram[at..end]);
