@@ -5,6 +5,7 @@
 pub mod config;
 pub mod device;
 pub mod drop_reason;
+pub mod fragment;
 pub mod icmp;
 pub mod packet;
 pub mod rewrite;

@@ -78,11 +78,8 @@ pub fn apply(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) {
         }
         Protocol::Icmp => {
             let asks = l4.first().is_some_and(|&icmp_type| is_request(icmp_type));
-            set_identifier(
-                l4,
-                if asks { source } else { destination },
-                rewrite.l4_delta,
-            );
+            let identifier = if asks { source } else { destination };
+            set_identifier(l4, identifier, rewrite.l4_delta, packet.fragment.is_none());
         }
     }
 }
@@ -93,9 +90,10 @@ fn is_request(icmp_type: u8) -> bool {
     matches!(icmp_type, icmp::ECHO_REQUEST | icmp::TIMESTAMP)
 }
 
-/// Writes a query's identifier. `message`: all of it that the packet holds.
+/// Writes a query's identifier. `message`: all of it that the packet holds; `whole`: that is
+/// everything under its checksum.
 #[inline]
-fn set_identifier(message: &mut [u8], identifier: u16, delta: u16) {
+fn set_identifier(message: &mut [u8], identifier: u16, delta: u16, whole: bool) {
     let Some(&header) = message.first_chunk::<{ icmp::HEADER_LEN }>() else {
         return;
     };
@@ -106,8 +104,8 @@ fn set_identifier(message: &mut [u8], identifier: u16, delta: u16) {
     // 0x0000 is.
     if header[icmp::TYPE] == icmp::ECHO_REPLY {
         new = checksum::never_zero(new);
-        if header == [0; icmp::HEADER_LEN] && message.iter().all(|&byte| byte == 0) {
-            new = 0;
+        if whole && header == [0; icmp::HEADER_LEN] && message.iter().all(|&byte| byte == 0) {
+            new = 0; // was wrong
         }
     }
     let Some(header) = message.first_chunk_mut::<{ icmp::HEADER_LEN }>() else {
@@ -202,7 +200,7 @@ fn rewrite_quote(quote: &mut [u8], embedded: &Embedded, rewrite: &Rewrite) -> u1
             let new = if asks { source.port } else { destination.port };
             let old = be16(&header, icmp::IDENTIFIER);
             let delta = checksum::delta16(old, new);
-            set_identifier(l4, new, checksum::fold(delta));
+            set_identifier(l4, new, checksum::fold(delta), false);
             let after = l4
                 .first_chunk()
                 .map_or(0, |header: &[u8; 8]| be16(header, icmp::CHECKSUM));

@@ -439,6 +439,23 @@ fn an_echo_reply_of_zeros_gets_the_right_zero() {
         &rewrite_of(&tuple, Kind::Reply, asked, internal),
     );
     assert!(!accepted(&frame, Kind::Reply));
+
+    // In a first fragment the same bytes may be right: the rest is elsewhere.
+    let rest = [0xFF; 8];
+    let first = Envelope {
+        flags_offset: 0x2000,
+        ..between(REMOTE, zero)
+    };
+    let mut frame = first.frame(1, &[0; 16]);
+    let packet = parse(&frame).unwrap();
+    apply(
+        &mut frame,
+        &packet,
+        &rewrite_of(&tuple, Kind::Reply, asked, internal),
+    );
+    let message = [&frame[34..], &rest].concat();
+    assert_eq!(message[4..6], [0, 7]);
+    assert!(checksum::is_right(&message));
 }
 
 #[test]
@@ -449,7 +466,7 @@ fn fragments_add_up_to_the_rewritten_datagram() {
     let mut whole: Vec<u8> = Vec::new();
     for (at, end, more) in [(0, 48, 0x2000), (48, 96, 0x2000), (96, 108, 0)] {
         let part = Envelope {
-            flags_offset: at as u16 / 8 | more,
+            flags_offset: (at as u16 / 8) | more,
             ..envelope.clone()
         };
         let mut frame = part.frame(17, &datagram[at..end]);

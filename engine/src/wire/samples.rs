@@ -42,7 +42,7 @@ fn with_options(options: &[u8]) -> Envelope {
 fn fragment(offset: u16, more: bool) -> Envelope {
     let more = if more { ipv4::MORE_FRAGMENTS } else { 0 };
     Envelope {
-        flags_offset: offset / 8 | more,
+        flags_offset: (offset / 8) | more,
         ..envelope()
     }
 }
