@@ -4,6 +4,7 @@
 
 pub mod device;
 pub mod drop_reason;
+pub mod host;
 pub mod interface;
 pub mod neighbour;
 pub mod netlink;
