@@ -10,6 +10,7 @@ pub mod icmp;
 pub mod packet;
 pub mod rewrite;
 pub mod wire;
+pub mod host;
 pub mod interface;
 pub mod neighbour;
 pub mod netlink;

@@ -300,7 +300,8 @@ impl HopTable {
             link_word(interface, [0; 6], HopState::Unresolved),
             Ordering::Relaxed,
         );
-        cell.key.store(key, Ordering::Relaxed);
+        // Pairs with `contains`: whoever learns the number from a session sees the whole cell.
+        cell.key.store(key, Ordering::Release);
         Some(number)
     }
 

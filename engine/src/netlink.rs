@@ -60,7 +60,7 @@ pub struct NetworkView {
 }
 
 impl NetworkView {
-    fn of(network: &Network) -> NetworkView {
+    pub(crate) fn of(network: &Network) -> NetworkView {
         let own = network.interfaces.iter().flat_map(|facts| &facts.addresses);
         let mut locals: Vec<Ipv4Addr> = own.map(|net| net.addr()).collect();
         let routed = network
@@ -140,7 +140,7 @@ pub fn start(forwarding: Arc<Forwarding>) -> io::Result<NetlinkHandle> {
                 Err(error) => return drop(started.send(Err(error))),
             };
             runtime.block_on(async move {
-                match Follower::open(forwarding).await {
+                match Follower::open(forwarding, RECEIVE_BUFFER).await {
                     Ok((mut follower, view)) => {
                         let _ = started.send(Ok(view));
                         follower.run(stopped).await;
@@ -168,7 +168,7 @@ struct Announcements {
 }
 
 impl Announcements {
-    fn open() -> io::Result<Announcements> {
+    fn open(receive_buffer: usize) -> io::Result<Announcements> {
         let (mut connection, _, messages) = new_multicast_connection(&[
             MulticastGroup::Link,
             MulticastGroup::Neigh,
@@ -180,11 +180,11 @@ impl Announcements {
         if nix::sys::socket::setsockopt(
             &std::os::fd::AsFd::as_fd(socket),
             nix::sys::socket::sockopt::RcvBufForce,
-            &RECEIVE_BUFFER,
+            &receive_buffer,
         )
         .is_err()
         {
-            socket.set_rx_buf_sz(RECEIVE_BUFFER as i32)?;
+            socket.set_rx_buf_sz(receive_buffer as i32)?;
         }
         let messages = Box::pin(messages.map(|(message, _)| message));
         Ok(Announcements {
@@ -221,12 +221,13 @@ struct Follower {
 impl Follower {
     async fn open(
         forwarding: Arc<Forwarding>,
+        receive_buffer: usize,
     ) -> io::Result<(Follower, watch::Receiver<Arc<NetworkView>>)> {
         let (view, receiver) = watch::channel(Arc::default());
         let mut follower = Follower {
             forwarding,
             // Announcements first, so that nothing between the two is missed.
-            announcements: Announcements::open()?,
+            announcements: Announcements::open(receive_buffer)?,
             requests: Requests::open()?,
             mirror: Mirror::default(),
             input: RouteInput::default(),
@@ -435,7 +436,10 @@ impl Follower {
 
     fn allow_requests(&mut self) {
         let now = Instant::now();
-        while let Some((_, number)) = self.allow.pop_front_if(|first| first.0 <= now) {
+        while let Some((at, number)) = self.allow.front().copied()
+            && at <= now
+        {
+            self.allow.pop_front();
             self.forwarding.hops().allow_request(number);
         }
     }
@@ -459,7 +463,7 @@ impl Follower {
                 _ = &mut *stopped => return false,
                 () = tokio::time::sleep(REOPEN) => {}
             }
-            match (Announcements::open(), Requests::open()) {
+            match (Announcements::open(RECEIVE_BUFFER), Requests::open()) {
                 (Ok(announcements), Ok(requests)) => {
                     (self.announcements, self.requests) = (announcements, requests);
                     self.lost = true;
@@ -485,5 +489,96 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::neighbour::HopState;
+    use crate::route::{Route, ServedInterface};
+
+    fn run(program: &str, arguments: &str) {
+        let output = Command::new(program)
+            .args(arguments.split_whitespace())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{program} {arguments}: {output:?}");
+    }
+
+    /// Runs a test in a network namespace of its own, if that is allowed.
+    fn in_a_namespace(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(move || {
+            if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+                let strict = std::env::var_os("EGRET_TESTS_NO_SKIP").is_some();
+                assert!(!strict, "no network namespace: {error}");
+                println!("skipped: no network namespace: {error}");
+                return;
+            }
+            test();
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn lost_announcements_lead_to_a_new_reading() {
+        in_a_namespace(|| {
+            run("ip", "link add v0 type veth peer name v1");
+            run("ip", "addr add 10.0.0.1/24 dev v0");
+            run("ip", "link set v0 up");
+            run("ip", "link set v1 up");
+            let ifindex = nix::net::if_::if_nametoindex("v0").unwrap();
+            let served = vec![ServedInterface {
+                name: "v0".into(),
+                ifindex,
+            }];
+            let forwarding = Arc::new(Forwarding::new(served, 64, 0));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let (mut follower, _) = Follower::open(forwarding.clone(), 1).await.unwrap();
+                let number = forwarding
+                    .hops()
+                    .number_of(0, Ipv4Addr::new(10, 0, 0, 9), 1500);
+                let number = number.unwrap();
+                follower.asked().await.unwrap();
+                let hops = forwarding.hops();
+                assert_ne!(hops.load(number).state, HopState::Resolved);
+                // The runtime stands still meanwhile, so the buffer of one message overflows.
+                for n in 0..50 {
+                    run("ip", &format!("route add 9.0.{n}.0/24 via 10.0.0.2"));
+                }
+                run(
+                    "ip",
+                    "neigh replace 10.0.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent",
+                );
+                loop {
+                    let message = follower.announcements.messages.next().await.unwrap();
+                    let overrun = matches!(message.payload, NetlinkPayload::Overrun(_));
+                    follower.announced(message).await.unwrap();
+                    if overrun {
+                        break;
+                    }
+                }
+                assert!(follower.lost);
+                let (stop, stopped) = oneshot::channel();
+                let reading = tokio::time::timeout(Duration::from_secs(10), async {
+                    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+                    while hops.load(number).state != HopState::Resolved {
+                        ticks.tick().await;
+                    }
+                    drop(stop);
+                });
+                let (read, ()) = tokio::join!(reading, follower.run(stopped));
+                read.expect("the hop resolves");
+                let routes = forwarding.routes().load();
+                let last = routes.lookup(Ipv4Addr::new(9, 0, 49, 1));
+                assert!(matches!(last, Route::Via { .. }), "{last:?}");
+            });
+        });
     }
 }

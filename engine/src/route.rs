@@ -322,7 +322,7 @@ fn entry_of(route: &RouteFacts, input: &RouteInput) -> Entry {
 
 fn choose(paths: &[Path], destination: Ipv4Addr) -> Path {
     let total: u64 = paths.iter().map(|path| u64::from(path.weight)).sum();
-    let mut point = (hash(u32::from(destination).into()) >> 32) * total >> 32;
+    let mut point = ((hash(u32::from(destination).into()) >> 32) * total) >> 32;
     for path in paths {
         match point.checked_sub(path.weight.into()) {
             Some(rest) => point = rest,
