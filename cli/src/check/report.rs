@@ -99,8 +99,11 @@ impl Report {
         if let (Some(config), Some(plan)) = (&self.config, &self.plan) {
             plan_json(config, plan, &mut lines);
         }
-        for problem in &self.problems {
-            lines.push(problem_json(problem, &self.source));
+        for (number, problem) in self.problems.iter().enumerate() {
+            let same =
+                |other: &&Problem| other.name == problem.name && other.level == problem.level;
+            let before = self.problems[..number].iter().filter(same).count();
+            lines.push(problem_json(problem, before, &self.source));
         }
         let levels = [
             (Level::Error, "errors"),
@@ -290,9 +293,15 @@ fn plan_json(config: &Config, plan: &Plan, lines: &mut Vec<Value>) {
     lines.push(json!({"name": "check/cpus", "value": plan.cpus}));
 }
 
-fn problem_json(problem: &Problem, source: &Source) -> Value {
+/// `before` problems of the same name came before: names stay unique.
+fn problem_json(problem: &Problem, before: usize, source: &Source) -> Value {
+    let number = if before == 0 {
+        String::new()
+    } else {
+        format!("/{}", before + 1)
+    };
     let mut line = json!({
-        "name": format!("check/{}/{}", problem.level, problem.name),
+        "name": format!("check/{}/{}{number}", problem.level, problem.name),
         "value": problem.what,
         "why": problem.why,
         "fix": problem.fix,
