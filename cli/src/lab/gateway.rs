@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -112,35 +111,29 @@ impl EngineProcess {
     }
 
     fn spawn(&self) -> io::Result<Child> {
+        // To a file, not to a pipe: a kept gateway goes on printing after we are gone.
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         let mut command = Command::new(&self.program);
         command
             .args(["run".as_ref(), "--config".as_ref(), config_path(&self.directory).as_os_str()])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(log.try_clone()?)
             .stderr(log)
             // Ctrl-C at the terminal is for us: we end it in good order.
             .process_group(0);
         super::netns::inside(&self.namespace, || command.spawn())
     }
 
-    /// Reads the process's standard output: says when it serves, keeps the rest in the log. Ends
-    /// with the process.
-    fn watch_output(&self, child: &mut Child) -> io::Result<mpsc::Receiver<()>> {
-        let (ready, receiver) = mpsc::channel();
-        let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut log = OpenOptions::new().append(true).open(self.log_path())?;
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines() {
-                let Ok(line) = line else { return };
-                if line.trim() == READY {
-                    // Nobody waits any more if it took too long.
-                    let _ = ready.send(());
-                }
-                let _ = writeln!(log, "{line}");
-            }
-        });
-        Ok(receiver)
+    /// Does the log have the line that says that it serves, after its first `skip` bytes?
+    fn is_ready(&self, skip: u64) -> bool {
+        let read = || -> io::Result<String> {
+            let mut log = File::open(self.log_path())?;
+            log.seek(SeekFrom::Start(skip))?;
+            let mut text = String::new();
+            log.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        read().is_ok_and(|text| text.lines().any(|line| line.trim() == READY))
     }
 
     fn failed(&self, what: &str) -> LabError {
@@ -172,21 +165,26 @@ fn config_path(directory: &Path) -> PathBuf {
 
 impl Gateway for EngineProcess {
     fn start(&mut self) -> Result<(), LabError> {
+        let skip = fs::metadata(self.log_path()).map_or(0, |metadata| metadata.len());
         let mut child = self.spawn().map_err(LabError::system("starting the engine"))?;
-        let output = self.watch_output(&mut child);
+        let mut ready = false;
+        let mut ended = None;
+        let answered = wait::until(START_LIMIT, || {
+            // Asked first: what a process that ended wrote is complete then.
+            ended = child.try_wait().ok().flatten();
+            ready = self.is_ready(skip);
+            ready || ended.is_some()
+        });
         self.child = Some(child);
-        let output = output.map_err(LabError::system("reading the engine's output"))?;
-        match output.recv_timeout(START_LIMIT) {
-            Ok(()) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                self.kill();
-                Err(self.failed(&format!("did not serve within {} s", START_LIMIT.as_secs())))
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                self.kill();
-                Err(self.failed("ended at once"))
-            }
+        if answered && ended.is_none() {
+            return Ok(());
         }
+        self.kill();
+        let seconds = START_LIMIT.as_secs();
+        Err(self.failed(&match ended {
+            Some(status) => format!("ended with {status}"),
+            None => format!("did not serve within {seconds} s"),
+        }))
     }
 
     fn kill(&mut self) {

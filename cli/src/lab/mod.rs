@@ -18,6 +18,7 @@ pub mod capture;
 pub mod content;
 pub mod error;
 pub mod gateway;
+pub mod icmp;
 pub mod inject;
 pub mod link;
 pub mod netns;
@@ -162,6 +163,11 @@ impl Lab {
             roles.push((server.namespace.name(), format!("server {}", server.address)));
         }
         roles
+    }
+
+    /// The MTUs of the gateway's external link and of the link between the routers, in bytes.
+    pub fn small_mtus(&self) -> (u32, u32) {
+        (self.options.external_mtu, self.options.far_mtu)
     }
 
     /// Adds a namespace behind the gateway, linked to it by an interface of the role's name there:
