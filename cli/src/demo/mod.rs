@@ -22,7 +22,6 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::lab::capture::Pick;
-use crate::lab::link::Traffic;
 use crate::lab::owner::{clean_up_on_signals, remove_leftovers};
 use crate::lab::plan::{INTERNAL, ROUTER_LINK};
 use crate::lab::{Capture, EngineProcess, Gateway, Lab, LabError, LabOptions, Topology};
@@ -145,11 +144,12 @@ pub fn run_checks(
         let name = format!("demo/{topology}/{}", check.name);
         progress.step(&format!("{name}: {}", check.about));
         let begun = Instant::now();
-        let before = packets(lab)?;
+        let before = lab.gateway_traffic()?.received;
         let verdict = (check.run)(&mut stage);
         let elapsed = begun.elapsed();
         watch.note(check.name);
-        reports.push(Report { name, verdict, packets: packets(lab)? - before, elapsed });
+        let packets = lab.gateway_traffic()?.received - before;
+        reports.push(Report { name, verdict, packets, elapsed });
         reports.last().inspect(|report| progress.ended(report));
     }
     for (name, verdict) in [
@@ -161,12 +161,6 @@ pub fn run_checks(
         reports.last().inspect(|report| progress.ended(report));
     }
     Ok(reports)
-}
-
-/// What goes over the gateway's external link so far: packets in both directions.
-fn packets(lab: &Lab) -> Result<u64, LabError> {
-    let Traffic { received, sent } = lab.router.traffic(ROUTER_LINK)?;
-    Ok(received + sent)
 }
 
 /// Are the gateway's own tables in order, as it says itself?

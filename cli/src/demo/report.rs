@@ -16,7 +16,7 @@ pub struct Report {
     pub name: String,
     /// What was seen, or why it did not hold.
     pub verdict: Verdict,
-    /// Packets on the gateway's external link meanwhile, both directions.
+    /// Packets that the gateway was sent meanwhile, from either side.
     pub packets: u64,
     /// How long it took.
     pub elapsed: Duration,
@@ -132,6 +132,9 @@ impl Progress {
     /// A check ended.
     pub fn ended(&self, report: &Report) {
         self.line(&format!("  {:8} {}", report.result(), report.name));
+        if let Err(Miss::Failed { expected, seen }) = &report.verdict {
+            self.line(&format!("           expected: {expected}\n           seen:     {seen}"));
+        }
     }
 }
 

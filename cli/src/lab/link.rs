@@ -10,6 +10,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::LinkAddr;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::error::LabError;
@@ -155,10 +156,36 @@ impl Namespace {
     /// # Errors
     /// The kernel's refusal.
     pub fn add_route(&self, destination: Ipv4Net, gateway: Ipv4Addr) -> Result<(), LabError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        self.add_route_metrics(destination, gateway, Vec::new())
+    }
+
+    /// Adds a route whose connections always announce segments of up to `mss` bytes, whatever the
+    /// kernel has learned of the path to its peer.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn add_route_announcing(
+        &self,
+        destination: Ipv4Net,
+        gateway: Ipv4Addr,
+        mss: u32,
+    ) -> Result<(), LabError> {
+        self.add_route_metrics(destination, gateway, vec![RouteMetric::Advmss(mss)])
+    }
+
+    fn add_route_metrics(
+        &self,
+        destination: Ipv4Net,
+        gateway: Ipv4Addr,
+        metrics: Vec<RouteMetric>,
+    ) -> Result<(), LabError> {
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(destination.addr(), destination.prefix_len())
             .gateway(gateway)
             .build();
+        if !metrics.is_empty() {
+            route.attributes.push(RouteAttribute::Metrics(metrics));
+        }
         self.netlink(format!("adding the route to {destination}"), async move |handle| {
             handle.route().add(route).execute().await
         })

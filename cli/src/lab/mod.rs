@@ -39,7 +39,7 @@ pub use gateway::{EngineProcess, Gateway, Status};
 pub use netns::Namespace;
 pub use plan::Topology;
 
-use link::{End, Wire, connect};
+use link::{End, Traffic, Wire, connect};
 use owner::Owner;
 
 /// What kind of lab to build.
@@ -170,6 +170,23 @@ impl Lab {
         (self.options.external_mtu, self.options.far_mtu)
     }
 
+    /// What the gateway's neighbours sent to it and received from it so far.
+    ///
+    /// # Errors
+    /// An interface is gone.
+    pub fn gateway_traffic(&self) -> Result<Traffic, LabError> {
+        // Seen from it: its own counters depend on how frames are taken from its interfaces.
+        let inside = self.switch.traffic("gw")?;
+        let outside = match self.topology {
+            Topology::OneArm => Traffic::default(),
+            Topology::TwoArm => self.router.traffic(plan::ROUTER_LINK)?,
+        };
+        Ok(Traffic {
+            received: inside.sent + outside.sent,
+            sent: inside.received + outside.received,
+        })
+    }
+
     /// Adds a namespace behind the gateway, linked to it by an interface of the role's name there:
     /// a "pod", whose traffic is the business of the gateway's kernel.
     ///
@@ -273,8 +290,12 @@ impl Lab {
         }
 
         self.gateway.add_route(plan::ANYWHERE, plan::ROUTER)?;
-        s1.namespace.add_route(plan::ANYWHERE, plan::SERVER_ROUTERS[0])?;
-        s2.namespace.add_route(plan::ANYWHERE, plan::SERVER_ROUTERS[1])?;
+        // Once a server has learned that its own packets must be small, it would ask for small
+        // ones, too, and no client's packet would ever be too big.
+        let mss = self.options.mtu.saturating_sub(40);
+        for (server, router) in [s1, s2].into_iter().zip(plan::SERVER_ROUTERS) {
+            server.namespace.add_route_announcing(plan::ANYWHERE, router, mss)?;
+        }
         self.router.add_route(plan::SERVER_NETS[1], plan::FAR_LINK[1])?;
         self.far.add_route(plan::ANYWHERE, plan::FAR_LINK[0])
     }
