@@ -35,6 +35,9 @@ struct DemoArguments {
     /// Only these checks, by name
     #[arg(long, value_delimiter = ',', value_name = "CHECK")]
     only: Vec<String>,
+    /// Run this in place of `egret` as the gateway
+    #[arg(long, hide = true, value_name = "FILE")]
+    gateway_program: Option<PathBuf>,
     /// Only remove what an earlier `--keep` left
     #[arg(long, conflicts_with_all = ["keep", "only", "json"])]
     clean: bool,
@@ -81,6 +84,6 @@ fn run_demo(arguments: DemoArguments) -> ExitCode {
         only: arguments.only,
         json: arguments.json,
         keep: arguments.keep,
-        program,
+        program: arguments.gateway_program.unwrap_or(program),
     }))
 }
