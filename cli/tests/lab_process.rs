@@ -37,7 +37,9 @@ fn lab() -> Lab {
 }
 
 fn namespaces(infix: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(NETNS_DIR) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(NETNS_DIR) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -66,7 +68,9 @@ fn a_gateway_that_says_so_is_ready_and_lives_in_its_namespace() {
         engine.kill();
         assert!(!is_alive(pid));
     }
-    let error = engine.status().expect_err("nobody serves the control socket");
+    let error = engine
+        .status()
+        .expect_err("nobody serves the control socket");
     assert!(error.to_string().contains("status"), "{error}");
 }
 
@@ -79,7 +83,10 @@ fn a_gateway_that_ends_at_once_is_reported_with_what_it_said() {
     let program = script(&lab.directory(), "echo no such interface >&2; exit 3");
     let mut engine = EngineProcess::new(&lab, &program, "").expect("prepared");
     let error = engine.start().expect_err("it ended").to_string();
-    assert!(error.contains("no such interface") && error.contains("exit status: 3"), "{error}");
+    assert!(
+        error.contains("no such interface") && error.contains("exit status: 3"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -89,9 +96,8 @@ fn a_bad_end_is_an_error_and_a_good_one_is_not() {
     }
     let lab = lab();
     for (status, good) in [(0, true), (5, false)] {
-        let text = format!(
-            "trap 'exit {status}' TERM; echo egret: ready; while :; do sleep 0.01; done"
-        );
+        let text =
+            format!("trap 'exit {status}' TERM; echo egret: ready; while :; do sleep 0.01; done");
         let program = script(&lab.directory(), &text);
         let mut engine = EngineProcess::new(&lab, &program, "").expect("prepared");
         engine.start().expect("it is ready");
@@ -114,7 +120,10 @@ fn a_lab_takes_its_processes_and_files_along() {
     drop(lab);
     assert!(namespaces(&format!("{name}-")).is_empty());
     assert!(!directory.exists());
-    assert!(wait::until(LIMIT, || matches!(child.try_wait(), Ok(Some(_)))));
+    assert!(wait::until(LIMIT, || matches!(
+        child.try_wait(),
+        Ok(Some(_))
+    )));
 }
 
 /// Starts a demo whose gateway never becomes ready; waits until its lab is there.
@@ -128,7 +137,10 @@ fn start_demo(directory: &Path) -> std::process::Child {
         .spawn()
         .expect("the demo");
     let infix = format!("egret-demo-{}-", demo.id());
-    assert!(wait::until(LIMIT, || namespaces(&infix).len() == 8), "no lab appeared");
+    assert!(
+        wait::until(LIMIT, || namespaces(&infix).len() == 8),
+        "no lab appeared"
+    );
     demo
 }
 

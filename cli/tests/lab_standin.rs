@@ -118,16 +118,22 @@ impl StandIn<'_> {
     }
 
     fn set_forwarding(&self, on: bool) -> Result<(), LabError> {
-        self.lab.gateway.set_sysctl("ipv4/ip_forward", if on { "1" } else { "0" })
+        self.lab
+            .gateway
+            .set_sysctl("ipv4/ip_forward", if on { "1" } else { "0" })
     }
 }
 
 impl Gateway for StandIn<'_> {
     fn start(&mut self) -> Result<(), LabError> {
         // On one segment the kernel would tell the clients of the router.
-        self.lab.gateway.set_sysctl("ipv4/conf/all/send_redirects", "0")?;
+        self.lab
+            .gateway
+            .set_sysctl("ipv4/conf/all/send_redirects", "0")?;
         let link = self.lab.topology.external_link();
-        self.lab.gateway.set_sysctl(&format!("ipv4/conf/{link}/send_redirects"), "0")?;
+        self.lab
+            .gateway
+            .set_sysctl(&format!("ipv4/conf/{link}/send_redirects"), "0")?;
         if nft(&self.lab.gateway, &["list", "table", "ip", "standin"]).is_err() {
             nft(&self.lab.gateway, &[&self.rules()])?;
         } else if self.fault == Fault::StaysDead {
@@ -181,12 +187,21 @@ fn possible() -> bool {
 }
 
 fn run(topology: Topology, fault: Fault, names: &[&str]) -> Vec<Report> {
-    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = ONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let lab = Lab::build(LabOptions::new(PREFIX, topology)).expect("the lab");
     let mut gateway = StandIn { lab: &lab, fault };
     gateway.start().expect("the stand-in");
-    let checks: Vec<&Check> = CHECKS.iter().filter(|check| names.contains(&check.name)).collect();
-    assert_eq!(checks.len(), names.len(), "a check of {names:?} does not exist");
+    let checks: Vec<&Check> = CHECKS
+        .iter()
+        .filter(|check| names.contains(&check.name))
+        .collect();
+    assert_eq!(
+        checks.len(),
+        names.len(),
+        "a check of {names:?} does not exist"
+    );
     run_checks(&lab, &mut gateway, &checks, &Progress::new()).expect("the checks run")
 }
 
@@ -202,14 +217,25 @@ fn all_hold(topology: Topology) {
     if !possible() {
         return;
     }
-    let names: Vec<&str> =
-        CHECKS.iter().map(|check| check.name).filter(|name| *name != "no-netfilter").collect();
+    let names: Vec<&str> = CHECKS
+        .iter()
+        .map(|check| check.name)
+        .filter(|name| *name != "no-netfilter")
+        .collect();
     let reports = run(topology, Fault::None, &names);
     for report in &reports {
         let skipped = matches!(&report.verdict, Err(Miss::Skipped(_)));
-        let may_skip = ["spoofed", "invariants"].iter().any(|name| report.name.ends_with(name));
-        assert!(report.verdict.is_ok() || (skipped && may_skip), "{report:?}");
-        assert!(skipped || report.packets > 0 || report.elapsed.is_zero(), "{report:?}");
+        let may_skip = ["spoofed", "invariants"]
+            .iter()
+            .any(|name| report.name.ends_with(name));
+        assert!(
+            report.verdict.is_ok() || (skipped && may_skip),
+            "{report:?}"
+        );
+        assert!(
+            skipped || report.packets > 0 || report.elapsed.is_zero(),
+            "{report:?}"
+        );
     }
 }
 
@@ -230,21 +256,43 @@ fn exactly(topology: Topology, fault: Fault, bad: &[&str], good: &[&str]) {
     }
     let watch = ["nothing-untranslated"];
     let all = [bad, good].concat();
-    let names: Vec<&str> = all.into_iter().filter(|name| !watch.contains(name)).collect();
+    let names: Vec<&str> = all
+        .into_iter()
+        .filter(|name| !watch.contains(name))
+        .collect();
     let reports = run(topology, fault, &names);
     for name in bad {
-        assert!(report(&reports, name).failed(), "{fault:?}: {:?}", report(&reports, name));
+        assert!(
+            report(&reports, name).failed(),
+            "{fault:?}: {:?}",
+            report(&reports, name)
+        );
     }
     for name in good {
-        assert!(!report(&reports, name).failed(), "{fault:?}: {:?}", report(&reports, name));
+        assert!(
+            !report(&reports, name).failed(),
+            "{fault:?}: {:?}",
+            report(&reports, name)
+        );
     }
 }
 
 #[test]
 fn no_translation_is_noticed() {
-    let bad = ["udp", "ping", "traceroute", "nothing-untranslated", "no-netfilter"];
+    let bad = [
+        "udp",
+        "ping",
+        "traceroute",
+        "nothing-untranslated",
+        "no-netfilter",
+    ];
     exactly(Topology::TwoArm, Fault::NoTranslation, &bad, &[]);
-    exactly(Topology::OneArm, Fault::NoTranslation, &["tcp", "nothing-untranslated"], &[]);
+    exactly(
+        Topology::OneArm,
+        Fault::NoTranslation,
+        &["tcp", "nothing-untranslated"],
+        &[],
+    );
 }
 
 #[test]
@@ -257,17 +305,32 @@ fn a_flow_that_is_left_out_is_noticed() {
 fn missing_errors_are_noticed() {
     // The gateway's own errors are not forwarded ones; those from beyond are.
     let bad = ["traceroute", "small-mtu"];
-    exactly(Topology::TwoArm, Fault::NoErrors, &bad, &["ping", "nothing-untranslated"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::NoErrors,
+        &bad,
+        &["ping", "nothing-untranslated"],
+    );
 }
 
 #[test]
 fn a_forward_without_its_list_is_noticed() {
-    exactly(Topology::TwoArm, Fault::OpenForward, &["forward"], &["hairpin"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::OpenForward,
+        &["forward"],
+        &["hairpin"],
+    );
 }
 
 #[test]
 fn a_hairpin_with_an_internal_source_is_noticed() {
-    exactly(Topology::TwoArm, Fault::NoHairpin, &["hairpin"], &["forward"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::NoHairpin,
+        &["hairpin"],
+        &["forward"],
+    );
 }
 
 #[test]
@@ -277,19 +340,44 @@ fn a_host_cut_off_is_noticed() {
 
 #[test]
 fn an_open_inside_is_noticed() {
-    exactly(Topology::TwoArm, Fault::OpenInside, &["unsolicited"], &["ping"]);
-    exactly(Topology::OneArm, Fault::OpenInside, &["unsolicited"], &["ping"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::OpenInside,
+        &["unsolicited"],
+        &["ping"],
+    );
+    exactly(
+        Topology::OneArm,
+        Fault::OpenInside,
+        &["unsolicited"],
+        &["ping"],
+    );
 }
 
 #[test]
 fn a_forged_source_is_noticed() {
-    exactly(Topology::TwoArm, Fault::NoSpoofCheck, &["spoofed"], &["ping"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::NoSpoofCheck,
+        &["spoofed"],
+        &["ping"],
+    );
 }
 
 #[test]
 fn a_bad_restart_is_noticed() {
-    exactly(Topology::TwoArm, Fault::Undead, &["restart"], &["nothing-untranslated"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::Undead,
+        &["restart"],
+        &["nothing-untranslated"],
+    );
     let leak = ["restart", "nothing-untranslated"];
     exactly(Topology::TwoArm, Fault::LeaksWhenDead, &leak, &["ping"]);
-    exactly(Topology::TwoArm, Fault::StaysDead, &["restart"], &["nothing-untranslated"]);
+    exactly(
+        Topology::TwoArm,
+        Fault::StaysDead,
+        &["restart"],
+        &["nothing-untranslated"],
+    );
 }

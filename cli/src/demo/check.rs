@@ -34,7 +34,10 @@ pub enum Miss {
 impl Miss {
     /// A failure.
     pub fn failed(expected: impl Into<String>, seen: impl Into<String>) -> Miss {
-        Miss::Failed { expected: expected.into(), seen: seen.into() }
+        Miss::Failed {
+            expected: expected.into(),
+            seen: seen.into(),
+        }
     }
 }
 
@@ -62,19 +65,71 @@ pub struct Check {
 
 /// Every check, in the order in which they run.
 pub const CHECKS: &[Check] = &[
-    Check { name: "tcp", about: "megabytes both ways, several clients", run: super::tcp::run },
-    Check { name: "udp", about: "200 flows, asked twice", run: super::udp::run },
-    Check { name: "ping", about: "two clients, one identifier", run: super::ping::run },
-    Check { name: "traceroute", about: "errors find their client", run: super::traceroute::run },
-    Check { name: "forward", about: "from an allowed source only", run: super::forward::run },
-    Check { name: "hairpin", about: "client to client by way of outside", run: super::hairpin::run },
-    Check { name: "small-mtu", about: "fragmentation needed comes back", run: super::mtu::run },
-    Check { name: "host", about: "the gateway's own traffic", run: super::host::run },
-    Check { name: "unsolicited", about: "nothing enters unasked", run: super::unsolicited::run },
-    Check { name: "spoofed", about: "internal source from outside", run: super::spoofed::run },
-    Check { name: "restart", about: "killed and started again", run: super::restart::run },
-    Check { name: "no-netfilter", about: "the kernel takes no part", run: super::clean::run },
-    Check { name: "host-pod", about: "beside the kernel's masquerade", run: super::pod::run },
+    Check {
+        name: "tcp",
+        about: "megabytes both ways, several clients",
+        run: super::tcp::run,
+    },
+    Check {
+        name: "udp",
+        about: "200 flows, asked twice",
+        run: super::udp::run,
+    },
+    Check {
+        name: "ping",
+        about: "two clients, one identifier",
+        run: super::ping::run,
+    },
+    Check {
+        name: "traceroute",
+        about: "errors find their client",
+        run: super::traceroute::run,
+    },
+    Check {
+        name: "forward",
+        about: "from an allowed source only",
+        run: super::forward::run,
+    },
+    Check {
+        name: "hairpin",
+        about: "client to client by way of outside",
+        run: super::hairpin::run,
+    },
+    Check {
+        name: "small-mtu",
+        about: "fragmentation needed comes back",
+        run: super::mtu::run,
+    },
+    Check {
+        name: "host",
+        about: "the gateway's own traffic",
+        run: super::host::run,
+    },
+    Check {
+        name: "unsolicited",
+        about: "nothing enters unasked",
+        run: super::unsolicited::run,
+    },
+    Check {
+        name: "spoofed",
+        about: "internal source from outside",
+        run: super::spoofed::run,
+    },
+    Check {
+        name: "restart",
+        about: "killed and started again",
+        run: super::restart::run,
+    },
+    Check {
+        name: "no-netfilter",
+        about: "the kernel takes no part",
+        run: super::clean::run,
+    },
+    Check {
+        name: "host-pod",
+        about: "beside the kernel's masquerade",
+        run: super::pod::run,
+    },
 ];
 
 /// Passes the result of a probe on, as a failure of what was expected of it.
@@ -87,7 +142,10 @@ pub fn expect_external(seen: SocketAddrV4) -> Result<(), Miss> {
     if *seen.ip() == EXTERNAL {
         return Ok(());
     }
-    Err(Miss::failed(format!("the server sees {EXTERNAL} as source"), format!("it sees {seen}")))
+    Err(Miss::failed(
+        format!("the server sees {EXTERNAL} as source"),
+        format!("it sees {seen}"),
+    ))
 }
 
 /// Endpoints in few words: the first, and how many others.
@@ -111,5 +169,7 @@ pub fn endpoint(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
 
 /// Waits for a thread of a check; a panic there is a failure.
 pub fn join<T>(handle: std::thread::ScopedJoinHandle<'_, Result<T, Miss>>) -> Result<T, Miss> {
-    handle.join().unwrap_or_else(|_| Err(Miss::failed("the probe ends", "it panicked")))
+    handle
+        .join()
+        .unwrap_or_else(|_| Err(Miss::failed("the probe ends", "it panicked")))
 }

@@ -33,9 +33,15 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
     }
     // The path still works, so the silence was a refusal.
     let again = exchange(&allowed.namespace, to, 1024, 6);
-    expect(format!("{} reaches the target again", allowed.address), again)?;
-    let strangers: Vec<_> =
-        target.take_peers().into_iter().filter(|peer| *peer.ip() != allowed.address).collect();
+    expect(
+        format!("{} reaches the target again", allowed.address),
+        again,
+    )?;
+    let strangers: Vec<_> = target
+        .take_peers()
+        .into_iter()
+        .filter(|peer| *peer.ip() != allowed.address)
+        .collect();
     if let Some(stranger) = strangers.first() {
         return Err(Miss::failed(expected, format!("the target saw {stranger}")));
     }

@@ -8,7 +8,9 @@ use crate::lab::tcp::{TcpService, exchange};
 /// Runs the check.
 pub fn run(stage: &mut Stage<'_>) -> Verdict {
     let [client, target, ..] = stage.lab.clients.as_slice() else {
-        return Err(super::check::Miss::Skipped("it takes two clients".to_owned()));
+        return Err(super::check::Miss::Skipped(
+            "it takes two clients".to_owned(),
+        ));
     };
     let service = TcpService::start(&target.namespace, HAIRPIN_TARGET)?;
     let to = endpoint(EXTERNAL, FORWARD_OPEN);

@@ -61,12 +61,24 @@ fn shared_identifier(lab: &Lab) -> Result<(), Miss> {
     let client = IcmpSocket::open(&lab.clients[0].namespace)?;
     let gateway = IcmpSocket::open(&lab.gateway)?;
     let [s1, s2] = &lab.servers;
-    let what = format!("the client pings {} with identifier {SHARED_ID}", s1.address);
-    expect(what, client.ping(s1.address, SHARED_ID, 1, b"client", 3, LIMIT))?;
+    let what = format!(
+        "the client pings {} with identifier {SHARED_ID}",
+        s1.address
+    );
+    expect(
+        what,
+        client.ping(s1.address, SHARED_ID, 1, b"client", 3, LIMIT),
+    )?;
     let what = format!("the gateway pings {} with the same identifier", s2.address);
-    expect(what, gateway.ping(s2.address, SHARED_ID, 1, b"gateway", 3, LIMIT))?;
+    expect(
+        what,
+        gateway.ping(s2.address, SHARED_ID, 1, b"gateway", 3, LIMIT),
+    )?;
     let what = "the client's ping goes on";
-    expect(what, client.ping(s1.address, SHARED_ID, 2, b"client", 3, LIMIT))
+    expect(
+        what,
+        client.ping(s1.address, SHARED_ID, 2, b"client", 3, LIMIT),
+    )
 }
 
 /// The gateway asks from a port that a client's session has, too; the endpoint the server saw.
@@ -80,7 +92,10 @@ fn shared_port(lab: &Lab) -> Result<std::net::SocketAddrV4, Miss> {
         let expected = format!("s2 sees {EXTERNAL}:{SHARED_PORT}, not translated");
         return Err(Miss::failed(expected, format!("it sees {seen}")));
     }
-    expect("the client asks s1 again", client.ask(b"client again", 3, LIMIT))?;
+    expect(
+        "the client asks s1 again",
+        client.ask(b"client again", 3, LIMIT),
+    )?;
     Ok(seen)
 }
 
@@ -89,7 +104,10 @@ fn name_queries(lab: &Lab) -> Result<(), Miss> {
     for number in 0..40u8 {
         let to = at(usize::from(number % 2), NAME_PORT);
         let flow = UdpFlow::open(&lab.gateway, 0, to)?;
-        let seen = expect(format!("{to} answers the gateway"), flow.ask(&[number], 3, LIMIT))?;
+        let seen = expect(
+            format!("{to} answers the gateway"),
+            flow.ask(&[number], 3, LIMIT),
+        )?;
         if seen != endpoint(EXTERNAL, flow.local()?.port()) {
             let expected = format!("{to} sees the gateway's own {}", flow.local()?);
             return Err(Miss::failed(expected, format!("it sees {seen}")));

@@ -49,10 +49,16 @@ pub struct DemoOptions {
 
 /// Runs the demo; its exit status: 0 all held, 1 something did not, 2 it could not be run.
 pub fn run(options: &DemoOptions) -> u8 {
-    let unknown = options.only.iter().find(|name| CHECKS.iter().all(|check| check.name != *name));
+    let unknown = options
+        .only
+        .iter()
+        .find(|name| CHECKS.iter().all(|check| check.name != *name));
     if let Some(name) = unknown {
         let names: Vec<&str> = CHECKS.iter().map(|check| check.name).collect();
-        eprintln!("egret demo: no check is called {name}; there are {}", names.join(", "));
+        eprintln!(
+            "egret demo: no check is called {name}; there are {}",
+            names.join(", ")
+        );
         return 2;
     }
     match run_topologies(options) {
@@ -97,7 +103,10 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
             drops.push(report::drops(topology.name(), &status.drops));
         }
         if ended.iter().any(Report::failed) {
-            progress.line(&format!("the gateway's log ends with\n{}", engine.log_tail()));
+            progress.line(&format!(
+                "the gateway's log ends with\n{}",
+                engine.log_tail()
+            ));
         }
         reports.extend(ended);
         if options.keep {
@@ -118,7 +127,10 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
         println!("{}", report::table(&reports));
         println!("{}", drops.join("\n"));
         let seconds = begun.elapsed().as_secs_f64();
-        println!("\n{} in {seconds:.1} s", if held { "All held" } else { "Not all held" });
+        println!(
+            "\n{} in {seconds:.1} s",
+            if held { "All held" } else { "Not all held" }
+        );
     }
     for text in kept {
         eprintln!("{text}");
@@ -149,7 +161,12 @@ pub fn run_checks(
         let elapsed = begun.elapsed();
         watch.note(check.name);
         let packets = lab.gateway_traffic()?.received - before;
-        reports.push(Report { name, verdict, packets, elapsed });
+        reports.push(Report {
+            name,
+            verdict,
+            packets,
+            elapsed,
+        });
         reports.last().inspect(|report| progress.ended(report));
     }
     for (name, verdict) in [
@@ -157,7 +174,12 @@ pub fn run_checks(
         ("invariants", invariants(stage.gateway)),
     ] {
         let name = format!("demo/{topology}/{name}");
-        reports.push(Report { name, verdict, packets: 0, elapsed: Duration::ZERO });
+        reports.push(Report {
+            name,
+            verdict,
+            packets: 0,
+            elapsed: Duration::ZERO,
+        });
         reports.last().inspect(|report| progress.ended(report));
     }
     Ok(reports)
@@ -166,10 +188,13 @@ pub fn run_checks(
 /// Are the gateway's own tables in order, as it says itself?
 fn invariants(gateway: &dyn Gateway) -> Verdict {
     match gateway.status()? {
-        None => Err(Miss::Skipped("this gateway says nothing about itself".to_owned())),
-        Some(status) if status.invariants == "ok" => {
-            Ok(format!("{} sessions, {} mappings", status.sessions, status.mappings))
-        }
+        None => Err(Miss::Skipped(
+            "this gateway says nothing about itself".to_owned(),
+        )),
+        Some(status) if status.invariants == "ok" => Ok(format!(
+            "{} sessions, {} mappings",
+            status.sessions, status.mappings
+        )),
         Some(status) => Err(Miss::failed("tables in order", status.invariants)),
     }
 }
@@ -187,7 +212,10 @@ impl Watch {
         // On one segment a switch may flood what one client sends to the gateway: that is not the
         // gateway's doing, and not addressed to the router.
         let router = lab.router.link_address(ROUTER_LINK)?.addr();
-        let pick = Pick { source: Some(INTERNAL), to: router };
+        let pick = Pick {
+            source: Some(INTERNAL),
+            to: router,
+        };
         Ok(Watch {
             capture: Capture::open(&lab.router, ROUTER_LINK, pick)?,
             received_before: lab.router.traffic(ROUTER_LINK)?.received,
@@ -204,8 +232,11 @@ impl Watch {
 
     fn verdict(&self, lab: &Lab) -> Verdict {
         if !self.leaks.is_empty() {
-            let leaks: Vec<String> =
-                self.leaks.iter().map(|(check, count)| format!("{count} in {check}")).collect();
+            let leaks: Vec<String> = self
+                .leaks
+                .iter()
+                .map(|(check, count)| format!("{count} in {check}"))
+                .collect();
             let expected = format!("no packet from {INTERNAL} leaves the gateway");
             return Err(Miss::failed(expected, leaks.join(", ")));
         }

@@ -30,7 +30,10 @@ fn shrink(lab: &Lab, server: &Namespace, to: Ipv4Addr, mtu: u32) -> Verdict {
     let others = &lab.clients[1..];
     let listen = |namespace| IcmpSocket::open(namespace);
     let own = listen(&client.namespace)?;
-    let other = others.iter().map(|o| listen(&o.namespace)).collect::<Result<Vec<_>, _>>()?;
+    let other = others
+        .iter()
+        .map(|o| listen(&o.namespace))
+        .collect::<Result<Vec<_>, _>>()?;
     let service = TcpService::start(server, PORT)?;
     let to = endpoint(to, PORT);
     let what = format!("1 MiB both ways over a path of MTU {mtu} to {to}");

@@ -31,7 +31,10 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
                             "{} answers {}, {length} bytes",
                             server.address, client.address
                         );
-                        expect(what, socket.ping(server.address, ID, seq, &payload, 3, LIMIT))?;
+                        expect(
+                            what,
+                            socket.ping(server.address, ID, seq, &payload, 3, LIMIT),
+                        )?;
                     }
                     Ok(())
                 })

@@ -82,13 +82,22 @@ pub fn nft_present() -> bool {
 /// It could not be run, or refused.
 pub fn nft(namespace: &Namespace, arguments: &[&str]) -> Result<String, LabError> {
     let output = namespace
-        .run(|| Command::new("nft").args(arguments).stdin(Stdio::null()).output())
+        .run(|| {
+            Command::new("nft")
+                .args(arguments)
+                .stdin(Stdio::null())
+                .output()
+        })
         .map_err(LabError::system("running nft"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(LabError::Gateway(format!("nft {}: {}", arguments.join(" "), said.trim())))
+    Err(LabError::Gateway(format!(
+        "nft {}: {}",
+        arguments.join(" "),
+        said.trim()
+    )))
 }
 
 /// The kernel's forwarding and its rule for the pod, for as long as the value lives.
@@ -106,9 +115,8 @@ impl Masquerade<'_> {
             &lab.gateway,
             &["add chain ip pod post { type nat hook postrouting priority srcnat ; }"],
         )?;
-        let rule_text = format!(
-            "add rule ip pod post ip saddr {POD} oifname {link} masquerade fully-random"
-        );
+        let rule_text =
+            format!("add rule ip pod post ip saddr {POD} oifname {link} masquerade fully-random");
         nft(&lab.gateway, &[&rule_text])?;
         lab.gateway.set_sysctl("ipv4/ip_forward", "1")?;
         Ok(rule)

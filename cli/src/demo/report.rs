@@ -77,7 +77,10 @@ pub fn table(reports: &[Report]) -> String {
     let mut text = format!("{table}\n");
     for report in reports {
         if let Err(Miss::Failed { expected, seen }) = &report.verdict {
-            text += &format!("\n{}\n  expected: {expected}\n  seen:     {seen}\n", report.name);
+            text += &format!(
+                "\n{}\n  expected: {expected}\n  seen:     {seen}\n",
+                report.name
+            );
         }
     }
     text
@@ -90,7 +93,11 @@ pub fn drops(topology: &str, drops: &BTreeMap<String, u64>) -> String {
         .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| format!("{reason} {count}"))
         .collect();
-    let counted = if counted.is_empty() { "none".to_owned() } else { counted.join(", ") };
+    let counted = if counted.is_empty() {
+        "none".to_owned()
+    } else {
+        counted.join(", ")
+    };
     format!("drops, {topology}: {counted}")
 }
 
@@ -133,7 +140,9 @@ impl Progress {
     pub fn ended(&self, report: &Report) {
         self.line(&format!("  {:8} {}", report.result(), report.name));
         if let Err(Miss::Failed { expected, seen }) = &report.verdict {
-            self.line(&format!("           expected: {expected}\n           seen:     {seen}"));
+            self.line(&format!(
+                "           expected: {expected}\n           seen:     {seen}"
+            ));
         }
     }
 }

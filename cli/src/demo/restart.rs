@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use super::check::{Miss, Stage, Verdict, at, endpoint, expect, expect_external};
+use crate::lab::Lab;
 use crate::lab::plan::{EXTERNAL, SERVERS};
 use crate::lab::service::{UdpFlow, UdpService};
 use crate::lab::tcp::{EchoConnection, TcpService, exchange};
-use crate::lab::Lab;
 
 const TCP_PORT: u16 = 5003;
 const UDP_PORT: u16 = 7002;
@@ -44,15 +44,26 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
     meanwhile?;
     goes_on(lab, &mut open)?;
     drop((tcp_service, udp_service, host_service));
-    Ok(format!("{} after {} ms away", open.seen[0], away.as_millis()))
+    Ok(format!(
+        "{} after {} ms away",
+        open.seen[0],
+        away.as_millis()
+    ))
 }
 
 /// A TCP connection and a UDP flow of every client.
 fn open_all(lab: &Lab) -> Result<Open, Miss> {
-    let mut open = Open { tcp: Vec::new(), udp: Vec::new(), seen: Vec::new() };
+    let mut open = Open {
+        tcp: Vec::new(),
+        udp: Vec::new(),
+        seen: Vec::new(),
+    };
     for client in &lab.clients {
         let what = format!("{} connects to {}", client.address, at(0, TCP_PORT));
-        let mut tcp = expect(what, EchoConnection::open(&client.namespace, at(0, TCP_PORT)))?;
+        let mut tcp = expect(
+            what,
+            EchoConnection::open(&client.namespace, at(0, TCP_PORT)),
+        )?;
         expect_external(tcp.seen)?;
         tcp.send(b"before")?;
         expect("the echo before", tcp.expect(b"before", LIMIT))?;

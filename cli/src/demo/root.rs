@@ -13,7 +13,10 @@ use nix::unistd::geteuid;
 ///
 /// # Errors
 /// What to tell the user when there is no way to become root.
-pub fn become_root(program: &Path, arguments: impl Iterator<Item = OsString>) -> Result<(), String> {
+pub fn become_root(
+    program: &Path,
+    arguments: impl Iterator<Item = OsString>,
+) -> Result<(), String> {
     if geteuid().is_root() {
         return Ok(());
     }
@@ -21,10 +24,17 @@ pub fn become_root(program: &Path, arguments: impl Iterator<Item = OsString>) ->
         "egret demo: network namespaces and AF_XDP sockets need root; asking sudo for it. \
          All that it makes lives in namespaces of its own and goes at the end."
     );
-    let error = Command::new("sudo").arg("--").arg(program).args(arguments).exec();
+    let error = Command::new("sudo")
+        .arg("--")
+        .arg(program)
+        .args(arguments)
+        .exec();
     let why = match error.kind() {
         io::ErrorKind::NotFound => "there is no sudo here".to_owned(),
         _ => format!("sudo could not be run ({error})"),
     };
-    Err(format!("{why}. Run it as root: su -c '{} demo'", program.display()))
+    Err(format!(
+        "{why}. Run it as root: su -c '{} demo'",
+        program.display()
+    ))
 }

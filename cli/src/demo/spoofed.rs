@@ -49,7 +49,11 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
         .flat_map(Capture::take)
         .filter(|frame| source(frame).is_some_and(|address| INTERNAL.contains(&address)))
         .count();
-    let left = server.take().iter().filter(|frame| destination_port(frame) == FORGED_PORT).count();
+    let left = server
+        .take()
+        .iter()
+        .filter(|frame| destination_port(frame) == FORGED_PORT)
+        .count();
     if entered + left > 0 {
         return Err(Miss::failed(
             format!("no packet from {forged} by way of {EXTERNAL}'s interface"),
@@ -57,10 +61,15 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
         ));
     }
     let sent = COUNT * targets.len() as u64;
-    let Some(before) = counted else { return Ok(format!("0 of {sent} passed")) };
+    let Some(before) = counted else {
+        return Ok(format!("0 of {sent} passed"));
+    };
     let mut now = before;
     let reached = wait::until(Duration::from_secs(2), || {
-        now = dropped_as_spoofed(stage.gateway).ok().flatten().unwrap_or(now);
+        now = dropped_as_spoofed(stage.gateway)
+            .ok()
+            .flatten()
+            .unwrap_or(now);
         now - before >= sent
     });
     if !reached {

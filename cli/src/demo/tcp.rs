@@ -28,7 +28,10 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
                 }));
             }
         }
-        transfers.into_iter().map(join).collect::<Result<Vec<_>, _>>()
+        transfers
+            .into_iter()
+            .map(join)
+            .collect::<Result<Vec<_>, _>>()
     })?;
     drop(services);
     Ok(summary(&seen))

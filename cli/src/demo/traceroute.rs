@@ -34,7 +34,10 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
             .collect();
         traces.into_iter().map(join).collect::<Result<Vec<_>, _>>()
     })?;
-    Ok(format!("hops {}", paths.first().map(String::as_str).unwrap_or_default()))
+    Ok(format!(
+        "hops {}",
+        paths.first().map(String::as_str).unwrap_or_default()
+    ))
 }
 
 /// Traces the path of one client; the hops that answered.
@@ -83,7 +86,9 @@ fn probe(
             message.about == Some((own, to)) && message.checksum_right
         });
         if let Some(stray) = &stray {
-            return Err(io::Error::other(format!("an error for another client: {stray:?}")));
+            return Err(io::Error::other(format!(
+                "an error for another client: {stray:?}"
+            )));
         }
         match received {
             Ok(message) => return told_the_socket(&socket, &message).map(|()| message),
@@ -100,11 +105,19 @@ fn told_the_socket(socket: &Socket, message: &Message) -> io::Result<()> {
         return Ok(());
     }
     let told = crate::lab::wait::until(LIMIT, || {
-        socket.take_error().ok().flatten().is_some_and(|error| {
-            error.kind() == io::ErrorKind::ConnectionRefused
-        })
+        socket
+            .take_error()
+            .ok()
+            .flatten()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
     });
-    if told { Ok(()) } else { Err(io::Error::other("the client's kernel found no socket for it")) }
+    if told {
+        Ok(())
+    } else {
+        Err(io::Error::other(
+            "the client's kernel found no socket for it",
+        ))
+    }
 }
 
 /// Is it the hop that should answer, and does it say what it should?

@@ -22,8 +22,11 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
         .map(|server| UdpService::start(&server.namespace, server.address, PORTS))
         .collect::<Result<Vec<_>, _>>()?;
     let seen = std::thread::scope(|scope| {
-        let clients: Vec<_> =
-            lab.clients.iter().map(|client| scope.spawn(|| flows_of(client))).collect();
+        let clients: Vec<_> = lab
+            .clients
+            .iter()
+            .map(|client| scope.spawn(|| flows_of(client)))
+            .collect();
         clients.into_iter().map(join).collect::<Result<Vec<_>, _>>()
     })?
     .concat();
@@ -46,7 +49,11 @@ fn flows_of(client: &Host) -> Result<Vec<(SocketAddrV4, SocketAddrV4)>, Miss> {
         .map(|number| {
             let port = PORTS.start + number % (PORTS.end - PORTS.start);
             // Both clients use the same source ports, so that some must be changed.
-            UdpFlow::open(&client.namespace, 20_000 + number, at(usize::from(number % 2), port))
+            UdpFlow::open(
+                &client.namespace,
+                20_000 + number,
+                at(usize::from(number % 2), port),
+            )
         })
         .collect::<Result<Vec<_>, _>>()?;
     let ask = |flow: &UdpFlow, round: u8| {
@@ -54,7 +61,10 @@ fn flows_of(client: &Host) -> Result<Vec<(SocketAddrV4, SocketAddrV4)>, Miss> {
         let payload = [round, client.address.octets()[3]];
         expect(what, flow.ask(&payload, 3, Duration::from_millis(500)))
     };
-    let first = flows.iter().map(|flow| ask(flow, 1)).collect::<Result<Vec<_>, _>>()?;
+    let first = flows
+        .iter()
+        .map(|flow| ask(flow, 1))
+        .collect::<Result<Vec<_>, _>>()?;
     for (flow, first) in flows.iter().zip(&first) {
         expect_external(*first)?;
         let again = ask(flow, 2)?;
@@ -65,5 +75,8 @@ fn flows_of(client: &Host) -> Result<Vec<(SocketAddrV4, SocketAddrV4)>, Miss> {
             ));
         }
     }
-    Ok(first.into_iter().zip(flows.iter().map(|flow| flow.to)).collect())
+    Ok(first
+        .into_iter()
+        .zip(flows.iter().map(|flow| flow.to))
+        .collect())
 }

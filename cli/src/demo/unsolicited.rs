@@ -47,7 +47,11 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
         send(Kind::Udp, from, open)?;
     }
     // And straight to its internal endpoint, from whom it did.
-    send(Kind::Udp, at(0, PORT), endpoint(lab.clients[0].address, flow.local()?.port()))?;
+    send(
+        Kind::Udp,
+        at(0, PORT),
+        endpoint(lab.clients[0].address, flow.local()?.port()),
+    )?;
 
     // The answer comes after all that was sent before it, and shows that the watchers see.
     let captured = expect("s1 still answers the client", flow.ask(b"after!", 3, LIMIT));
@@ -71,11 +75,17 @@ fn judge(frames: &[Vec<Vec<u8>>], sent: u32, open: SocketAddrV4) -> Verdict {
         .filter_map(|frame| source(frame))
         .collect();
     if let Some(source) = strays.first() {
-        let seen = format!("{} of {sent} packets, the first from {source}", strays.len());
+        let seen = format!(
+            "{} of {sent} packets, the first from {source}",
+            strays.len()
+        );
         return Err(Miss::failed(expected, seen));
     }
     if !frames.iter().flatten().any(|frame| is_answer(frame)) {
-        return Err(Miss::failed("the watcher sees the client's answer", "it saw nothing"));
+        return Err(Miss::failed(
+            "the watcher sees the client's answer",
+            "it saw nothing",
+        ));
     }
     Ok(format!("0 of {sent} entered; {open} answers only its peer"))
 }

@@ -79,8 +79,10 @@ impl Capture {
             while (&socket).read(&mut [0; SNAP]).is_ok() {}
             Ok(socket)
         });
-        let socket = opened
-            .map_err(LabError::system(format!("watching {link} in {}", namespace.name())))?;
+        let socket = opened.map_err(LabError::system(format!(
+            "watching {link} in {}",
+            namespace.name()
+        )))?;
         Ok(Capture { socket })
     }
 

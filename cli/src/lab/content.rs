@@ -59,7 +59,11 @@ mod tests {
         Content::new(7).fill(&mut bytes);
         for piece in [1, 3, 8, 4096, 4097] {
             let mut content = Content::new(7);
-            assert!(bytes.chunks(piece).all(|chunk| content.check(chunk).is_ok()));
+            assert!(
+                bytes
+                    .chunks(piece)
+                    .all(|chunk| content.check(chunk).is_ok())
+            );
         }
         assert!(Content::new(8).check(&bytes).is_err());
         bytes[5001] ^= 1;

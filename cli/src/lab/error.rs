@@ -36,7 +36,10 @@ impl LabError {
     /// Wraps an errno with the step that failed.
     pub fn errno(what: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> LabError {
         let what = what.into();
-        move |errno| LabError::System { what, source: errno.into() }
+        move |errno| LabError::System {
+            what,
+            source: errno.into(),
+        }
     }
 
     /// Wraps a netlink error with the request that failed.

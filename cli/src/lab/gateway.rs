@@ -88,7 +88,12 @@ impl EngineProcess {
             .file()
             .try_clone()
             .map_err(LabError::system("keeping the gateway's namespace"))?;
-        Ok(EngineProcess { program: program.to_owned(), namespace, directory, child: None })
+        Ok(EngineProcess {
+            program: program.to_owned(),
+            namespace,
+            directory,
+            child: None,
+        })
     }
 
     /// Where the control socket of a lab's engine is.
@@ -112,10 +117,17 @@ impl EngineProcess {
 
     fn spawn(&self) -> io::Result<Child> {
         // To a file, not to a pipe: a kept gateway goes on printing after we are gone.
-        let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())?;
         let mut command = Command::new(&self.program);
         command
-            .args(["run".as_ref(), "--config".as_ref(), config_path(&self.directory).as_os_str()])
+            .args([
+                "run".as_ref(),
+                "--config".as_ref(),
+                config_path(&self.directory).as_os_str(),
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -138,11 +150,16 @@ impl EngineProcess {
 
     fn failed(&self, what: &str) -> LabError {
         let program = self.program.display();
-        LabError::Gateway(format!("{program} run {what}; it said:\n{}", self.log_tail()))
+        LabError::Gateway(format!(
+            "{program} run {what}; it said:\n{}",
+            self.log_tail()
+        ))
     }
 
     fn end(&mut self, signal: Signal, limit: Duration) -> Result<(), LabError> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
         if let Ok(pid) = i32::try_from(child.id()) {
             let _ = kill(Pid::from_raw(pid), signal);
         }
@@ -150,11 +167,17 @@ impl EngineProcess {
         if !ended {
             let _ = child.kill();
         }
-        let status = child.wait().map_err(LabError::system("waiting for the engine"))?;
+        let status = child
+            .wait()
+            .map_err(LabError::system("waiting for the engine"))?;
         if signal == Signal::SIGKILL || (ended && status.success()) {
             return Ok(());
         }
-        let what = if ended { format!("ended with {status}") } else { "did not end".to_owned() };
+        let what = if ended {
+            format!("ended with {status}")
+        } else {
+            "did not end".to_owned()
+        };
         Err(self.failed(&what))
     }
 }
@@ -166,7 +189,9 @@ fn config_path(directory: &Path) -> PathBuf {
 impl Gateway for EngineProcess {
     fn start(&mut self) -> Result<(), LabError> {
         let skip = fs::metadata(self.log_path()).map_or(0, |metadata| metadata.len());
-        let mut child = self.spawn().map_err(LabError::system("starting the engine"))?;
+        let mut child = self
+            .spawn()
+            .map_err(LabError::system("starting the engine"))?;
         let mut ready = false;
         let mut ended = None;
         let answered = wait::until(START_LIMIT, || {
@@ -206,7 +231,9 @@ impl Gateway for EngineProcess {
             stream.read_to_string(&mut text)?;
             serde_json::from_str(&text).map_err(io::Error::other)
         };
-        ask().map(Some).map_err(LabError::system("asking the engine for its status"))
+        ask()
+            .map(Some)
+            .map_err(LabError::system("asking the engine for its status"))
     }
 
     fn log_tail(&self) -> String {

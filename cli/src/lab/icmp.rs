@@ -31,12 +31,18 @@ impl Message {
         let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
         let icmp = Icmpv4Slice::from_slice(packet.get(ip.slice().len()..)?).ok()?;
         let kind = icmp.icmp_type();
-        let error =
-            matches!(kind, Icmpv4Type::DestinationUnreachable(_) | Icmpv4Type::TimeExceeded(_));
+        let error = matches!(
+            kind,
+            Icmpv4Type::DestinationUnreachable(_) | Icmpv4Type::TimeExceeded(_)
+        );
         Some(Message {
             source: ip.source_addr(),
             checksum_right: kind.calc_checksum(icmp.payload()) == icmp.checksum(),
-            about: if error { embedded(icmp.payload()) } else { None },
+            about: if error {
+                embedded(icmp.payload())
+            } else {
+                None
+            },
             payload: icmp.payload().to_vec(),
             kind,
         })
@@ -45,9 +51,9 @@ impl Message {
     /// The MTU in a "fragmentation needed" message.
     pub fn next_hop_mtu(&self) -> Option<u16> {
         match self.kind {
-            Icmpv4Type::DestinationUnreachable(
-                DestUnreachableHeader::FragmentationNeeded { next_hop_mtu },
-            ) => Some(next_hop_mtu),
+            Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
+                next_hop_mtu,
+            }) => Some(next_hop_mtu),
             _ => None,
         }
     }
@@ -65,7 +71,10 @@ impl Message {
 fn embedded(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4)> {
     let ip = Ipv4HeaderSlice::from_slice(packet).ok()?;
     let transport = packet.get(ip.slice().len()..)?;
-    let has_ports = matches!(ip.protocol(), etherparse::IpNumber::TCP | etherparse::IpNumber::UDP);
+    let has_ports = matches!(
+        ip.protocol(),
+        etherparse::IpNumber::TCP | etherparse::IpNumber::UDP
+    );
     let ports = match transport {
         [a, b, c, d, ..] if has_ports => {
             [u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])]
@@ -101,9 +110,13 @@ impl IcmpSocket {
     /// The kernel's refusal.
     pub fn send_echo(&self, to: Ipv4Addr, id: u16, seq: u16, payload: &[u8]) -> io::Result<()> {
         let kind = Icmpv4Type::EchoRequest(IcmpEchoHeader { id, seq });
-        let mut message = Icmpv4Header::with_checksum(kind, payload).to_bytes().to_vec();
+        let mut message = Icmpv4Header::with_checksum(kind, payload)
+            .to_bytes()
+            .to_vec();
         message.extend_from_slice(payload);
-        self.socket.send_to(&message, &SocketAddrV4::new(to, 0).into()).map(drop)
+        self.socket
+            .send_to(&message, &SocketAddrV4::new(to, 0).into())
+            .map(drop)
     }
 
     /// The next message within `limit` that the condition accepts; others are dropped.
@@ -200,7 +213,10 @@ mod tests {
         let message = Message::parse(&packet).expect("an ICMP message");
         assert_eq!(message.next_hop_mtu(), Some(1280));
         assert!(message.checksum_right);
-        let endpoints = (SocketAddrV4::new(client, 4000), SocketAddrV4::new(server, 33_434));
+        let endpoints = (
+            SocketAddrV4::new(client, 4000),
+            SocketAddrV4::new(server, 33_434),
+        );
         assert_eq!(message.about, Some(endpoints));
         let last = packet.len() - 1;
         packet[last] ^= 1;

@@ -39,8 +39,15 @@ impl Injector {
         let address: LinkAddr = from.link_address(link)?;
         let socket = from
             .run(|| packet_socket(&address, 0))
-            .map_err(LabError::system(format!("opening {link} in {}", from.name())))?;
-        Ok(Injector { socket, source: address.addr().unwrap_or_default(), destination: to })
+            .map_err(LabError::system(format!(
+                "opening {link} in {}",
+                from.name()
+            )))?;
+        Ok(Injector {
+            socket,
+            source: address.addr().unwrap_or_default(),
+            destination: to,
+        })
     }
 
     /// Sends one packet with right checksums.
@@ -49,17 +56,24 @@ impl Injector {
     /// The kernel's refusal.
     pub fn send(&self, kind: Kind, source: SocketAddrV4, to: SocketAddrV4) -> io::Result<()> {
         const TTL: u8 = 64;
-        let ip = PacketBuilder::ethernet2(self.source, self.destination)
-            .ipv4(source.ip().octets(), to.ip().octets(), TTL);
+        let ip = PacketBuilder::ethernet2(self.source, self.destination).ipv4(
+            source.ip().octets(),
+            to.ip().octets(),
+            TTL,
+        );
         let payload = b"from a stranger";
         let mut frame = Vec::new();
         let window = 64_000;
         let written = match kind {
             Kind::Udp => ip.udp(source.port(), to.port()).write(&mut frame, payload),
-            Kind::TcpSyn => ip.tcp(source.port(), to.port(), 1, window).syn().write(&mut frame, &[]),
-            Kind::TcpData => {
-                ip.tcp(source.port(), to.port(), 1, window).ack(1).write(&mut frame, payload)
-            }
+            Kind::TcpSyn => ip
+                .tcp(source.port(), to.port(), 1, window)
+                .syn()
+                .write(&mut frame, &[]),
+            Kind::TcpData => ip
+                .tcp(source.port(), to.port(), 1, window)
+                .ack(1)
+                .write(&mut frame, payload),
         };
         written.map_err(io::Error::other)?;
         (&self.socket).write_all(&frame)

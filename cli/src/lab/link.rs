@@ -49,7 +49,11 @@ pub struct Traffic {
 /// The kernel's refusal.
 pub fn connect(a: End<'_>, b: End<'_>, wire: Wire) -> Result<(), LabError> {
     let queues = |side: u32| {
-        [LinkAttribute::NumTxQueues(side), LinkAttribute::NumRxQueues(side)].into_iter()
+        [
+            LinkAttribute::NumTxQueues(side),
+            LinkAttribute::NumRxQueues(side),
+        ]
+        .into_iter()
     };
     let mut peer = LinkUnspec::new_with_name(b.name)
         .mtu(wire.mtu)
@@ -61,9 +65,10 @@ pub fn connect(a: End<'_>, b: End<'_>, wire: Wire) -> Result<(), LabError> {
         .mtu(wire.mtu)
         .build();
     link.attributes.extend(queues(wire.queues));
-    a.namespace.netlink(format!("adding the link {}-{}", a.name, b.name), async move |handle| {
-        handle.link().add(link).execute().await
-    })
+    a.namespace.netlink(
+        format!("adding the link {}-{}", a.name, b.name),
+        async move |handle| handle.link().add(link).execute().await,
+    )
 }
 
 impl Namespace {
@@ -79,14 +84,18 @@ impl Namespace {
     {
         let what = format!("{what} in {}", self.name());
         let answer = self.run(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()?;
             runtime.block_on(async {
                 let (connection, handle, _) = rtnetlink::new_connection()?;
                 tokio::spawn(connection);
                 Ok(requests(handle).await)
             })
         });
-        answer.map_err(LabError::system(what.clone()))?.map_err(LabError::netlink(what))
+        answer
+            .map_err(LabError::system(what.clone()))?
+            .map_err(LabError::netlink(what))
     }
 
     /// The kernel's number of an interface.
@@ -95,7 +104,10 @@ impl Namespace {
     /// There is none of that name.
     pub fn index(&self, link: &str) -> Result<u32, LabError> {
         self.run(|| Ok(if_nametoindex(link)?))
-            .map_err(LabError::system(format!("looking for {link} in {}", self.name())))
+            .map_err(LabError::system(format!(
+                "looking for {link} in {}",
+                self.name()
+            )))
     }
 
     /// Sets an interface up.
@@ -129,9 +141,10 @@ impl Namespace {
             .controller(self.index(bridge)?)
             .up()
             .build();
-        self.netlink(format!("putting {link} into {bridge}"), async move |handle| {
-            handle.link().set(message).execute().await
-        })
+        self.netlink(
+            format!("putting {link} into {bridge}"),
+            async move |handle| handle.link().set(message).execute().await,
+        )
     }
 
     /// Gives an interface an address, and sets it up.
@@ -147,7 +160,11 @@ impl Namespace {
                 .add(index, IpAddr::V4(net.addr()), net.prefix_len())
                 .execute()
                 .await?;
-            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
+            handle
+                .link()
+                .set(LinkUnspec::new_with_index(index).up().build())
+                .execute()
+                .await
         })
     }
 
@@ -186,9 +203,10 @@ impl Namespace {
         if !metrics.is_empty() {
             route.attributes.push(RouteAttribute::Metrics(metrics));
         }
-        self.netlink(format!("adding the route to {destination}"), async move |handle| {
-            handle.route().add(route).execute().await
-        })
+        self.netlink(
+            format!("adding the route to {destination}"),
+            async move |handle| handle.route().add(route).execute().await,
+        )
     }
 
     /// Changes an interface's MTU, in bytes.
@@ -196,7 +214,9 @@ impl Namespace {
     /// # Errors
     /// There is none of that name, or the kernel's refusal.
     pub fn set_mtu(&self, link: &str, mtu: u32) -> Result<(), LabError> {
-        let message = LinkUnspec::new_with_index(self.index(link)?).mtu(mtu).build();
+        let message = LinkUnspec::new_with_index(self.index(link)?)
+            .mtu(mtu)
+            .build();
         self.netlink(format!("setting the MTU of {link}"), async move |handle| {
             handle.link().set(message).execute().await
         })
@@ -213,7 +233,10 @@ impl Namespace {
                 .find_map(|interface| interface.address?.as_link_addr().copied())
                 .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
         });
-        found.map_err(LabError::system(format!("looking for {link} in {}", self.name())))
+        found.map_err(LabError::system(format!(
+            "looking for {link} in {}",
+            self.name()
+        )))
     }
 
     /// What went through an interface so far.
@@ -226,7 +249,10 @@ impl Namespace {
             let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
             parse_traffic(&text, link).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
         })
-        .map_err(LabError::system(format!("counting packets of {link} in {}", self.name())))
+        .map_err(LabError::system(format!(
+            "counting packets of {link} in {}",
+            self.name()
+        )))
     }
 }
 
@@ -236,10 +262,15 @@ fn parse_traffic(text: &str, link: &str) -> Option<Traffic> {
         .lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(name, _)| name.trim() == link)?;
-    let counters: Vec<u64> =
-        counters.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let counters: Vec<u64> = counters
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
     // bytes packets errs drop fifo frame compressed multicast | bytes packets ...
-    Some(Traffic { received: *counters.get(1)?, sent: *counters.get(9)? })
+    Some(Traffic {
+        received: *counters.get(1)?,
+        sent: *counters.get(9)?,
+    })
 }
 
 #[cfg(test)]
@@ -251,7 +282,13 @@ mod tests {
         let text = "Inter-|   Receive    |  Transmit\n face |bytes packets\n    \
                     lo:       1       2    3 4 5 6 7 8 9 10 11 12 13 14 15 16\n  \
                     up0: 100 20 0 0 0 0 0 0 300 40 0 0 0 0 0 0\n";
-        assert_eq!(parse_traffic(text, "up0"), Some(Traffic { received: 20, sent: 40 }));
+        assert_eq!(
+            parse_traffic(text, "up0"),
+            Some(Traffic {
+                received: 20,
+                sent: 40
+            })
+        );
         assert_eq!(parse_traffic(text, "up"), None);
     }
 }

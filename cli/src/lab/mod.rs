@@ -113,7 +113,9 @@ impl Lab {
     pub fn build(options: LabOptions) -> Result<Lab, LabError> {
         let owner = Owner::claim(&options.prefix)?;
         let host = |role: &str, address| {
-            owner.namespace(role).map(|namespace| Host { namespace, address })
+            owner
+                .namespace(role)
+                .map(|namespace| Host { namespace, address })
         };
         let clients = (1..=options.clients)
             .map(|number| host(&format!("c{number}"), plan::client(number)))
@@ -155,12 +157,20 @@ impl Lab {
         let mut roles: Vec<_> = self
             .clients
             .iter()
-            .map(|client| (client.namespace.name(), format!("client {}", client.address)))
+            .map(|client| {
+                (
+                    client.namespace.name(),
+                    format!("client {}", client.address),
+                )
+            })
             .collect();
         roles.push((self.gateway.name(), "the gateway".to_owned()));
         roles.push((self.router.name(), "the router next to it".to_owned()));
         for server in &self.servers {
-            roles.push((server.namespace.name(), format!("server {}", server.address)));
+            roles.push((
+                server.namespace.name(),
+                format!("server {}", server.address),
+            ));
         }
         roles
     }
@@ -198,23 +208,44 @@ impl Lab {
             return Err(LabError::Gateway(format!("{net} is too small for a pod")));
         };
         let pod = self.owner.namespace(role)?;
-        let wire = Wire { mtu: self.options.mtu, queues: 1 };
-        connect(self.end_gateway(role), End { namespace: &pod, name: "eth0" }, wire)?;
-        self.gateway.add_address(role, plan::with_length(gateway, net.prefix_len()))?;
+        let wire = Wire {
+            mtu: self.options.mtu,
+            queues: 1,
+        };
+        connect(
+            self.end_gateway(role),
+            End {
+                namespace: &pod,
+                name: "eth0",
+            },
+            wire,
+        )?;
+        self.gateway
+            .add_address(role, plan::with_length(gateway, net.prefix_len()))?;
         pod.add_address("eth0", plan::with_length(address, net.prefix_len()))?;
         pod.add_route(plan::ANYWHERE, gateway)?;
-        Ok(Host { namespace: pod, address })
+        Ok(Host {
+            namespace: pod,
+            address,
+        })
     }
 
     fn end_gateway<'a>(&'a self, name: &'a str) -> End<'a> {
-        End { namespace: &self.gateway, name }
+        End {
+            namespace: &self.gateway,
+            name,
+        }
     }
 
     /// Forwarding where there are routers, and only there; no limit on the ICMP errors that the
     /// probes wait for, but on the gateway, which stays as its kernel made it.
     fn set_up_kernels(&self) -> Result<(), LabError> {
         self.gateway.set_sysctl("ipv4/ip_forward", "0")?;
-        let edges = self.clients.iter().chain(&self.servers).map(|host| &host.namespace);
+        let edges = self
+            .clients
+            .iter()
+            .chain(&self.servers)
+            .map(|host| &host.namespace);
         for namespace in edges.chain([&self.router, &self.far]) {
             namespace.set_sysctl("ipv4/icmp_ratelimit", "0")?;
             namespace.set_sysctl("ipv4/conf/all/rp_filter", "0")?;
@@ -228,37 +259,71 @@ impl Lab {
 
     /// The clients' segment and the gateway.
     fn lay_inside(&self) -> Result<(), LabError> {
-        let wire = Wire { mtu: self.options.mtu, queues: 1 };
-        let gateway_wire = Wire { queues: self.options.queues, ..wire };
+        let wire = Wire {
+            mtu: self.options.mtu,
+            queues: 1,
+        };
+        let gateway_wire = Wire {
+            queues: self.options.queues,
+            ..wire
+        };
         self.switch.add_bridge("br0")?;
         for (number, client) in self.clients.iter().enumerate() {
             let port = format!("c{}", number + 1);
             connect(
-                End { namespace: &client.namespace, name: "eth0" },
-                End { namespace: &self.switch, name: &port },
+                End {
+                    namespace: &client.namespace,
+                    name: "eth0",
+                },
+                End {
+                    namespace: &self.switch,
+                    name: &port,
+                },
                 wire,
             )?;
             self.switch.join_bridge(&port, "br0")?;
             let address = plan::with_length(client.address, plan::INTERNAL.prefix_len());
             client.namespace.add_address("eth0", address)?;
-            client.namespace.add_route(plan::ANYWHERE, plan::GATEWAY_INTERNAL)?;
+            client
+                .namespace
+                .add_route(plan::ANYWHERE, plan::GATEWAY_INTERNAL)?;
         }
         let internal = self.topology.internal_link();
-        let port = End { namespace: &self.switch, name: "gw" };
+        let port = End {
+            namespace: &self.switch,
+            name: "gw",
+        };
         connect(self.end_gateway(internal), port, gateway_wire)?;
         self.switch.join_bridge("gw", "br0")?;
         let length = plan::INTERNAL.prefix_len();
         self.gateway
             .add_address(internal, plan::with_length(plan::GATEWAY_INTERNAL, length))?;
-        let router = End { namespace: &self.router, name: plan::ROUTER_LINK };
+        let router = End {
+            namespace: &self.router,
+            name: plan::ROUTER_LINK,
+        };
         match self.topology {
             Topology::OneArm => {
-                connect(router, End { namespace: &self.switch, name: "rt" }, wire)?;
+                connect(
+                    router,
+                    End {
+                        namespace: &self.switch,
+                        name: "rt",
+                    },
+                    wire,
+                )?;
                 self.switch.join_bridge("rt", "br0")
             }
             Topology::TwoArm => {
-                let wire = Wire { mtu: self.options.external_mtu, ..gateway_wire };
-                connect(self.end_gateway(self.topology.external_link()), router, wire)
+                let wire = Wire {
+                    mtu: self.options.external_mtu,
+                    ..gateway_wire
+                };
+                connect(
+                    self.end_gateway(self.topology.external_link()),
+                    router,
+                    wire,
+                )
             }
         }
     }
@@ -266,8 +331,14 @@ impl Lab {
     /// The gateway's external address, the routers and the servers.
     fn lay_outside(&self) -> Result<(), LabError> {
         let [s1, s2] = &self.servers;
-        let wire = Wire { mtu: self.options.mtu, queues: 1 };
-        let far_wire = Wire { mtu: self.options.far_mtu, queues: 1 };
+        let wire = Wire {
+            mtu: self.options.mtu,
+            queues: 1,
+        };
+        let far_wire = Wire {
+            mtu: self.options.far_mtu,
+            queues: 1,
+        };
         let end = |namespace, name| End { namespace, name };
         connect(end(&self.router, "s1"), end(&s1.namespace, "eth0"), wire)?;
         connect(end(&self.router, "far"), end(&self.far, "rt"), far_wire)?;
@@ -275,18 +346,29 @@ impl Lab {
 
         let transit = plan::TRANSIT.prefix_len();
         let external = self.topology.external_link();
-        self.gateway.add_address(external, plan::with_length(plan::EXTERNAL, transit))?;
+        self.gateway
+            .add_address(external, plan::with_length(plan::EXTERNAL, transit))?;
         self.router
             .add_address(plan::ROUTER_LINK, plan::with_length(plan::ROUTER, transit))?;
-        self.router.add_address("s1", plan::with_length(plan::SERVER_ROUTERS[0], 24))?;
-        self.router.add_address("far", plan::with_length(plan::FAR_LINK[0], 30))?;
-        self.far.add_address("rt", plan::with_length(plan::FAR_LINK[1], 30))?;
-        self.far.add_address("s2", plan::with_length(plan::SERVER_ROUTERS[1], 24))?;
-        for (server, (address, second)) in
-            self.servers.iter().zip(plan::SERVERS.into_iter().zip(plan::SECOND_ADDRESSES))
+        self.router
+            .add_address("s1", plan::with_length(plan::SERVER_ROUTERS[0], 24))?;
+        self.router
+            .add_address("far", plan::with_length(plan::FAR_LINK[0], 30))?;
+        self.far
+            .add_address("rt", plan::with_length(plan::FAR_LINK[1], 30))?;
+        self.far
+            .add_address("s2", plan::with_length(plan::SERVER_ROUTERS[1], 24))?;
+        for (server, (address, second)) in self
+            .servers
+            .iter()
+            .zip(plan::SERVERS.into_iter().zip(plan::SECOND_ADDRESSES))
         {
-            server.namespace.add_address("eth0", plan::with_length(address, 24))?;
-            server.namespace.add_address("eth0", plan::with_length(second, 24))?;
+            server
+                .namespace
+                .add_address("eth0", plan::with_length(address, 24))?;
+            server
+                .namespace
+                .add_address("eth0", plan::with_length(second, 24))?;
         }
 
         self.gateway.add_route(plan::ANYWHERE, plan::ROUTER)?;
@@ -294,9 +376,12 @@ impl Lab {
         // ones, too, and no client's packet would ever be too big.
         let mss = self.options.mtu.saturating_sub(40);
         for (server, router) in [s1, s2].into_iter().zip(plan::SERVER_ROUTERS) {
-            server.namespace.add_route_announcing(plan::ANYWHERE, router, mss)?;
+            server
+                .namespace
+                .add_route_announcing(plan::ANYWHERE, router, mss)?;
         }
-        self.router.add_route(plan::SERVER_NETS[1], plan::FAR_LINK[1])?;
+        self.router
+            .add_route(plan::SERVER_NETS[1], plan::FAR_LINK[1])?;
         self.far.add_route(plan::ANYWHERE, plan::FAR_LINK[0])
     }
 }

@@ -36,15 +36,27 @@ impl Namespace {
         let made = thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             let none: Option<&str> = None;
-            mount(Some("/proc/thread-self/ns/net"), &path, none, MsFlags::MS_BIND, none)
+            mount(
+                Some("/proc/thread-self/ns/net"),
+                &path,
+                none,
+                MsFlags::MS_BIND,
+                none,
+            )
         });
         if let Err(errno) = made {
             let _ = fs::remove_file(&path);
-            return Err(LabError::errno(format!("making the network namespace {name}"))(errno));
+            return Err(LabError::errno(format!(
+                "making the network namespace {name}"
+            ))(errno));
         }
-        let file = File::open(&path)
-            .map_err(LabError::system(format!("opening the network namespace {name}")))?;
-        let namespace = Namespace { name: name.to_owned(), file };
+        let file = File::open(&path).map_err(LabError::system(format!(
+            "opening the network namespace {name}"
+        )))?;
+        let namespace = Namespace {
+            name: name.to_owned(),
+            file,
+        };
         namespace.link_up("lo")?;
         Ok(namespace)
     }
@@ -75,7 +87,10 @@ impl Namespace {
     pub fn sysctl(&self, key: &str) -> Result<String, LabError> {
         self.run(|| fs::read_to_string(format!("/proc/sys/net/{key}")))
             .map(|text| text.trim().to_owned())
-            .map_err(LabError::system(format!("reading net/{key} in {}", self.name)))
+            .map_err(LabError::system(format!(
+                "reading net/{key} in {}",
+                self.name
+            )))
     }
 
     /// Writes a `net` sysctl of the namespace.
@@ -84,7 +99,10 @@ impl Namespace {
     /// No such setting, or the kernel's refusal.
     pub fn set_sysctl(&self, key: &str, value: &str) -> Result<(), LabError> {
         self.run(|| fs::write(format!("/proc/sys/net/{key}"), value))
-            .map_err(LabError::system(format!("setting net/{key} in {}", self.name)))
+            .map_err(LabError::system(format!(
+                "setting net/{key} in {}",
+                self.name
+            )))
     }
 }
 
@@ -113,7 +131,15 @@ fn share_directory() -> Result<(), LabError> {
     let fail = || LabError::errno(format!("preparing {NETNS_DIR}"));
     fs::create_dir_all(NETNS_DIR).map_err(LabError::system(format!("making {NETNS_DIR}")))?;
     let none: Option<&str> = None;
-    let share = || mount(none, NETNS_DIR, none, MsFlags::MS_SHARED | MsFlags::MS_REC, none);
+    let share = || {
+        mount(
+            none,
+            NETNS_DIR,
+            none,
+            MsFlags::MS_SHARED | MsFlags::MS_REC,
+            none,
+        )
+    };
     match share() {
         Ok(()) => Ok(()),
         Err(Errno::EINVAL) => {
@@ -139,7 +165,9 @@ pub fn remove(prefix: &str) {
 
 /// The namespace files whose names begin with `prefix`.
 fn with_prefix(prefix: &str) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(NETNS_DIR) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(NETNS_DIR) else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
@@ -149,8 +177,11 @@ fn with_prefix(prefix: &str) -> Vec<PathBuf> {
 
 /// Ends every process that lives in one of the namespaces.
 fn end_processes(namespaces: &[PathBuf]) {
-    let inodes: Vec<u64> =
-        namespaces.iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.ino()).collect();
+    let inodes: Vec<u64> = namespaces
+        .iter()
+        .filter_map(|path| fs::metadata(path).ok())
+        .map(|m| m.ino())
+        .collect();
     let deadline = Instant::now() + Duration::from_secs(1);
     let mut signal = Signal::SIGTERM;
     loop {
@@ -174,7 +205,9 @@ fn end_processes(namespaces: &[PathBuf]) {
 /// The processes whose network namespace is one of `inodes`, but this one and those that are dead
 /// already and only wait for their parent (they have no namespace any more).
 fn processes_in(inodes: &[u64]) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())

@@ -51,7 +51,11 @@ impl Owner {
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, errno)| failed()(errno.into()))?;
         registry.get_or_insert_default().push(name.clone());
-        Ok(Owner { name, keep: false, _lock: lock })
+        Ok(Owner {
+            name,
+            keep: false,
+            _lock: lock,
+        })
     }
 
     /// The lab's name; its namespaces are called `NAME-ROLE`.
@@ -125,14 +129,18 @@ fn remove(name: &str) {
 /// Removes labs of this prefix whose owner is gone: those that were kept, and those whose owner
 /// was killed. Returns their names.
 pub fn remove_leftovers(prefix: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(LABS_DIR) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(LABS_DIR) else {
+        return Vec::new();
+    };
     let mut removed = Vec::new();
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if !is_of_prefix(&name, prefix) {
             continue;
         }
-        let Ok(lock) = File::open(lock_path(&name)) else { continue };
+        let Ok(lock) = File::open(lock_path(&name)) else {
+            continue;
+        };
         if let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
             remove(&name);
             removed.push(name);

@@ -59,14 +59,20 @@ pub const FAR_LINK: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 129), Ipv4Addr::ne
 /// The servers' networks.
 pub const SERVER_NETS: [Ipv4Net; 2] = [net([198, 51, 100, 0], 24), net([203, 0, 113, 0], 24)];
 /// The servers' default routes.
-pub const SERVER_ROUTERS: [Ipv4Addr; 2] =
-    [Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(203, 0, 113, 1)];
+pub const SERVER_ROUTERS: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 1),
+    Ipv4Addr::new(203, 0, 113, 1),
+];
 /// The servers.
-pub const SERVERS: [Ipv4Addr; 2] =
-    [Ipv4Addr::new(198, 51, 100, 10), Ipv4Addr::new(203, 0, 113, 20)];
+pub const SERVERS: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 10),
+    Ipv4Addr::new(203, 0, 113, 20),
+];
 /// Another address of each server, for probes that want a path the clients know nothing of yet.
-pub const SECOND_ADDRESSES: [Ipv4Addr; 2] =
-    [Ipv4Addr::new(198, 51, 100, 11), Ipv4Addr::new(203, 0, 113, 21)];
+pub const SECOND_ADDRESSES: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 11),
+    Ipv4Addr::new(203, 0, 113, 21),
+];
 /// An address in the first server's network that nobody has.
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 66);
 /// The network of a pod behind the gateway that its kernel masquerades.

@@ -54,7 +54,10 @@ impl Service {
                 }
             }
         });
-        Service { stop, thread: Some(thread) }
+        Service {
+            stop,
+            thread: Some(thread),
+        }
     }
 }
 
@@ -86,7 +89,10 @@ impl UdpService {
         ports: impl IntoIterator<Item = u16> + Send,
     ) -> io::Result<UdpService> {
         let sockets = namespace.run(|| {
-            ports.into_iter().map(|port| UdpSocket::bind((address, port))).collect()
+            ports
+                .into_iter()
+                .map(|port| UdpSocket::bind((address, port)))
+                .collect()
         });
         let sockets: Vec<UdpSocket> = sockets?;
         for socket in &sockets {
@@ -158,7 +164,10 @@ impl UdpFlow {
             // An answer to an earlier try, which came late, is none to this one.
             if length == payload.len() + 6 && buffer[6..length] == *payload {
                 let address = Ipv4Addr::new(buffer[0], buffer[1], buffer[2], buffer[3]);
-                return Ok(SocketAddrV4::new(address, u16::from_be_bytes([buffer[4], buffer[5]])));
+                return Ok(SocketAddrV4::new(
+                    address,
+                    u16::from_be_bytes([buffer[4], buffer[5]]),
+                ));
             }
         }
     }
@@ -170,7 +179,10 @@ impl UdpFlow {
     pub fn ask(&self, payload: &[u8], tries: u32, limit: Duration) -> io::Result<SocketAddrV4> {
         let mut last = io::Error::from(io::ErrorKind::TimedOut);
         for _ in 0..tries {
-            match self.send(payload).and_then(|()| self.receive(payload, limit)) {
+            match self
+                .send(payload)
+                .and_then(|()| self.receive(payload, limit))
+            {
                 Ok(seen) => return Ok(seen),
                 Err(error) => last = error,
             }

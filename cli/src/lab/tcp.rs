@@ -37,12 +37,17 @@ impl TcpService {
         let seen = Arc::clone(&peers);
         let service = Service::spawn(listener, move |listener| {
             while let Ok((stream, SocketAddr::V4(peer))) = listener.accept() {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(peer);
                 // A connection ends by itself: at the latest after SILENCE.
                 std::thread::spawn(move || serve(&stream, peer));
             }
         });
-        Ok(TcpService { peers, _service: service })
+        Ok(TcpService {
+            peers,
+            _service: service,
+        })
     }
 
     /// The endpoints that connections came from, in order, since it was last asked.
@@ -61,7 +66,10 @@ fn read_endpoint(mut stream: &TcpStream) -> io::Result<SocketAddrV4> {
     let mut bytes = [0; 6];
     stream.read_exact(&mut bytes)?;
     let [a, b, c, d, high, low] = bytes;
-    Ok(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), u16::from_be_bytes([high, low])))
+    Ok(SocketAddrV4::new(
+        Ipv4Addr::new(a, b, c, d),
+        u16::from_be_bytes([high, low]),
+    ))
 }
 
 /// The server's side: says whom it sees, then sends and receives at once, then gives its verdict.
@@ -106,7 +114,9 @@ fn both_ways(
     std::thread::scope(|scope| {
         let sender = scope.spawn(move || send(stream, outgoing, length));
         let received = receive(stream, incoming, length);
-        let sent = sender.join().unwrap_or_else(|_| Err(io::Error::other("the sender panicked")));
+        let sent = sender
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the sender panicked")));
         received.and(sent)
     })
 }
@@ -115,7 +125,9 @@ fn send(mut stream: &TcpStream, mut content: Content, length: u64) -> io::Result
     let mut buffer = vec![0; 64 * 1024];
     let mut left = length;
     while left > 0 {
-        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let count = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         content.fill(&mut buffer[..count]);
         stream.write_all(&buffer[..count])?;
         left -= count as u64;
@@ -127,13 +139,20 @@ fn receive(mut stream: &TcpStream, mut content: Content, length: u64) -> io::Res
     let mut buffer = vec![0; 64 * 1024];
     let mut left = length;
     while left > 0 {
-        let room = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let room = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         let count = stream.read(&mut buffer[..room]).map_err(|error| {
             let done = length - left;
-            io::Error::new(error.kind(), format!("after {done} of {length} bytes: {error}"))
+            io::Error::new(
+                error.kind(),
+                format!("after {done} of {length} bytes: {error}"),
+            )
         })?;
         if count == 0 {
-            return Err(io::Error::other(format!("ended {left} bytes before {length}")));
+            return Err(io::Error::other(format!(
+                "ended {left} bytes before {length}"
+            )));
         }
         content
             .check(&buffer[..count])
@@ -220,6 +239,10 @@ impl EchoConnection {
         self.stream.set_read_timeout(Some(limit))?;
         let mut echo = vec![0; bytes.len()];
         self.stream.read_exact(&mut echo)?;
-        if echo == bytes { Ok(()) } else { Err(io::Error::other("the echo differs")) }
+        if echo == bytes {
+            Ok(())
+        } else {
+            Err(io::Error::other("the echo differs"))
+        }
     }
 }
