@@ -1,3 +1,5 @@
-//! What the `egret` command is made of.
+//! What the `egret` command is made of: the subcommands, and the lab that demo and tests run in.
 
 pub mod check;
+pub mod demo;
+pub mod lab;

@@ -1,2 +1,89 @@
 //! `egret`: the command line of the gateway.
-fn main() {}
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use egret_cli::demo::{self, DemoOptions, root::become_root};
+use egret_cli::lab::Topology;
+
+/// A NAT gateway for Linux in userspace: AF_XDP, lock-free conntrack.
+#[derive(Debug, Parser)]
+#[command(name = "egret", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send real traffic through the gateway in a lab of its own, and say what held
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// How many interfaces the gateway has
+    #[arg(long, value_enum, default_value_t = TopologyChoice::Both)]
+    topology: TopologyChoice,
+    /// Print one JSON object a line, for machines
+    #[arg(long)]
+    json: bool,
+    /// Leave the lab up and say how to enter it
+    #[arg(long)]
+    keep: bool,
+    /// Only these checks, by name
+    #[arg(long, value_delimiter = ',', value_name = "CHECK")]
+    only: Vec<String>,
+    /// Run this in place of `egret` as the gateway
+    #[arg(long, hide = true, value_name = "FILE")]
+    gateway_program: Option<PathBuf>,
+    /// Only remove what an earlier `--keep` left
+    #[arg(long, conflicts_with_all = ["keep", "only", "json"])]
+    clean: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TopologyChoice {
+    /// One after the other
+    Both,
+    /// One interface is internal and external
+    OneArm,
+    /// An internal and an external interface
+    TwoArm,
+}
+
+impl TopologyChoice {
+    fn topologies(self) -> Vec<Topology> {
+        match self {
+            TopologyChoice::Both => Topology::ALL.to_vec(),
+            TopologyChoice::OneArm => vec![Topology::OneArm],
+            TopologyChoice::TwoArm => vec![Topology::TwoArm],
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Demo(arguments) => run_demo(arguments),
+    }
+}
+
+fn run_demo(arguments: DemoArguments) -> ExitCode {
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
+    if let Err(message) = become_root(&program, std::env::args_os().skip(1)) {
+        eprintln!("egret demo: {message}");
+        return ExitCode::from(2);
+    }
+    if arguments.clean {
+        demo::clean();
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(demo::run(&DemoOptions {
+        topologies: arguments.topology.topologies(),
+        only: arguments.only,
+        json: arguments.json,
+        keep: arguments.keep,
+        program: arguments.gateway_program.unwrap_or(program),
+    }))
+}
