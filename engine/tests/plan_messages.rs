@@ -60,7 +60,7 @@ error: there is no interface "eth0"
  2 | interface = "eth0"
    |             ^^^^^^
    = why: there is none but the loopback device
-   = fix: write one of these; `ip -brief address` shows which is which
+   = fix: give the machine a network interface
 "#,
     );
 }
@@ -448,7 +448,7 @@ error: the host uses ports of the pool's 1-10000: tcp 22, tcp 80, tcp 443, tcp 6
  3 | pool.ports = "1-10000"
    |              ^^^^^^^^^
    = why: what is sent to them on the interface's address is the host's; `ss -lntu` shows who listens
-   = fix: add them to `pool.exclude_ports` (22, ...), or choose other ports
+   = fix: add to `pool.exclude_ports`: "22", "80", "443", "6443", "9000-9010"; or choose other ports
 "#,
     );
 }
@@ -698,7 +698,7 @@ fn few_cpus() {
         &format!("{MINIMAL}workers.count = 2\n"),
         &host,
         r#"
-warning: 2 workers on 1 CPUs
+warning: 2 workers, but only 1 of the CPUs
   --> egret.toml:3:17
    |
  3 | workers.count = 2

@@ -135,7 +135,7 @@ pub(super) fn workers(
                 .at(span),
         );
     } else if count > available && !cpus.is_empty() {
-        let what = format!("{count} workers on {available} CPUs");
+        let what = format!("{count} workers, but only {available} of the CPUs");
         let why = "workers that share a CPU wait for each other";
         let fix = format!("write count = {available}, or leave it out");
         found.push(

@@ -45,6 +45,7 @@ fn missing(interface: &InterfaceConfig, host: &HostFacts) -> Problem {
     let fix = match (near, &names[..]) {
         (Some(near), _) => format!("write \"{near}\""),
         (None, [only]) => format!("write \"{only}\""),
+        (None, []) => "give the machine a network interface".to_owned(),
         _ => "write one of these; `ip -brief address` shows which is which".to_owned(),
     };
     let problem = Problem::error(

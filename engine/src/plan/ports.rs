@@ -229,44 +229,54 @@ fn given_range(
         found.push(problem.at(range.span));
     }
     let inside = |port: u16| (range.first..=range.last).contains(&port) && !excluded(port);
-    let mut used: Vec<(u16, String)> = Vec::new();
+    let mut used: Vec<(PortRange, String)> = Vec::new();
     for listener in host.listeners.iter().flatten() {
         if listener.takes(addr) && inside(listener.port) {
-            used.push((
-                listener.port,
-                format!("{} {}", listener.protocol, listener.port),
-            ));
+            let port = PortRange {
+                first: listener.port,
+                last: listener.port,
+            };
+            used.push((port, format!("{} {port}", listener.protocol)));
         }
     }
     for dnat in host.dnat.iter().flatten() {
-        if let Some(port) = (dnat.first..=dnat.last).find(|&port| inside(port)) {
+        if (dnat.first..=dnat.last).any(inside) {
             let ports = PortRange {
                 first: dnat.first,
                 last: dnat.last,
             };
-            used.push((port, format!("{} {ports} (a DNAT rule)", dnat.protocol)));
+            used.push((ports, format!("{} {ports} (a DNAT rule)", dnat.protocol)));
         }
     }
     used.sort();
     used.dedup();
-    if let Some((first, _)) = used.first() {
-        let shown: Vec<&str> = used.iter().take(5).map(|(_, text)| text.as_str()).collect();
-        let more = if used.len() > 5 {
-            format!(" and {} more", used.len() - 5)
-        } else {
-            String::new()
-        };
-        let what = format!(
-            "the host uses ports of the pool's {}: {}{more}",
-            range.value,
-            shown.join(", ")
-        );
-        let why = "what is sent to them on the interface's address is the host's; `ss -lntu` shows \
-                   who listens";
-        let fix = format!("add them to `pool.exclude_ports` ({first}, ...), or choose other ports");
-        let problem = Problem::error("pool-listening", what).why(why).fix(fix);
-        found.push(problem.at(range.span));
+    if used.is_empty() {
+        return;
     }
+    let shown: Vec<&str> = used.iter().take(8).map(|(_, text)| text.as_str()).collect();
+    let more = if used.len() > 8 {
+        format!(" and {} more", used.len() - 8)
+    } else {
+        String::new()
+    };
+    let what = format!(
+        "the host uses ports of the pool's {}: {}{more}",
+        range.value,
+        shown.join(", ")
+    );
+    let why = "what is sent to them on the interface's address is the host's; `ss -lntu` shows who \
+               listens";
+    let mut ports: Vec<String> = used
+        .iter()
+        .map(|(ports, _)| format!("\"{ports}\""))
+        .collect();
+    ports.dedup();
+    let fix = format!(
+        "add to `pool.exclude_ports`: {}; or choose other ports",
+        ports.join(", ")
+    );
+    let problem = Problem::error("pool-listening", what).why(why).fix(fix);
+    found.push(problem.at(range.span));
 }
 
 fn forward_port(
