@@ -2,4 +2,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod detach;
 pub mod lab;
+pub mod run;
+pub mod status;

@@ -38,7 +38,7 @@ use crate::status::Status;
 use crate::steering::{Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
 use crate::worker::{Host, Worker};
-use crate::host;
+use crate::facts;
 
 /// Next hops that a gateway knows at the same time.
 const HOPS_MAX: u32 = 65_536;
@@ -101,7 +101,7 @@ impl Engine {
     /// # Errors
     /// What speaks against it, or the step that failed; the host is then as it was found.
     pub fn start(config: Config) -> Result<Engine, StartError> {
-        let host = host::read(&config);
+        let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
         let instance = config.instance.clone();
         let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
@@ -110,7 +110,7 @@ impl Engine {
             .map_err(at("opening the tables"))?;
         let steering_size =
             SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
-        let mark = host::random_mac();
+        let mark = random_mac();
         let mut steering = Steering::open(&instance, steering_size, mark)
             .map_err(at("loading the steering program"))?;
         let nat = open_nat(&tables, &steering, size)?;
@@ -126,7 +126,7 @@ impl Engine {
 
         let names: Vec<&str> =
             plan.interfaces.iter().map(|planned| planned.facts.name.as_str()).collect();
-        let punt = Punt::open(&mut steering, &host::punt_prefix(&instance), &names)
+        let punt = Punt::open(&mut steering, &punt_prefix(&instance), &names)
             .map_err(at("making the punt devices"))?;
         let fragments = FragmentTable::new(
             &FragmentLimits {
@@ -149,7 +149,7 @@ impl Engine {
                 .map_err(at("telling the steering program its settings"))?;
         steward.follow(&view).map_err(at("telling the steering program its settings"))?;
 
-        let vlan_offloads = turn_vlan_offload_off(&plan);
+        let vlan_offloads = turn_vlan_offload_off(&plan)?;
         let attached = ladder::descend(&config, &plan, steward.steering());
         let (devices, rung) = match attached {
             Ok(attached) => attached,
@@ -240,13 +240,20 @@ impl Engine {
     }
 }
 
+/// A locally administered unicast address.
+fn random_mac() -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] =
+        conntrack::Random::next_u64(&mut WorkerRandom::from_system()).to_ne_bytes();
+    [a & 0xfc | 0x02, b, c, d, e, f]
+}
+
 /// Takes over the tables of an earlier engine if they fit, else makes new ones.
 fn open_nat(
     tables: &MemFile,
     steering: &Steering,
     size: TableSize,
 ) -> Result<Nat<'static>, StartError> {
-    let boot_id = host::boot_id();
+    let boot_id = facts::boot_id();
     if tables.found() == Found::Kept {
         match Nat::open(tables.words(), steering.owned(), size, boot_id) {
             Ok(nat) => {
@@ -263,20 +270,23 @@ fn open_nat(
 }
 
 /// A hidden VLAN tag would make a tagged frame look untagged. Which interfaces were changed.
-fn turn_vlan_offload_off(plan: &Plan) -> Vec<String> {
+fn turn_vlan_offload_off(plan: &Plan) -> Result<Vec<String>, StartError> {
     let mut changed = Vec::new();
     for planned in &plan.interfaces {
         let name = &planned.facts.name;
         if !ethtool::offload(name, Offload::RxVlan).unwrap_or(false) {
             continue;
         }
-        match ethtool::set_offload(name, Offload::RxVlan, false) {
-            Ok(true) => changed.push(name.clone()),
-            Ok(false) => {}
-            Err(error) => warn!(interface = %name, %error, "turning VLAN receive offload off"),
+        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, false) {
+            restore_vlan_offload(&changed);
+            return Err(at("turning VLAN receive offload off")(format!(
+                "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
+                 use an interface whose driver can turn it off (`ethtool -k {name}`)"
+            )));
         }
+        changed.push(name.clone());
     }
-    changed
+    Ok(changed)
 }
 
 fn restore_vlan_offload(names: &[String]) {
