@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use conntrack::{Nat, TableSize};
+use conntrack::{Identity, Nat, TableSize};
 use crossbeam_queue::ArrayQueue;
 use mio::Waker;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -240,6 +240,15 @@ impl Engine {
     }
 }
 
+/// Names of the punt TAPs begin with this; instances of one namespace are told apart by a hash,
+/// since a name has at most 15 characters.
+fn punt_prefix(instance: &str) -> String {
+    let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("egret{:04x}p", hash & 0xffff)
+}
+
 /// A locally administered unicast address.
 fn random_mac() -> [u8; 6] {
     let [a, b, c, d, e, f, ..] =
@@ -253,9 +262,9 @@ fn open_nat(
     steering: &Steering,
     size: TableSize,
 ) -> Result<Nat<'static>, StartError> {
-    let boot_id = facts::boot_id();
+    let identity = Identity { boot_id: facts::boot_id() };
     if tables.found() == Found::Kept {
-        match Nat::open(tables.words(), steering.owned(), size, boot_id) {
+        match Nat::open(tables.words(), steering.owned(), size, identity) {
             Ok(nat) => {
                 let totals = nat.totals();
                 info!(sessions = totals.sessions, "took over the sessions of an earlier engine");
@@ -265,7 +274,7 @@ fn open_nat(
         }
     }
     let mut random = WorkerRandom::from_system();
-    Nat::create(tables.words(), steering.owned(), size, boot_id, &mut random)
+    Nat::create(tables.words(), steering.owned(), size, identity, &mut random)
         .map_err(at("making the tables"))
 }
 

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::device::sys::ethtool::{self, Offload};
 use crate::host::Host;
 use crate::plan::{
-    Capabilities, DnatPorts, HostFacts, InterfaceAddress, Listener, NicFacts, VlanOffload,
+    Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload,
 };
 
 /// Numbers of the capabilities in `/proc/self/status` (linux/capability.h).
@@ -65,13 +65,6 @@ fn interface(
     rp_filter: Option<u8>,
     served: bool,
 ) -> NicFacts {
-    let addresses = facts.addresses.iter().enumerate().map(|(place, net)| InterfaceAddress {
-        addr: net.addr(),
-        prefix_len: net.prefix_len(),
-        secondary: facts.addresses[..place].iter().any(|earlier| {
-            earlier.contains(&net.addr()) && earlier.prefix_len() == net.prefix_len()
-        }),
-    });
     let name = &facts.name;
     NicFacts {
         name: name.clone(),
@@ -80,7 +73,7 @@ fn interface(
         mtu: facts.mtu,
         up: facts.up,
         loopback: facts.loopback,
-        addresses: addresses.collect(),
+        addresses: facts.addresses.clone(),
         driver: ethtool::driver(name).unwrap_or_default(),
         rx_queues: ethtool::channels(name).map_or(0, |channels| u16::try_from(channels.receive).unwrap_or(u16::MAX)),
         xdp_native: None,

@@ -83,6 +83,14 @@ pub struct Prepared {
     hash: Option<u64>,
 }
 
+impl Prepared {
+    /// Is it the first of several fragments?
+    pub fn is_first_fragment(&self) -> bool {
+        let fragment = self.parsed.as_ref().ok().and_then(|packet| packet.fragment);
+        fragment.is_some_and(|fragment| fragment.offset == 0)
+    }
+}
+
 /// Where a packet comes from and goes to, as far as its addresses tell.
 #[derive(Clone, Copy)]
 struct Place {

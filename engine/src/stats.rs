@@ -1,9 +1,10 @@
 //! Counters: one block a worker, written by that worker alone, read by anyone.
 //!
 //! Conservation (invariant 5), for every worker and at all times between two rounds:
-//! `received + made + released = transmitted + punted + held + dropped`, where `held` and
+//! `received + made + released = transmitted + punted + held + dropped + split`, where `held` and
 //! `released` count the frames that entered and left a waiting place (unresolved next hop, fragment
-//! whose first has not come), and `made` the packets that Egret itself creates.
+//! whose first has not come, room in a transmit ring), `made` the packets that Egret itself creates,
+//! and `split` those that were cut into fragments.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,8 +42,10 @@ pub struct WorkerStats {
     pub held: Counter,
     /// Frames that stopped waiting.
     pub released: Counter,
-    /// Packets that Egret itself made: ICMP errors, and fragments beyond a packet's first.
+    /// Packets that Egret itself made: ICMP errors, fragments, announcements.
     pub made: Counter,
+    /// Packets that were cut into fragments.
+    pub split: Counter,
     /// Partial checksums that were completed.
     pub checksums_completed: Counter,
     /// ICMP errors that the rate limit or RFC 1812's silence rules suppressed.
@@ -66,6 +69,7 @@ impl WorkerStats {
             held: Counter::default(),
             released: Counter::default(),
             made: Counter::default(),
+            split: Counter::default(),
             checksums_completed: Counter::default(),
             errors_suppressed: Counter::default(),
             rounds_busy: Counter::default(),
@@ -75,7 +79,7 @@ impl WorkerStats {
     }
 
     /// Counts a dropped frame.
-    pub fn drop(&self, reason: DropReason) {
+    pub fn count_drop(&self, reason: DropReason) {
         self.dropped[reason as usize].add(1);
     }
 
@@ -93,6 +97,7 @@ impl WorkerStats {
             held: self.held.get(),
             released: self.released.get(),
             made: self.made.get(),
+            split: self.split.get(),
             checksums_completed: self.checksums_completed.get(),
             errors_suppressed: self.errors_suppressed.get(),
             rounds_busy: self.rounds_busy.get(),
@@ -117,6 +122,8 @@ pub struct Snapshot {
     pub released: u64,
     /// See [`WorkerStats::made`].
     pub made: u64,
+    /// See [`WorkerStats::split`].
+    pub split: u64,
     /// See [`WorkerStats::checksums_completed`].
     pub checksums_completed: u64,
     /// See [`WorkerStats::errors_suppressed`].
@@ -146,6 +153,7 @@ impl Snapshot {
             total.held += part.held;
             total.released += part.released;
             total.made += part.made;
+            total.split += part.split;
             total.checksums_completed += part.checksums_completed;
             total.errors_suppressed += part.errors_suppressed;
             total.rounds_busy += part.rounds_busy;
@@ -170,6 +178,7 @@ impl Snapshot {
         let left = self.transmitted.iter().sum::<u64>()
             + self.punted
             + self.held
+            + self.split
             + self.dropped.iter().sum::<u64>();
         arrived.wrapping_sub(left) as i64
     }
@@ -185,7 +194,7 @@ mod tests {
         for (i, &reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(reason as usize, i);
             for _ in 0..=i {
-                stats.drop(reason);
+                stats.count_drop(reason);
             }
         }
         let snapshot = stats.snapshot();
@@ -207,7 +216,7 @@ mod tests {
         stats.released.add(1);
         assert_eq!(stats.snapshot().imbalance(), 4);
         for _ in 0..4 {
-            stats.drop(DropReason::NoSession);
+            stats.count_drop(DropReason::NoSession);
         }
         assert_eq!(stats.snapshot().imbalance(), 0);
         let sum = Snapshot::sum([stats.snapshot(), stats.snapshot()]);

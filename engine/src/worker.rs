@@ -6,12 +6,14 @@ use std::sync::Arc;
 use conntrack::{Random, Time};
 use crossbeam_utils::CachePadded;
 
-use crate::device::{Device, Frame};
+use crate::device::{Device, FRAME_SIZE, Frame};
 use crate::drop_reason::DropReason;
+use crate::fragment::Splitter;
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome};
 use crate::icmp::{self, ErrorKind, ErrorLimiter};
 use crate::neighbour::HopState;
+use crate::packet;
 use crate::stats::WorkerStats;
 use crate::wire::ethernet;
 
@@ -41,6 +43,8 @@ pub struct Worker<D, H, R> {
     prepared: Vec<Prepared>,
     /// Frames to send, by egress interface.
     transmit: Vec<Vec<Frame>>,
+    /// A packet that is being cut into fragments.
+    scratch: Vec<u8>,
     swept_at: Time,
     identification: u16,
 }
@@ -65,6 +69,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             batch: Vec::with_capacity(BATCH),
             prepared: Vec::with_capacity(BATCH),
             transmit: (0..interfaces).map(|_| Vec::with_capacity(2048)).collect(),
+            scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
             identification: 0,
         }
@@ -181,7 +186,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     }
 
     fn drop(&mut self, frame: Frame, reason: DropReason) {
-        self.stats.drop(reason);
+        self.stats.count_drop(reason);
         self.device.free(frame);
     }
 
@@ -255,7 +260,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let (offset, len) =
             icmp::write_error(slot, offset, len, packet, kind, source, self.identification);
         self.device.resize(&mut frame, offset, len);
-        self.stats.drop(reason);
+        self.stats.count_drop(reason);
         self.stats.made.add(1);
         self.enqueue(frame, ingress, None);
     }
@@ -266,6 +271,40 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             None => self.push(frame, interface),
             Some(mtu) => self.enqueue_split(frame, interface, mtu),
         }
+    }
+
+    /// Cuts a packet up for the egress MTU. The first piece takes the packet's own frame.
+    fn enqueue_split(&mut self, frame: Frame, interface: u8, mtu: u16) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let len = frame.len();
+        scratch[..len].copy_from_slice(self.device.bytes(&frame));
+        let packet = packet::parse(&scratch[..len]);
+        let splitter = packet.and_then(|packet| {
+            Splitter::new(&scratch[..len], &packet, usize::from(mtu))
+                .ok_or(DropReason::FragmentationNeeded)
+        });
+        match splitter {
+            Err(reason) => self.drop(frame, reason),
+            Ok(mut splitter) => {
+                let mut room = Some(frame);
+                while splitter.remaining() > 0 {
+                    let Some(mut piece) = room.take().or_else(|| self.device.allocate()) else {
+                        self.stats.made.add(1);
+                        self.stats.count_drop(DropReason::NoFrame);
+                        break;
+                    };
+                    let offset = self.device.offset(&piece);
+                    let slot = self.device.resize(&mut piece, offset, 0);
+                    let len = splitter.write(&mut slot[offset..]).unwrap_or(0);
+                    self.device.resize(&mut piece, offset, len);
+                    self.push(piece, interface);
+                    self.stats.made.add(1);
+                }
+                // Every piece was counted as made; the packet itself is none of them.
+                self.stats.split.add(1);
+            }
+        }
+        self.scratch = scratch;
     }
 
     fn push(&mut self, frame: Frame, interface: u8) {
@@ -283,13 +322,13 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             return;
         }
         let shared = Arc::clone(self.gateway.shared());
-        let judge = |hop| match shared.forwarding.hop(hop).state {
+        let judge = |hop| match shared.forwarding.hops().load(hop).state {
             HopState::Unresolved => Outcome::Wait,
             HopState::Resolved | HopState::Failed => Outcome::Release,
         };
         while let Some((held, _)) = self.hold.take(now, judge) {
             self.stats.released.add(1);
-            let hop = shared.forwarding.hop(held.hop);
+            let hop = shared.forwarding.hops().load(held.hop);
             if hop.state != HopState::Resolved {
                 self.drop(held.frame, DropReason::NeighbourUnreachable);
                 continue;
