@@ -59,9 +59,8 @@ impl ErrorKind {
 /// section 4.3.2.7). A directed broadcast cannot be told here.
 pub fn may_answer(frame: &[u8], packet: &Packet) -> bool {
     let to_group = ethernet::Header::new(frame).is_none_or(|header| header.is_group());
-    let first = packet.fragment.is_none_or(|fragment| fragment.offset == 0);
+    // Neither an error nor a later fragment is a flow.
     matches!(packet.body, Body::Flow { .. })
-        && first
         && !to_group
         && is_forwardable(packet.ipv4.source)
         && is_forwardable(packet.ipv4.destination)

@@ -283,6 +283,8 @@ fn copies_that_the_caller_has_no_frames_for_expire() {
         .table
         .later(&packets[1], &parts[1], 5, Time(0))
         .unwrap();
+    // Nothing is given out before the first fragment's fate is known.
+    assert_eq!(gateway.table.take(&packets[0], &mut [0; 2048]), None);
     let Body::Flow { tuple, .. } = packets[0].body else {
         panic!()
     };

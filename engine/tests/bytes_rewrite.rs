@@ -458,6 +458,22 @@ fn an_echo_reply_of_zeros_gets_the_right_zero() {
     assert!(checksum::is_right(&message));
 }
 
+/// Its bytes are not all there.
+#[test]
+fn a_partial_checksum_in_a_fragment_is_left() {
+    let first = Envelope {
+        flags_offset: 0x2000,
+        ..between(INTERNAL, REMOTE)
+    };
+    let mut frame = first.tcp(INTERNAL.port, REMOTE.port, tcp::ACK, &[1; 12]);
+    let pseudo = checksum::pseudo_header(INTERNAL.addr, REMOTE.addr, 6, 32);
+    frame[50..52].copy_from_slice(&checksum::fold(pseudo).to_be_bytes());
+    let before = frame.clone();
+    let packet = parse(&frame).unwrap();
+    assert!(!complete_checksum(&mut frame, &packet));
+    assert_eq!(frame, before);
+}
+
 #[test]
 fn fragments_add_up_to_the_rewritten_datagram() {
     let envelope = between(INTERNAL, REMOTE);
