@@ -131,7 +131,6 @@ impl Pins {
         gone(fs::remove_file(self.dir.join("lock"))).map_err(fail("removing the lock"))?;
         // The tables of the engine may be here: then the directory stays.
         let _ = fs::remove_dir(&self.dir);
-        let _ = fs::remove_dir(ROOT);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{chroot, fchdir};
 
 /// Commands of linux/bpf.h.
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -123,26 +124,114 @@ pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
 }
 
-/// Runs `work` in the mount namespace of the machine's first process: mounts that are made there
-/// outlive this process, even if it was started by `ip netns exec`. The network namespace stays.
+/// Runs `work` in the host's mount namespace: mounts that are made there outlive this process, even
+/// if it was started by `ip netns exec`. The network namespace stays.
 ///
-/// Where that namespace is ours already or closed to us, `work` runs in place.
+/// The host's is that of the machine's first process. Where that one is closed to us it is that of
+/// the nearest ancestor that has both another network and another mount namespace: `ip netns exec`
+/// changes these two. Where there is none, or it is ours already, `work` runs in place.
 pub fn in_host_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let Ok(host) = File::open("/proc/1/ns/mnt") else {
+    let Some(host) = Mounts::of(1).or_else(temporary_home) else {
         return Ok(work());
     };
-    let own = File::open("/proc/thread-self/ns/mnt")?;
-    let identity = |file: &File| file.metadata().map(|data| (data.dev(), data.ino()));
-    if identity(&host)? == identity(&own)? {
+    if host.namespace.is_own("mnt") {
         return Ok(work());
     }
     // A thread of its own, because a thread that shares its working directory with others must not
     // change its mount namespace.
     let entered = || {
         unshare(CloneFlags::CLONE_FS)?;
-        setns(&host, CloneFlags::CLONE_NEWNS)?;
+        setns(&host.namespace.0, CloneFlags::CLONE_NEWNS)?;
+        fchdir(&host.root)?;
+        chroot(".")?;
         Ok(work())
     };
     let result = std::thread::scope(|scope| scope.spawn(entered).join());
     result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// A namespace, held open.
+struct Namespace(File);
+
+impl Namespace {
+    fn of(process: &str, kind: &str) -> io::Result<Namespace> {
+        File::open(format!("/proc/{process}/ns/{kind}")).map(Namespace)
+    }
+
+    /// Is it that of the calling thread? An unreadable one is not.
+    fn is_own(&self, kind: &str) -> bool {
+        let identity = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
+        let own = Namespace::of("thread-self", kind)
+            .ok()
+            .and_then(|own| identity(&own.0));
+        own.is_some() && own == identity(&self.0)
+    }
+}
+
+/// The mount namespace of a process, and its root there.
+struct Mounts {
+    namespace: Namespace,
+    root: File,
+}
+
+impl Mounts {
+    /// Of a process; `None` if they are closed to us.
+    fn of(process: u32) -> Option<Mounts> {
+        let namespace = Namespace::of(&process.to_string(), "mnt").ok()?;
+        Some(Mounts {
+            namespace,
+            root: File::open(format!("/proc/{process}/root")).ok()?,
+        })
+    }
+}
+
+/// The mounts of the nearest ancestor that has another network and another mount namespace.
+fn temporary_home() -> Option<Mounts> {
+    let mut process = std::os::unix::process::parent_id();
+    while process > 0 {
+        let network = Namespace::of(&process.to_string(), "net").ok()?;
+        let mounts = Mounts::of(process)?;
+        if !network.is_own("net") && !mounts.namespace.is_own("mnt") {
+            return Some(mounts);
+        }
+        process = parent_of(process)?;
+    }
+    None
+}
+
+/// Number of a process's parent.
+fn parent_of(process: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // "NUMBER (NAME) STATE PARENT ...", where the name may hold anything.
+    let behind = stat.rsplit_once(')')?.1;
+    behind.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_found() {
+        assert_eq!(
+            parent_of(std::process::id()),
+            Some(std::os::unix::process::parent_id())
+        );
+        assert_eq!(parent_of(u32::MAX), None);
+    }
+
+    #[test]
+    fn own_namespaces_are_known() {
+        let own = |kind| Namespace::of("thread-self", kind).unwrap().is_own(kind);
+        assert!(own("mnt") && own("net"));
+        assert!(!Namespace::of("thread-self", "net").unwrap().is_own("mnt"));
+    }
+
+    #[test]
+    fn other_links_and_files_are_refused() {
+        let file = File::open("/dev/null").unwrap();
+        use std::os::fd::AsFd;
+        assert!(link_info(file.as_fd()).is_err() && detach_link(file.as_fd()).is_err());
+        assert!(open_pin(Path::new("/dev/null")).is_err());
+    }
 }
