@@ -33,7 +33,7 @@ fn says(text: &str, host: &HostFacts, expected: &str) {
 fn no_such_interface() {
     let host = host();
     says(
-        &"internal = \"10.77.0.0/24\"\ninterface = \"eht0\"\n".to_owned(),
+        "internal = \"10.77.0.0/24\"\ninterface = \"eht0\"\n",
         &host,
         r#"
 error: there is no interface "eht0"

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use conntrack::{FilteringBehaviour, MappingBehaviour};
 use ipnet::Ipv4Net;
 
-use super::problem::{At, Problem, Source, Span};
+use super::problem::{At, Level, Problem, Source, Span};
 use super::read::{FILTERINGS, word};
 use super::reader::Problems;
 use super::values::{PoolEntry, PortRange};
@@ -14,9 +14,17 @@ use super::{ADDRESSES_MAX, Config, INTERFACES_MAX, Role};
 /// Checks what single values cannot tell.
 pub(super) fn check(config: &Config, problems: &Problems) {
     let mut found = Vec::new();
+    // What could not be read is missing from the lists: no consequences are drawn from that.
+    let complete = problems
+        .borrow()
+        .iter()
+        .all(|problem| problem.level != Level::Error);
     overlapping_prefixes(config, &mut found);
     interfaces(config, &mut found);
-    let pool_is_sane = pool(config, &mut found);
+    if complete {
+        roles(config, &mut found);
+    }
+    let pool_is_sane = pool(config, &mut found) && complete;
     ports(config, &mut found);
     behaviours(config, &mut found);
     if pool_is_sane {
@@ -77,6 +85,17 @@ fn interfaces(config: &Config, found: &mut Vec<Problem>) {
             found.push(problem.why(why).fix(fix).at(interface.name.span));
         }
     }
+    let span = list.last().and_then(|interface| interface.name.span);
+    if list.len() > INTERFACES_MAX {
+        let problem = Problem::error("too-many", format!("{} interfaces are given", list.len()));
+        let problem = problem.why(format!("one gateway serves at most {INTERFACES_MAX}"));
+        found.push(problem.fix("run a second instance for the others").at(span));
+    }
+}
+
+/// One interface leads outside, and one inside.
+fn roles(config: &Config, found: &mut Vec<Problem>) {
+    let list = &config.interfaces;
     let external: Vec<_> = list
         .iter()
         .filter(|interface| interface.role.is_external())
@@ -118,11 +137,6 @@ fn interfaces(config: &Config, found: &mut Vec<Problem>) {
         let fix =
             "add [[interfaces]] with role = \"internal\", or write role = \"both\" for one arm";
         found.push(problem.fix(fix).at(only.name.span));
-    }
-    if list.len() > INTERFACES_MAX {
-        let problem = Problem::error("too-many", format!("{} interfaces are given", list.len()));
-        let problem = problem.why(format!("one gateway serves at most {INTERFACES_MAX}"));
-        found.push(problem.fix("run a second instance for the others").at(span));
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Pure: nothing here reads the host or changes it, so a plan can be made for any machine.
 
+mod addresses;
 mod budget;
 mod facts;
 mod interfaces;
@@ -12,9 +13,10 @@ use std::net::Ipv4Addr;
 
 use conntrack::{Policy, Protocol};
 
+pub use addresses::shared_address;
 pub use budget::{default_sessions, table_bytes};
 pub use facts::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload};
-pub use interfaces::{XDP_MTU_MAX, shared_address};
+pub use interfaces::XDP_MTU_MAX;
 pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, sustainable_rate};
 pub use slots::Slots;
 
@@ -78,7 +80,7 @@ impl Plan {
         let external = external.expect("a checked configuration has one");
         let mut shared = None;
         if let Some(facts) = facts[external] {
-            interfaces::external_address(config, host, facts, &mut found);
+            addresses::external_address(config, host, facts, &mut found);
             shared = shared_address(config, facts);
         }
         ports::check(config, host, shared, &mut found);

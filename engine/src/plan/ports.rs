@@ -168,7 +168,7 @@ fn ephemeral_clash(host: &HostFacts, range: PortRange) -> Option<PortRange> {
     let low = free.next()?;
     Some(PortRange {
         first: low,
-        last: free.last().unwrap_or(low),
+        last: free.next_back().unwrap_or(low),
     })
 }
 
