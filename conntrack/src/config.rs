@@ -102,7 +102,9 @@ impl std::fmt::Debug for PortSet {
 impl PortSet {
     /// No port.
     pub fn empty() -> PortSet {
-        PortSet { words: Box::new([0; 1024]) }
+        PortSet {
+            words: Box::new([0; 1024]),
+        }
     }
 
     /// Adds `first..=last`.
