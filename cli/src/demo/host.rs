@@ -15,8 +15,9 @@ const HOST_PORT: u16 = 2222;
 const HOST_UDP_PORT: u16 = 2053;
 /// A port of the servers that answers like a name server.
 const NAME_PORT: u16 = 53;
-/// A port that a client and the gateway use as source at the same time.
-const SHARED_PORT: u16 = 41_000;
+/// A port that a client and the gateway use as source at the same time. It lies outside of the
+/// kernel's range for such ports, so that Egret gives it to the client as it is.
+const SHARED_PORT: u16 = 21_000;
 /// An identifier that a client and the gateway use at the same time.
 const SHARED_ID: u16 = 0x4745;
 /// Bytes of a datagram that goes in several fragments.

@@ -28,6 +28,7 @@ use crate::lab::{Capture, EngineProcess, Gateway, Lab, LabError, LabOptions, Top
 
 use check::{CHECKS, Check, Miss, Stage, Verdict};
 use report::{Progress, Report};
+use setup::Tuning;
 
 /// How the demo's namespaces are called; leftovers are found by it.
 const PREFIX: &str = "egret-demo";
@@ -86,11 +87,11 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
     let progress = Progress::new();
     let mut reports = Vec::new();
     let mut drops = Vec::new();
-    let mut kept = Vec::new();
+    let mut standing = Vec::new();
     for &topology in &options.topologies {
         progress.step(&format!("{}: building the lab", topology.name()));
-        let mut lab = Lab::build(LabOptions::new(PREFIX, topology))?;
-        let config = setup::config(&lab);
+        let lab = Lab::build(LabOptions::new(PREFIX, topology))?;
+        let config = setup::config(&lab, &Tuning::default());
         let mut engine = EngineProcess::new(&lab, &options.program, &config)?;
         progress.step(&format!("{}: starting the gateway", topology.name()));
         engine.start()?;
@@ -110,32 +111,37 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
         }
         reports.extend(ended);
         if options.keep {
-            lab.keep();
-            engine.release();
-            kept.push(how_to_enter(&lab));
+            standing.push((engine, lab));
         } else {
             engine.stop()?;
         }
     }
     drop(progress);
     let held = !reports.iter().any(Report::failed);
-    if options.json {
-        for report in &reports {
-            println!("{}", report.json());
-        }
-    } else {
-        println!("{}", report::table(&reports));
-        println!("{}", drops.join("\n"));
-        let seconds = begun.elapsed().as_secs_f64();
-        println!(
-            "\n{} in {seconds:.1} s",
-            if held { "All held" } else { "Not all held" }
-        );
-    }
-    for text in kept {
-        eprintln!("{text}");
+    print(options.json, &reports, &drops, begun.elapsed());
+    for (engine, mut lab) in standing {
+        lab.keep();
+        engine.release();
+        eprintln!("{}", how_to_enter(&lab));
     }
     Ok(held)
+}
+
+/// Says on standard output what came of it.
+fn print(json: bool, reports: &[Report], drops: &[String], elapsed: Duration) {
+    if json {
+        for report in reports {
+            println!("{}", report.json());
+        }
+        return;
+    }
+    let failed = reports.iter().filter(|report| report.failed()).count();
+    let result = match failed {
+        0 => "Everything held".to_owned(),
+        count => format!("{count} of {} did not hold", reports.len()),
+    };
+    println!("{}\n{}", report::table(reports), drops.join("\n"));
+    println!("\n{result}, in {:.1} s", elapsed.as_secs_f64());
 }
 
 /// Runs checks on a gateway that serves, watching all the while that nothing untranslated leaves.

@@ -16,6 +16,8 @@ const TCP_PORT: u16 = 5004;
 const UDP_PORT: u16 = 7003;
 /// UDP flows of the pod and of each client.
 const FLOWS: u16 = 60;
+/// Source port of the first of them.
+const FIRST_PORT: u16 = 24_000;
 const LENGTH: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_millis(700);
 /// The pod's interface on the gateway.
@@ -34,11 +36,18 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
         .iter()
         .map(|server| TcpService::start(&server.namespace, TCP_PORT))
         .collect::<Result<Vec<_>, _>>()?;
-    let udp = UdpService::start(&lab.servers[0].namespace, SERVERS[0], [UDP_PORT])?;
+    let udp = lab
+        .servers
+        .iter()
+        .map(|server| UdpService::start(&server.namespace, server.address, [UDP_PORT]))
+        .collect::<Result<Vec<_>, _>>()?;
     let seen = std::thread::scope(|scope| {
         let hosts: Vec<_> = std::iter::once(&pod)
             .chain(&lab.clients)
-            .map(|host| scope.spawn(move || traffic_of(host)))
+            .enumerate()
+            .map(|(number, host)| {
+                scope.spawn(move || traffic_of(host, at(number.min(1), UDP_PORT)))
+            })
             .collect();
         hosts.into_iter().map(join).collect::<Result<Vec<_>, _>>()
     })?;
@@ -46,8 +55,11 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
     Ok(format!("{} is the pod", seen[0]))
 }
 
-/// TCP to both servers and many UDP flows; one endpoint that a server saw.
-fn traffic_of(host: &Host) -> Result<SocketAddrV4, Miss> {
+/// TCP to both servers and many UDP flows to one; one endpoint that a server saw.
+///
+/// Pod and clients use the same source ports, which both NATs keep. They ask different servers:
+/// one external endpoint for one remote endpoint cannot be had by two that do not know each other.
+fn traffic_of(host: &Host, asked: SocketAddrV4) -> Result<SocketAddrV4, Miss> {
     let who = host.address;
     let mut last = None;
     for server in 0..SERVERS.len() {
@@ -58,8 +70,8 @@ fn traffic_of(host: &Host) -> Result<SocketAddrV4, Miss> {
         last = Some(seen);
     }
     for number in 0..FLOWS {
-        // Pod and clients from the same source ports.
-        let flow = UdpFlow::open(&host.namespace, 24_000 + number, at(0, UDP_PORT))?;
+        let port = FIRST_PORT + number;
+        let flow = UdpFlow::open(&host.namespace, port, asked)?;
         let what = format!("{} answers {who}", flow.to);
         expect_external(expect(what, flow.ask(&[number as u8], 3, LIMIT))?)?;
     }
@@ -115,8 +127,7 @@ impl Masquerade<'_> {
             &lab.gateway,
             &["add chain ip pod post { type nat hook postrouting priority srcnat ; }"],
         )?;
-        let rule_text =
-            format!("add rule ip pod post ip saddr {POD} oifname {link} masquerade fully-random");
+        let rule_text = format!("add rule ip pod post ip saddr {POD} oifname {link} masquerade");
         nft(&lab.gateway, &[&rule_text])?;
         lab.gateway.set_sysctl("ipv4/ip_forward", "1")?;
         Ok(rule)

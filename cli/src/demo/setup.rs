@@ -12,33 +12,62 @@ pub const FORWARD_OPEN: u16 = 8081;
 /// Its port on the second client.
 pub const HAIRPIN_TARGET: u16 = 81;
 
-/// The configuration file of a lab's gateway.
-pub fn config(lab: &Lab) -> String {
-    let interfaces = match lab.topology {
-        Topology::OneArm => format!("interface = \"{}\"\n", lab.topology.internal_link()),
-        Topology::TwoArm => String::new(),
-    };
-    let roles = match lab.topology {
-        Topology::OneArm => String::new(),
-        Topology::TwoArm => [
-            (lab.topology.internal_link(), "internal"),
-            (lab.topology.external_link(), "external"),
-        ]
-        .map(|(name, role)| format!("[[interfaces]]\nname = \"{name}\"\nrole = \"{role}\"\n\n"))
-        .concat(),
-    };
+/// What a test may set beyond the demo's own configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    /// `device.mode`: `auto`, `copy`, `generic`; the engine's default if `None`.
+    pub mode: Option<String>,
+    /// `workers.count`; the engine's default if `None`.
+    pub workers: Option<u32>,
+    /// More tables of the file, as text.
+    pub more: String,
+}
+
+/// The configuration file of a lab's gateway. The instance is called as the lab, so that what it
+/// leaves under /run/egret goes with the lab.
+pub fn config(lab: &Lab, tuning: &Tuning) -> String {
+    let mut text = format!("internal = \"{INTERNAL}\"\ninstance = \"{}\"\n", lab.name());
+    text += &interfaces(lab.topology);
     let target = client(2);
     let allowed = SERVER_NETS[0];
-    let tables = lab.directory().join("tables");
     let control = EngineProcess::control_path(lab);
-    format!(
-        "internal = [\"{INTERNAL}\"]\n{interfaces}\n{roles}\
-         [[forwards]]\nprotocol = \"tcp\"\nexternal = \"{FORWARD_LISTED}\"\n\
-         target = \"{target}:{FORWARD_TARGET}\"\nallow = [\"{allowed}\"]\n\n\
-         [[forwards]]\nprotocol = \"tcp\"\nexternal = \"{FORWARD_OPEN}\"\n\
-         target = \"{target}:{HAIRPIN_TARGET}\"\n\n\
-         [tables]\npath = \"{}\"\n\n[control]\nsocket = \"{}\"\n",
-        tables.display(),
+    text += &format!(
+        r#"
+[[forwards]]
+protocol = "tcp"
+external = "{FORWARD_LISTED}"
+target = "{target}:{FORWARD_TARGET}"
+allow = ["{allowed}"]
+
+[[forwards]]
+protocol = "tcp"
+external = "{FORWARD_OPEN}"
+target = "{target}:{HAIRPIN_TARGET}"
+
+[tables]
+sessions_max = 65536
+
+[control]
+socket = "{}"
+"#,
         control.display(),
-    )
+    );
+    if let Some(mode) = &tuning.mode {
+        text += &format!("\n[device]\nmode = \"{mode}\"\n");
+    }
+    if let Some(workers) = tuning.workers {
+        text += &format!("\n[workers]\ncount = {workers}\n");
+    }
+    text + &tuning.more
+}
+
+/// Which interfaces there are, and on which side.
+fn interfaces(topology: Topology) -> String {
+    let [internal, external] = [topology.internal_link(), topology.external_link()];
+    match topology {
+        Topology::OneArm => format!("interface = \"{internal}\"\n"),
+        Topology::TwoArm => [(internal, "internal"), (external, "external")]
+            .map(|(name, role)| format!("\n[[interfaces]]\nname = \"{name}\"\nrole = \"{role}\"\n"))
+            .concat(),
+    }
 }

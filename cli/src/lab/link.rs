@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd;
 
+use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
@@ -23,6 +24,47 @@ pub struct End<'a> {
     pub namespace: &'a Namespace,
     /// The interface's name there, at most 15 bytes.
     pub name: &'a str,
+}
+
+/// What the kernel says of an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
+    /// Receive queues.
+    pub receive_queues: u32,
+    /// Transmit queues.
+    pub transmit_queues: u32,
+}
+
+impl End<'_> {
+    /// What the kernel says of this interface.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn facts(self) -> Result<Facts, LabError> {
+        let index = self.namespace.index(self.name)?;
+        let what = format!("asking about {}", self.name);
+        let message = self.namespace.netlink(what, async move |handle| {
+            handle
+                .link()
+                .get()
+                .match_index(index)
+                .execute()
+                .try_next()
+                .await
+        })?;
+        let mut facts = Facts::default();
+        for attribute in message.into_iter().flat_map(|message| message.attributes) {
+            match attribute {
+                LinkAttribute::Mtu(mtu) => facts.mtu = mtu,
+                LinkAttribute::NumRxQueues(count) => facts.receive_queues = count,
+                LinkAttribute::NumTxQueues(count) => facts.transmit_queues = count,
+                _ => {}
+            }
+        }
+        Ok(facts)
+    }
 }
 
 /// What both ends of a veth pair have in common.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -13,9 +13,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::error::LabError;
+use super::wait;
 
 /// Where `ip netns` keeps its namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
+
+/// How long processes may take to end after a signal.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A network namespace with a name. Dropping the value leaves the namespace: [`remove`] ends it.
 #[derive(Debug)]
@@ -152,7 +156,7 @@ fn share_directory() -> Result<(), LabError> {
 }
 
 /// Removes the namespaces whose names begin with `prefix`, and ends the processes inside them:
-/// first with SIGTERM, after a second with SIGKILL. Missing ones are no error.
+/// first with SIGTERM, two seconds later with SIGKILL. Missing ones are no error.
 pub fn remove(prefix: &str) {
     let paths = with_prefix(prefix);
     end_processes(&paths);
@@ -180,25 +184,15 @@ fn end_processes(namespaces: &[PathBuf]) {
     let inodes: Vec<u64> = namespaces
         .iter()
         .filter_map(|path| fs::metadata(path).ok())
-        .map(|m| m.ino())
+        .map(|metadata| metadata.ino())
         .collect();
-    let deadline = Instant::now() + Duration::from_secs(1);
-    let mut signal = Signal::SIGTERM;
-    loop {
-        let inside = processes_in(&inodes);
-        if inside.is_empty() {
-            return;
-        }
-        if Instant::now() > deadline {
-            if signal == Signal::SIGKILL {
-                return;
-            }
-            signal = Signal::SIGKILL;
-        }
-        for pid in inside {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        for pid in processes_in(&inodes) {
             let _ = kill(pid, signal);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        if wait::until(PATIENCE, || processes_in(&inodes).is_empty()) {
+            return;
+        }
     }
 }
 

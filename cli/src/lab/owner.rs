@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, umount2};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -15,6 +16,9 @@ use super::netns::{self, Namespace};
 
 /// Where labs keep their files: one directory a lab, with the owner's lock in it.
 const LABS_DIR: &str = "/run/egret-lab";
+
+/// Where engines keep what outlives them, by the name of their instance: the lab's.
+const ENGINES_DIR: &str = "/run/egret";
 
 /// The labs of this process; `None` once a signal has ended them all.
 static LABS: Mutex<Option<Vec<String>>> = Mutex::new(Some(Vec::new()));
@@ -123,6 +127,10 @@ fn lock_path(name: &str) -> PathBuf {
 /// Removes a lab: its processes, its namespaces, its files.
 fn remove(name: &str) {
     netns::remove(&format!("{name}-"));
+    // A gateway that was killed leaves its directory, with a mount in it.
+    let instance = Path::new(ENGINES_DIR).join(name);
+    let _ = umount2(&instance.join("bpf"), MntFlags::MNT_DETACH);
+    let _ = fs::remove_dir_all(instance);
     let _ = fs::remove_dir_all(directory(name));
 }
 
@@ -158,7 +166,8 @@ fn is_of_prefix(name: &str, prefix: &str) -> bool {
         .is_some_and(|(pid, count)| number(pid) && number(count))
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP remove this process's labs and end it with status 130.
+/// From now on SIGINT, SIGTERM and SIGHUP remove this process's labs and end it with status
+/// 128 and the signal's number.
 ///
 /// # Errors
 /// The handlers could not be installed.
@@ -166,12 +175,12 @@ pub fn clean_up_on_signals() -> Result<(), LabError> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(LabError::system("installing the signal handlers"))?;
     std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
+        if let Some(signal) = signals.forever().next() {
             let names = labs().take().unwrap_or_default();
             for name in names {
                 remove(&name);
             }
-            std::process::exit(130);
+            std::process::exit(128 + signal);
         }
     });
     Ok(())
