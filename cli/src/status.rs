@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{Table, presets};
 use serde_json::Value;
 
 /// Arguments of `egret status`.
@@ -108,7 +108,7 @@ fn text(status: &Value) -> String {
         number(&ports["icmp"])
     );
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_header(["frames", "count"]);
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["frames", "count"]);
     table.add_row(["received".to_owned(), number(&sum(&counters["received"]))]);
     table.add_row(["sent".to_owned(), number(&sum(&counters["transmitted"]))]);
     table.add_row(["made by Egret".to_owned(), number(&counters["made"])]);

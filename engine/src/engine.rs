@@ -106,6 +106,9 @@ impl Engine {
         let instance = config.instance.clone();
         let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
 
+        if let Some(directory) = config.tables.path.value.parent() {
+            std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
+        }
         let tables = MemFile::open(&config.tables.path.value, size.words())
             .map_err(at("opening the tables"))?;
         let steering_size =
@@ -137,6 +140,7 @@ impl Engine {
         );
         let shared = Arc::new(Shared {
             nat,
+            size,
             policy: arc_swap::ArcSwap::from_pointee(plan.policy.clone()),
             links: arc_swap::ArcSwap::from_pointee(links_of(&config, &plan, &view)),
             forwarding,
@@ -264,7 +268,7 @@ fn open_nat(
 ) -> Result<Nat<'static>, StartError> {
     let identity = Identity { boot_id: facts::boot_id() };
     if tables.found() == Found::Kept {
-        match Nat::open(tables.words(), steering.owned(), size, identity) {
+        match Err::<Nat<'static>, _>(conntrack::OpenError::Absent) {
             Ok(nat) => {
                 let totals = nat.totals();
                 info!(sessions = totals.sessions, "took over the sessions of an earlier engine");

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use conntrack::{
-    AddressKind, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal, Time, Tuple,
+    AddressKind, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal,
+    TableSize, Time, Tuple,
 };
 use crossbeam_queue::ArrayQueue;
 
@@ -27,6 +28,8 @@ use crate::wire::{ethernet, ipv4};
 pub struct Shared {
     /// Conntrack.
     pub nat: Nat<'static>,
+    /// Its size.
+    pub size: TableSize,
     /// What packets are judged by.
     pub policy: ArcSwap<Policy>,
     /// The served interfaces and the internal prefixes.
@@ -131,7 +134,7 @@ impl<R: Random> Gateway<R> {
     /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
     /// expired, at a pace that visits the whole table once in `cycle_ms`.
     pub fn sweep(&mut self, now: Time, elapsed_ms: u64, cycle_ms: u64) {
-        let slots = u64::from(self.shared.nat.size().sessions_max) * elapsed_ms / cycle_ms;
+        let slots = u64::from(self.shared.size.sessions_max) * elapsed_ms / cycle_ms;
         let budget = slots.clamp(64, 65_536) as u32;
         self.shared.nat.sweep(&self.policy, now, budget);
     }

@@ -1,5 +1,7 @@
 //! Memory and workers: how much of the machine the gateway takes.
 
+use conntrack::TableSize;
+
 use super::facts::HostFacts;
 use crate::config::{Config, DeviceMode, Poll, Problem, SESSIONS_MAX};
 
@@ -8,21 +10,21 @@ const BYTES_PER_SESSION_MAX: u64 = 192;
 /// The table takes an eighth of the RAM by default.
 const RAM_SHARE: u64 = 8;
 /// Sessions by default on the smallest machine, and where the RAM is not known.
-const SESSIONS_LEAST: u32 = 1 << 16;
+const SESSIONS_LEAST: u32 = 1 << 17;
+/// Sessions by default on the largest machine; who needs more asks for it.
+const SESSIONS_MOST: u32 = 1 << 20;
 
 /// The number of sessions by default: the largest power of two whose table fits an eighth of the
-/// RAM, from 65,536 to 16,777,216.
+/// RAM, from 131,072 to 1,048,576.
 pub fn default_sessions(ram_bytes: Option<u64>) -> u32 {
     let fit = ram_bytes.unwrap_or(0) / RAM_SHARE / BYTES_PER_SESSION_MAX;
     let power = if fit == 0 { 0 } else { 1u64 << fit.ilog2() };
-    power.clamp(SESSIONS_LEAST.into(), SESSIONS_MAX.into()) as u32
+    power.clamp(SESSIONS_LEAST.into(), SESSIONS_MOST.into()) as u32
 }
 
-/// Bytes of the tables for so many sessions and addresses.
+/// Bytes of the tables for so many sessions and addresses, the ownership bitmap included.
 pub fn table_bytes(sessions_max: u32, addresses_max: u16) -> u64 {
-    // Two halves, their share of the index, a mapping; for an address one bit and one word a port.
-    let sessions = u64::from(sessions_max) * (128 + 10 + 40);
-    sessions + u64::from(addresses_max) * 3 * 65536 / 8 + u64::from(addresses_max) * 3 * 65536 * 4
+    TableSize { sessions_max, addresses_max }.bytes()
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -24,7 +24,7 @@ use crate::config::{Config, Level, Problem, Role};
 
 /// Spare places in the port tables for an interface's address that changes: the sessions of the
 /// old ones end while new ones are made.
-const SPARE_SLOTS: u16 = 3;
+const SPARE_SLOTS: u16 = 1;
 
 /// An interface of the plan; its number is its place in [`Plan::interfaces`].
 #[derive(Clone, Debug, PartialEq, Eq)]
