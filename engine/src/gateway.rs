@@ -199,6 +199,10 @@ impl<R: Random> Gateway<R> {
             Ok(place) => place,
             Err(reason) => return Verdict::Drop(reason),
         };
+        // Punted packets need it, too: on the way through the TAP the kernel's own mark is lost.
+        if rewrite::complete_checksum(frame, packet) {
+            stats.checksums_completed.add(1);
+        }
         // Before conntrack, so that a traceroute's first probes leave no session behind.
         if place.external.is_none() && packet.ipv4.ttl <= 1 {
             return ttl_expired();
@@ -209,9 +213,6 @@ impl<R: Random> Gateway<R> {
         };
         if packet.ipv4.ttl <= 1 {
             return ttl_expired();
-        }
-        if rewrite::complete_checksum(frame, packet) {
-            stats.checksums_completed.add(1);
         }
         self.forward(frame, packet, &rewrite)
     }
