@@ -68,7 +68,7 @@ pub(crate) struct Meta(pub u32);
 impl Meta {
     const VALID: u32 = 1 << 2;
     const INITIATOR: u32 = 1 << 3;
-    const FROM_OUTSIDE: u32 = 1 << 4;
+    const OPENED_OUTSIDE: u32 = 1 << 4;
     const STATE_SHIFT: u32 = 7;
     const STATE_MASK: u32 = 0xf << Meta::STATE_SHIFT;
     const SHARED: u32 = 1 << 11;
@@ -87,8 +87,8 @@ impl Meta {
         Meta(self.0 | if yes { Meta::INITIATOR } else { 0 })
     }
 
-    pub fn with_from_outside(self, yes: bool) -> Meta {
-        Meta(self.0 | if yes { Meta::FROM_OUTSIDE } else { 0 })
+    pub fn with_opened_outside(self, yes: bool) -> Meta {
+        Meta(self.0 | if yes { Meta::OPENED_OUTSIDE } else { 0 })
     }
 
     /// Marks a half whose mapping is `eim`: shared by sessions, with a stamp of its own.
@@ -115,8 +115,8 @@ impl Meta {
     }
 
     #[inline(always)]
-    pub fn from_outside(self) -> bool {
-        self.0 & Meta::FROM_OUTSIDE != 0
+    pub fn opened_outside(self) -> bool {
+        self.0 & Meta::OPENED_OUTSIDE != 0
     }
 
     #[inline(always)]
@@ -290,6 +290,25 @@ fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
+/// Are these the two halves of one session: does each undo what the other does?
+pub(crate) fn agree(even: &Snapshot, odd: &Snapshot) -> bool {
+    let (there, back) = (even.tuple(), odd.tuple());
+    let (meta, other) = (even.meta(), odd.meta());
+    let directions = match meta.direction() {
+        Direction::Outbound => other.direction() == Direction::Inbound,
+        Direction::Inbound => false,
+        Direction::Hairpin => other.direction() == Direction::Hairpin,
+    };
+    directions
+        && meta.valid()
+        && other.valid()
+        && there.protocol == back.protocol
+        && meta.initiator() != other.initiator()
+        && meta.opened_outside() == other.opened_outside()
+        && even.written() == (back.destination, back.source)
+        && odd.written() == (there.destination, there.source)
+}
+
 /// Word 0 with the next sequence number: odd from even, even from odd.
 #[inline]
 pub(crate) fn advanced(control: u64, meta: Meta) -> u64 {
@@ -386,6 +405,14 @@ impl<'m, W: Word> Half<'m, W> {
         let control = self.words[0].load(Relaxed);
         self.words[0].store(advanced(control, Meta(control as u32)), Relaxed);
         W::fence(Release);
+    }
+
+    /// Ends a write that its writer did not: the sequence even, the meaning as given. Only whoever
+    /// holds the tables alone.
+    pub fn mend(self, meta: Meta) {
+        let control = self.words[0].load(Relaxed);
+        let odd = control | 1 << 32;
+        self.words[0].store(advanced(odd, meta), Relaxed);
     }
 
     /// Replaces meta alone, under the even half's write bit: one store needs no odd phase.
@@ -507,7 +534,7 @@ mod tests {
         assert_eq!(snapshot.mapping(), 77);
         assert_eq!(snapshot.sequence(), 2);
         let meta = snapshot.meta();
-        assert!(meta.valid() && meta.initiator() && meta.shared() && !meta.from_outside());
+        assert!(meta.valid() && meta.initiator() && meta.shared() && !meta.opened_outside());
         assert_eq!(meta.direction(), Direction::Outbound);
         assert_eq!(meta.class(), TimeoutClass::TcpTransOpen);
         assert!(snapshot.carries(&Key::of(&side().tuple)));

@@ -1,8 +1,9 @@
 //! A fixed index from hashes to record numbers: lines of sixteen 32-bit entries, two lines a key.
 //!
 //! An entry is `tag << number_bits | number`; 0 is empty, so number 0 is never used. A key goes
-//! into the emptier of its two lines, which holds until about 0.85 of the entries are used; the
-//! index is sized for [`LOAD`]. The index knows no keys: a probe verifies the record.
+//! into the emptier of its two lines. Filled once, that refuses first at a load of about 0.85; under
+//! churn at a constant load an insertion in 14,000 is refused at 0.80, one in 130,000 at 0.78,
+//! and none in 1.2 million at 0.76: so the index is sized for [`LOAD`]. The index knows no keys: a probe verifies the record.
 //!
 //! Orderings. An insertion publishes with release, so a prober that found an entry and fenced
 //! (acquire) sees the record that was written before. A prober may miss an entry that is inserted
@@ -17,8 +18,8 @@ use crate::word::Word;
 pub(crate) const LINE_WORDS: usize = 8;
 /// Entries in a line.
 pub(crate) const LINE_ENTRIES: usize = 16;
-/// Entries in use at most, as a fraction: 4/5.
-const LOAD: (u64, u64) = (4, 5);
+/// Entries in use at most, as a fraction.
+const LOAD: (u64, u64) = (3, 4);
 
 /// Lines for `entries` entries. Two more than the load asks: tiny tables have no averages.
 pub(crate) const fn lines_for(entries: u64) -> usize {
@@ -47,8 +48,8 @@ impl<'m, W: Word> Index<'m, W> {
     fn places(&self, hash: u64) -> [usize; 2] {
         let lines = self.lines.len() as u64;
         [
-            ((hash >> 32) * lines >> 32) as usize,
-            ((hash & 0xffff_ffff) * lines >> 32) as usize,
+            (((hash >> 32) * lines) >> 32) as usize,
+            (((hash & 0xffff_ffff) * lines) >> 32) as usize,
         ]
     }
 
@@ -148,6 +149,13 @@ impl<'m, W: Word> Index<'m, W> {
                         .map(move |entry| (place, entry, entry & numbers))
                 })
             })
+    }
+
+    /// Takes out everything. Only whoever holds the tables alone.
+    pub fn clear(&self) {
+        for word in self.lines.as_flattened() {
+            word.store(0, Relaxed);
+        }
     }
 
     /// Does this entry, in this line, belong to the hash?

@@ -12,6 +12,7 @@ pub mod time;
 pub mod verdict;
 
 mod age;
+mod check;
 mod filter;
 mod half;
 mod hash;
@@ -26,12 +27,14 @@ mod overload;
 mod pool;
 mod port;
 mod prefetch;
+mod reload;
 mod restart;
 mod session;
 mod status;
 mod word;
 
 pub use age::Swept;
+pub use check::Violation;
 pub use config::{
     AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy, PortSet,
     Timers,
@@ -40,6 +43,7 @@ pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use half::TimeoutClass;
 pub use layout::TableSize;
 pub use nat::Nat;
+pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};
 pub use signal::{Realm, Signal};
 pub use status::{HalfView, SessionView, Totals};

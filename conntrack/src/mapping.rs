@@ -174,13 +174,12 @@ impl<W: Word> Mappings<'_, W> {
                 .is_ok()
     }
 
-    /// Sets the count. Only whoever holds the tables alone.
-    pub fn set_sessions(&self, number: u32, sessions: u32) {
+    /// Sets life and count. Only whoever holds the tables alone.
+    pub fn set(&self, number: u32, alive: bool, sessions: u32) {
         let word = &self.records[number as usize][0];
-        word.store(
-            word.load(Relaxed) & !COUNT_MASK | u64::from(sessions),
-            Relaxed,
-        );
+        let rest = word.load(Relaxed) & !COUNT_MASK & !ALIVE;
+        let alive = if alive { ALIVE } else { 0 };
+        word.store(rest | alive | u64::from(sessions), Relaxed);
     }
 
     /// Notes a packet that keeps the mapping alive. Never turns the stamp back; if the mapping
@@ -205,7 +204,7 @@ pub(crate) struct Joined {
 }
 
 impl<W: Word> Nat<'_, W> {
-    fn mapping_hash(&self, protocol: Protocol, internal: Endpoint) -> u64 {
+    pub(crate) fn mapping_hash(&self, protocol: Protocol, internal: Endpoint) -> u64 {
         self.keys.hash(&Key::of(&Tuple {
             protocol,
             source: internal,

@@ -131,10 +131,6 @@ impl<'m, W: Word> Nat<'m, W> {
     /// `hash` is [`Nat::hash`] of `tuple`, `length` the bytes to count. A session is made where
     /// the signal and the policy allow one. [`Refusal`] says why there is no rewrite.
     #[inline]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a packet and what it is judged by"
-    )]
     pub fn translate(
         &self,
         policy: &Policy,
@@ -221,7 +217,7 @@ impl<'m, W: Word> Nat<'m, W> {
         let meta = seen.snapshot.meta();
         if meta.protocol() == Protocol::Tcp {
             let (state, from_initiator) = (meta.state(), meta.initiator());
-            if tcp::next(state, from_initiator, meta.from_outside(), signal) != state {
+            if tcp::next(state, from_initiator, meta.opened_outside(), signal) != state {
                 return Ok(self.transition(seen, signal)?.map(|seen| {
                     self.stamp(at, &seen, length);
                     seen.snapshot.rewrite(seen.half)

@@ -305,7 +305,7 @@ pub(crate) fn outbound_sides(tuple: &Tuple, external: Endpoint, target: &Target)
 fn settle(made: Result<Rewrite, NotMade>) -> Opened {
     match made {
         Ok(rewrite) => Ok(Some(rewrite)),
-        Err(NotMade::There(_)) => Ok(None),
+        Err(NotMade::There) => Ok(None),
         Err(NotMade::Clash | NotMade::Taken(_)) => Err(Refusal::PortsExhausted),
         Err(NotMade::Refused(refusal)) => Err(refusal),
     }

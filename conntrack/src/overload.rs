@@ -188,7 +188,7 @@ impl<W: Word> Nat<'_, W> {
         };
         match self.establish(at, plan, arrival.length) {
             Ok(rewrite) => Tried::Made(rewrite),
-            Err(NotMade::There(_)) => Tried::There,
+            Err(NotMade::There) => Tried::There,
             Err(NotMade::Taken(Cell::Changing)) => Tried::Unsure,
             Err(NotMade::Clash | NotMade::Taken(_)) => Tried::InUse,
             Err(NotMade::Refused(refusal)) => Tried::Refused(refusal),

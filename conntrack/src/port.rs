@@ -9,7 +9,7 @@
 //! made it so touches the two bits then. So a claim and a release of one port never interleave,
 //! and the owned bit is set exactly while the cell is not free.
 
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::config::PortSet;
 use crate::endpoint::Protocol;
@@ -314,9 +314,43 @@ impl<W: Word> Ports<'_, W> {
         (self.busy[at].load(Relaxed), self.owned[at].load(Relaxed))
     }
 
-    /// Forgets how many ports are held. Only whoever holds the tables alone.
-    pub fn set_held(&self, slot: u16, protocol: Protocol, held: u32) {
-        self.tallies[table_of(slot, protocol)].store(u64::from(held) << 32, Relaxed);
+    /// Writes a cell without its bits. Only whoever holds the tables alone.
+    pub fn set_cell(&self, place: Place, cell: Cell) {
+        let (word, shift) = place.cell();
+        let pair = self.cells[word].load(Relaxed);
+        let set = pair & !(0xffff_ffff << shift) | u64::from(cell.pack()) << shift;
+        self.cells[word].store(set, Relaxed);
+    }
+
+    /// Derives bitmaps and counts from the cells. Only whoever holds the tables alone; but steering
+    /// reads the ownership bitmap meanwhile, so each word goes from old to right in one store.
+    pub fn derive(&self) {
+        for protocol in Protocol::ALL {
+            let mut in_use = 0;
+            for slot in 0..self.slots() {
+                let table = table_of(slot, protocol);
+                let mut held = 0_u64;
+                for word in 0..PORT_WORDS {
+                    let mut bits = 0;
+                    for bit in 0..64 {
+                        let place = Place {
+                            slot,
+                            protocol,
+                            port: (word * 64 + bit) as u16,
+                        };
+                        let cell = self.cell(place);
+                        bits |= u64::from(cell != Cell::Free) << bit;
+                        held += u64::from(matches!(cell, Cell::Held(_)));
+                        let dynamic = matches!(cell, Cell::Exclusive(_) | Cell::Overloaded(_));
+                        in_use += u64::from(dynamic);
+                    }
+                    self.busy[table * PORT_WORDS + word].store(bits, Relaxed);
+                    self.owned[table * PORT_WORDS + word].store(bits, Release);
+                }
+                self.tallies[table].store(held << 32, Relaxed);
+            }
+            self.in_use[protocol.index()].store(in_use, Relaxed);
+        }
     }
 }
 
@@ -330,7 +364,7 @@ pub(crate) fn search<T>(
     let (first, last) = set.bounds()?;
     let (low, high) = (usize::from(first) / 64, usize::from(last) / 64);
     let span = u64::from(last - first) + 1;
-    let start = first + ((random >> 32) * span >> 32) as u16;
+    let start = first + (((random >> 32) * span) >> 32) as u16;
     let at = usize::from(start) / 64;
     let above = u64::MAX << (start % 64);
     // The start's word is visited twice: its upper bits first, its lower bits last.

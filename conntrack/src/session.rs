@@ -10,9 +10,8 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, tick_differs};
-use crate::endpoint::{Protocol, Tuple};
+use crate::endpoint::Tuple;
 use crate::half::{HALF_WORDS, Half, Meta, Side, Snapshot, being_written};
-use crate::hash::Key;
 use crate::layout::header;
 use crate::mapping::NewMapping;
 use crate::memo::Remote;
@@ -42,10 +41,6 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn protocol(&self) -> Protocol {
-        self.sides[0].tuple.protocol
-    }
-
     /// Whose packet opens the session: 0 even, 1 odd.
     fn opener(&self) -> usize {
         usize::from(self.from_outside)
@@ -60,7 +55,7 @@ impl Plan {
         } = self.sides[side];
         Meta::new(tuple.protocol, direction, State::opening(self.from_outside))
             .with_initiator(side == self.opener())
-            .with_from_outside(self.from_outside)
+            .with_opened_outside(self.from_outside)
             .with_shared(shared)
     }
 }
@@ -68,7 +63,7 @@ impl Plan {
 /// Why a session was not made.
 pub(crate) enum NotMade {
     /// It exists: another worker was faster.
-    There(Seen),
+    There,
     /// The other half's tuple belongs to another session.
     Clash,
     /// The port is used for something else.
@@ -129,7 +124,7 @@ impl<'m, W: Word> Nat<'m, W> {
             for side in [opener, 1 - opener] {
                 match self.find(&plan.sides[side].tuple, hashes[side])? {
                     Some(seen) if !self.lives(at, &seen) => expired = Some(seen.half / 2),
-                    Some(seen) if side == opener => return Err(NotMade::There(seen)),
+                    Some(_) if side == opener => return Err(NotMade::There),
                     Some(_) => return Err(NotMade::Clash),
                     None => {}
                 }
@@ -167,7 +162,7 @@ impl<'m, W: Word> Nat<'m, W> {
             let first = u32::from(side == plan.opener());
             half.reset_stamp(at.stamp(), first, u64::from(first * length));
         }
-        if !self.enter(number, &plan, hashes) {
+        if !self.enter(number, plan.sides[0].shared, hashes) {
             halves[1].unlock(Meta(0));
             halves[0].unlock(Meta(0));
             self.unback(at, &plan);
@@ -226,7 +221,7 @@ impl<'m, W: Word> Nat<'m, W> {
     }
 
     /// Enters both halves into the index, and the session into its filter list.
-    fn enter(&self, number: u32, plan: &Plan, hashes: [u64; 2]) -> bool {
+    pub(crate) fn enter(&self, number: u32, shared: bool, hashes: [u64; 2]) -> bool {
         let halves = [2 * number, 2 * number + 1];
         if !self.tuples.insert(hashes[0], halves[0]) {
             return false;
@@ -235,7 +230,7 @@ impl<'m, W: Word> Nat<'m, W> {
             self.tuples.remove(hashes[0], halves[0]);
             return false;
         }
-        let listed = !plan.sides[0].shared || self.enlist(number);
+        let listed = !shared || self.enlist(number);
         if !listed {
             self.tuples.remove(hashes[0], halves[0]);
             self.tuples.remove(hashes[1], halves[1]);
@@ -298,7 +293,7 @@ impl<'m, W: Word> Nat<'m, W> {
         }
         self.add(header::SESSIONS, -1);
         self.add(counter, 1);
-        if even.meta().from_outside() {
+        if even.meta().opened_outside() {
             self.add(header::SESSIONS_INBOUND, -1);
         }
         drop(_held);
@@ -361,7 +356,7 @@ impl<'m, W: Word> Nat<'m, W> {
                     }
                     let from_initiator = seen.snapshot.meta().initiator();
                     let state =
-                        tcp::next(meta.state(), from_initiator, meta.from_outside(), signal);
+                        tcp::next(meta.state(), from_initiator, meta.opened_outside(), signal);
                     let odd_meta = Meta(odd.words[0].load(Relaxed) as u32);
                     odd.replace_meta(odd_meta.with_state(state));
                     even.unlock(meta.with_state(state));

@@ -139,7 +139,7 @@ impl<W: Word> Nat<'_, W> {
             inbound: view(&odd, 1),
             state: (meta.protocol() == Protocol::Tcp).then(|| meta.state()),
             class: meta.class(),
-            from_outside: meta.from_outside(),
+            from_outside: meta.opened_outside(),
             forwarded: even.mapping() == 0 || odd.mapping() == 0,
             idle_ms: idle[0].min(idle[1]),
             started: mapping.map(|mapping| Time(u64::from(mapping.start) << 10)),
