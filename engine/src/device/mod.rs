@@ -3,6 +3,9 @@
 //! A [`Frame`] is a token: it is neither `Clone` nor `Copy`, so every frame has one owner at any
 //! time (free list, fill ring, receive batch, transmit batch, completion ring).
 
+pub mod fault;
+pub mod memory;
+pub mod pcap;
 pub mod sys;
 pub mod xdp;
 
