@@ -3,10 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
-use super::{Device, FRAME_SIZE, Frame};
-
-/// Offset of the first byte of a frame, as AF_XDP leaves it.
-const HEADROOM: usize = 256;
+use super::{Device, FRAME_SIZE, Frame, HEADROOM};
 
 /// The queues of one interface.
 #[derive(Debug, Default)]

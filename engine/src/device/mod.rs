@@ -11,6 +11,9 @@ pub mod xdp;
 
 /// Bytes of one frame slot.
 pub const FRAME_SIZE: usize = 4096;
+/// Free bytes before a received or allocated frame (`XDP_PACKET_HEADROOM`): room for a header to
+/// grow. A frame has at most `FRAME_SIZE - HEADROOM` bytes when it is received.
+pub const HEADROOM: usize = 256;
 
 /// Ownership of one frame slot, and where in it the frame's bytes are.
 #[derive(Debug, PartialEq, Eq)]
