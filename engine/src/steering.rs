@@ -23,6 +23,7 @@ use aya::programs::xdp::XdpMode as AyaMode;
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp,
 };
+use aya::util::KernelVersion;
 use conntrack::AddressKind;
 use ipnet::Ipv4Net;
 
@@ -35,6 +36,9 @@ use pins::{Pins, at_home};
 pub const QUEUES_MAX: u32 = 64;
 /// Words of the ownership bitmap of one address: 1024 a protocol (TCP, UDP, ICMP).
 pub const OWNED_WORDS: usize = 3 * 1024;
+
+/// The first kernel with XDP links. Before it, aya would attach without a link that can be pinned.
+const LINKS_SINCE: KernelVersion = KernelVersion::new(5, 9, 0);
 
 /// Why steering failed.
 #[derive(Debug, thiserror::Error)]
@@ -332,6 +336,9 @@ impl Steering {
                     },
                 });
             }
+            if !KernelVersion::current().is_ok_and(|version| version >= LINKS_SINCE) {
+                return Err(why("Linux 5.9 or later is needed".to_owned()));
+            }
             let mode = match mode {
                 XdpMode::Native => AyaMode::Driver,
                 XdpMode::Generic => AyaMode::Skb,
@@ -341,7 +348,7 @@ impl Steering {
                 .map_err(|e| why(reason(&e)))?;
             let link = program.take_link(id).map_err(|e| why(reason(&e)))?;
             let link = FdLink::try_from(link)
-                .map_err(|_| why("no XDP link (Linux 5.9 or later is needed)".to_owned()))?;
+                .map_err(|_| why("the kernel made no XDP link".to_owned()))?;
             link.pin(&pin)
                 .map(drop)
                 .map_err(|error| why(error.to_string()))

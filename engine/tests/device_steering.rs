@@ -492,3 +492,29 @@ fn a_socket_can_be_taken_away() {
         assert!(bench.steering.clear_socket(INTERNAL, 64).is_err());
     });
 }
+
+#[test]
+fn the_committed_object_is_built_from_the_committed_source() {
+    let sources = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf");
+    let has = |tool: &str| {
+        std::process::Command::new(tool)
+            .arg("--version")
+            .output()
+            .is_ok()
+    };
+    if !has("clang-14") || !has("llvm-strip-14") {
+        common::skip(
+            "the_committed_object",
+            "clang-14 and llvm-strip-14 are not installed",
+        );
+        return;
+    }
+    let built = std::env::temp_dir().join(format!("egret-object-{}.o", std::process::id()));
+    common::run(&format!("{sources}/build.sh {}", built.display()));
+    let bytes = std::fs::read(&built).unwrap();
+    std::fs::remove_file(&built).unwrap();
+    assert!(
+        bytes == std::fs::read(format!("{sources}/egret.bpf.o")).unwrap(),
+        "run build.sh"
+    );
+}

@@ -3,11 +3,17 @@
 //! A [`Frame`] is a token: it is neither `Clone` nor `Copy`, so every frame has one owner at any
 //! time (free list, fill ring, receive batch, transmit batch, completion ring).
 
+pub mod fault;
+pub mod memory;
+pub mod pcap;
 pub mod sys;
 pub mod xdp;
 
 /// Bytes of one frame slot.
 pub const FRAME_SIZE: usize = 4096;
+/// Free bytes before a received or allocated frame (`XDP_PACKET_HEADROOM`): room for a header to
+/// grow. A frame has at most `FRAME_SIZE - HEADROOM` bytes when it is received.
+pub const HEADROOM: usize = 256;
 
 /// Ownership of one frame slot, and where in it the frame's bytes are.
 #[derive(Debug, PartialEq, Eq)]

@@ -145,7 +145,22 @@ pub struct XdpDevice {
 impl XdpDevice {
     /// Makes and binds all sockets of a worker. Frames arrive once the sockets are in the steering
     /// program's map ([`XdpDevice::sockets`]).
+    ///
+    /// Sockets that share frame memory all copy or all do not. In mode `Auto` the first one decides;
+    /// if another driver then has no zero-copy, all are made again to copy.
     pub fn open(config: &XdpConfig) -> Result<XdpDevice, XdpError> {
+        match XdpDevice::open_as(config, config.mode) {
+            Err(XdpError::Socket(error))
+                if config.mode == CopyMode::Auto
+                    && error.source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
+            {
+                XdpDevice::open_as(config, CopyMode::Copy)
+            }
+            other => other,
+        }
+    }
+
+    fn open_as(config: &XdpConfig, mode: CopyMode) -> Result<XdpDevice, XdpError> {
         let (slots, fill_target) = size(config)?;
         let umem = Umem::new(slots).map_err(|source| XdpError::Memory { slots, source })?;
         let interfaces = Vec::with_capacity(config.interfaces.len());
@@ -163,7 +178,7 @@ impl XdpDevice {
                 turn: 0,
             });
             for queue in queues_of(interface, config) {
-                device.open_port(interface, queue, config.mode)?;
+                device.open_port(interface, queue, mode)?;
             }
         }
         Ok(device)

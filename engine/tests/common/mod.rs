@@ -25,13 +25,18 @@ pub fn privileged(test: &str) -> bool {
         let _ = Command::new("ip").args(["netns", "del", &probe]).output();
         return true;
     }
-    let why = "network namespaces cannot be made (root and iproute2 are needed)";
-    assert!(
-        std::env::var_os("EGRET_TESTS_NO_SKIP").is_none_or(|v| v != "1"),
-        "{test}: {why}"
+    skip(
+        test,
+        "network namespaces cannot be made (root and iproute2 are needed)",
     );
-    eprintln!("skipped {test}: {why}");
     false
+}
+
+/// Says that a test is skipped; a failure if EGRET_TESTS_NO_SKIP=1.
+pub fn skip(test: &str, why: &str) {
+    let allowed = std::env::var_os("EGRET_TESTS_NO_SKIP").is_none_or(|value| value != "1");
+    assert!(allowed, "{test}: {why}");
+    eprintln!("skipped {test}: {why}");
 }
 
 /// A number that no other call in this process has got.

@@ -75,7 +75,7 @@ impl<T: Entry> Shared<T> {
             return Err("ring size is not a power of two");
         }
         let fits = |offset: usize, bytes: usize, align: usize| {
-            offset % align == 0
+            offset.is_multiple_of(align)
                 && offset
                     .checked_add(bytes)
                     .is_some_and(|end| end <= memory.len())

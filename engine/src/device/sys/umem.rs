@@ -9,11 +9,7 @@ use std::io;
 
 use super::mapping::Mapping;
 use super::ring::Descriptor;
-use crate::device::{FRAME_SIZE, Frame};
-
-/// Bytes that the kernel leaves free before a received frame, and that a frame of our own starts
-/// after (`XDP_PACKET_HEADROOM`).
-pub const HEADROOM: usize = 256;
+use crate::device::{FRAME_SIZE, Frame, HEADROOM};
 
 /// Where a slot is; kept in debug builds to catch a slot that is in two places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
