@@ -127,8 +127,12 @@ impl Pair {
             gateway,
             peer,
         };
+        let route = Route::OnLink {
+            interface: 0,
+            mtu: 1500,
+        };
         eventually("the link is up", || {
-            pair.forwarding.routes().load().interfaces()[0].up
+            pair.forwarding.routes().load().lookup(ip("10.7.0.2")) == route
         });
         Some(pair)
     }
