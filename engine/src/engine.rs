@@ -32,6 +32,7 @@ use crate::plan::Plan;
 use crate::poll::{self, Bed, PollMode};
 use crate::punt::Punt;
 use crate::random::WorkerRandom;
+use crate::rulebook::{self, Rulebook};
 use crate::route::{Forwarding, ServedInterface};
 use crate::stats::WorkerStats;
 use crate::status::Status;
@@ -117,6 +118,7 @@ impl Engine {
         let mut steering = Steering::open(&instance, steering_size, mark)
             .map_err(at("loading the steering program"))?;
         let nat = open_nat(&tables, &steering, size)?;
+        rulebook::settle(&nat, &plan.policy, clock::now());
 
         let served = plan.interfaces.iter().map(|planned| ServedInterface {
             name: planned.facts.name.clone(),
@@ -141,7 +143,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             nat,
             size,
-            policy: arc_swap::ArcSwap::from_pointee(plan.policy.clone()),
+            rulebook: Rulebook::new(plan.policy.clone(), plan.workers as usize),
             links: arc_swap::ArcSwap::from_pointee(links_of(&config, &plan, &view)),
             forwarding,
             fragments,
@@ -268,7 +270,7 @@ fn open_nat(
 ) -> Result<Nat<'static>, StartError> {
     let identity = Identity { boot_id: facts::boot_id() };
     if tables.found() == Found::Kept {
-        match Err::<Nat<'static>, _>(conntrack::OpenError::Absent) {
+        match Nat::open(tables.words(), steering.owned(), size, identity) {
             Ok(nat) => {
                 let totals = nat.totals();
                 info!(sessions = totals.sessions, "took over the sessions of an earlier engine");
@@ -333,7 +335,7 @@ impl Crew {
             let interfaces = self.shared.links.load().links.len();
             let stats = Arc::new(WorkerStats::new(interfaces));
             let (bed, waker) = Bed::new(&crate::device::Device::wait_fds(&device))?;
-            let gateway = Gateway::new(Arc::clone(&self.shared), WorkerRandom::from_system());
+            let gateway = Gateway::new(Arc::clone(&self.shared), number, WorkerRandom::from_system());
             let worker = Worker::new(
                 device,
                 Kernel(Arc::clone(&self.punt)),

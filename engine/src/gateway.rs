@@ -20,6 +20,7 @@ use crate::neighbour::{Hop, HopNumber, HopState};
 use crate::own_address::Announcement;
 use crate::packet::{self, Body, Packet};
 use crate::rewrite;
+use crate::rulebook::Rulebook;
 use crate::route::{Forwarding, Routes};
 use crate::stats::WorkerStats;
 use crate::wire::{ethernet, ipv4};
@@ -31,7 +32,7 @@ pub struct Shared {
     /// Its size.
     pub size: TableSize,
     /// What packets are judged by.
-    pub policy: ArcSwap<Policy>,
+    pub rulebook: Rulebook,
     /// The served interfaces and the internal prefixes.
     pub links: ArcSwap<Links>,
     /// Routes and neighbours.
@@ -105,6 +106,7 @@ struct Place {
 /// One worker's gateway: the shared state, and the snapshots that this round is judged by.
 pub struct Gateway<R> {
     shared: Arc<Shared>,
+    worker: usize,
     policy: Arc<Policy>,
     links: Arc<Links>,
     routes: Arc<Routes>,
@@ -120,10 +122,11 @@ fn renew<T>(current: &mut Arc<T>, newest: &ArcSwap<T>) {
 }
 
 impl<R: Random> Gateway<R> {
-    /// A gateway over the shared state, choosing ports by `random`.
-    pub fn new(shared: Arc<Shared>, random: R) -> Gateway<R> {
+    /// The gateway of worker number `worker` over the shared state, choosing ports by `random`.
+    pub fn new(shared: Arc<Shared>, worker: usize, random: R) -> Gateway<R> {
         Gateway {
-            policy: shared.policy.load_full(),
+            worker,
+            policy: Arc::clone(&shared.rulebook.load()),
             links: shared.links.load_full(),
             routes: shared.forwarding.routes().load_full(),
             shared,
@@ -137,11 +140,12 @@ impl<R: Random> Gateway<R> {
         let slots = u64::from(self.shared.size.sessions_max) * elapsed_ms / cycle_ms;
         let budget = slots.clamp(64, 65_536) as u32;
         self.shared.nat.sweep(&self.policy, now, budget);
+        self.shared.rulebook.carry(&self.shared.nat, now);
     }
 
     /// Takes up the newest policy, links and routes. Called once a round.
     pub fn refresh(&mut self) {
-        renew(&mut self.policy, &self.shared.policy);
+        self.shared.rulebook.renew(self.worker, &mut self.policy);
         renew(&mut self.links, &self.shared.links);
         renew(&mut self.routes, self.shared.forwarding.routes());
     }

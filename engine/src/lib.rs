@@ -27,6 +27,7 @@ pub mod punt;
 pub mod random;
 pub mod rewrite;
 pub mod route;
+pub mod rulebook;
 pub mod stats;
 pub mod status;
 pub mod steering;

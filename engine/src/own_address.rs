@@ -93,7 +93,7 @@ impl Announcer {
     /// the workers' queue. Called every [`ANNOUNCE_INTERVAL`].
     pub async fn tick(&mut self, shared: &Shared) {
         let wanted: Vec<Ipv4Addr> = {
-            let policy = shared.policy.load();
+            let policy = shared.rulebook.load();
             let own = policy.addresses.iter().filter(|own| own.kind == AddressKind::Own);
             own.map(|own| own.addr).collect()
         };

@@ -74,7 +74,7 @@ impl Answer for Status<'_> {
         }
         let tables = self.shared.nat.totals();
         let refused = self.rung.refused.iter();
-        let pool = self.shared.policy.load();
+        let pool = self.shared.rulebook.load();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs(),
@@ -101,8 +101,8 @@ impl Answer for Status<'_> {
 
     fn invariants(&self) -> Value {
         let total = Snapshot::sum(self.stats.iter().map(|stats| stats.snapshot()));
-        let policy = self.shared.policy.load();
-        let tables = {let _ = (&policy, clock::now()); Ok::<(), String>(())};
+        let policy = self.shared.rulebook.load();
+        let tables = self.shared.nat.check(&policy, clock::now());
         let held = match total.imbalance() {
             0 => tables.map_err(|violation| violation.to_string()),
             lost => Err(format!("{lost} frames are not accounted for")),

@@ -91,7 +91,7 @@ impl Steward {
             self.shared.links.store(Arc::new(links));
         }
         let policy = policy_for(&self.config, self.shared_address(view), &self.host, &mut self.slots);
-        let before = self.shared.policy.load_full();
+        let before = Arc::clone(&self.shared.rulebook.load());
         if policy == *before {
             return self.steering.set_externals(&steered_addresses(&policy));
         }
@@ -105,7 +105,7 @@ impl Steward {
             }))
             .collect();
         self.steering.set_externals(&both)?;
-        self.shared.policy.store(Arc::new(policy.clone()));
+        self.shared.rulebook.publish(policy.clone());
         self.steering.set_externals(&steered_addresses(&policy))
     }
 
@@ -126,7 +126,7 @@ impl Steward {
     fn shared_address(&self, view: &NetworkView) -> Option<Ipv4Addr> {
         let external = &self.plan.interfaces[usize::from(self.plan.external)];
         let present = view.addresses(external.facts.ifindex);
-        let policy = self.shared.policy.load();
+        let policy = self.shared.rulebook.load();
         let current = policy.addresses.iter().find(|own| own.kind == AddressKind::Shared);
         if let Some(current) = current
             && present.contains(&current.addr)
