@@ -36,7 +36,7 @@ async fn add(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
     match handle.route().add(route(addr)).execute().await {
         Ok(()) => Ok(()),
         Err(rtnetlink::Error::NetlinkError(message))
-            if message.raw_code() == -nix::libc::EEXIST =>
+            if message.raw_code() == -libc::EEXIST =>
         {
             Ok(())
         }
@@ -49,7 +49,7 @@ async fn remove(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
     match handle.route().del(route(addr)).execute().await {
         Ok(()) => Ok(()),
         Err(rtnetlink::Error::NetlinkError(message))
-            if message.raw_code() == -nix::libc::ESRCH =>
+            if message.raw_code() == -libc::ESRCH =>
         {
             Ok(())
         }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -224,12 +223,9 @@ impl Gateway for EngineProcess {
     fn status(&self) -> Result<Option<Status>, LabError> {
         let path = self.directory.join("control.sock");
         let ask = || -> io::Result<Status> {
-            let mut stream = UnixStream::connect(&path)?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            stream.write_all(b"status\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            serde_json::from_str(&text).map_err(io::Error::other)
+            let mut answer = engine::control::ask(&path, "status")?;
+            answer["invariants"] = engine::control::ask(&path, "invariants")?["invariants"].take();
+            serde_json::from_value(answer).map_err(io::Error::other)
         };
         ask()
             .map(Some)

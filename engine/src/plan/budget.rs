@@ -3,7 +3,7 @@
 use conntrack::TableSize;
 
 use super::facts::HostFacts;
-use crate::config::{Config, DeviceMode, Poll, Problem, SESSIONS_MAX};
+use crate::config::{Config, DeviceMode, Poll, Problem};
 
 /// Table bytes that a session may cost at most, all in.
 const BYTES_PER_SESSION_MAX: u64 = 192;
