@@ -170,7 +170,15 @@ fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
     let (mut steering, devices) = wire.gateway.enter(|| {
         let mut steering = wire.steering(&instance.0);
         let devices: Vec<_> = (0..workers)
-            .map(|worker| XdpDevice::open(&wire.config(worker, workers)).unwrap())
+            .map(|worker| {
+                // So few that every slot goes round several times.
+                let slots_max = 200 * queues / workers;
+                let config = XdpConfig {
+                    slots_max,
+                    ..wire.config(worker, workers)
+                };
+                XdpDevice::open(&config).unwrap()
+            })
             .collect();
         for device in &devices {
             assert_eq!(device.wait_fds().len() as u32, 2 * queues / workers);
@@ -189,7 +197,7 @@ fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
             .zip(&carried)
             .map(|(device, carried)| scope.spawn(|| carry(device, macs, &stop, carried)))
             .collect();
-        talk(&wire, if queues > 1 { 24 } else { 3 });
+        talk(&wire, if queues > 1 { 24 } else { 12 });
         wire.gateway.enter(|| steering.detach().unwrap());
         stop.store(true, Ordering::Relaxed);
         for worker in workers {
