@@ -153,6 +153,15 @@ fn talk(wire: &Wire, flows: u16) {
     }
 }
 
+/// Ends the workers when the test ends, also when it fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
     if !privileged(test) {
         return;
@@ -192,6 +201,7 @@ fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
         (steering, devices)
     });
     std::thread::scope(|scope| {
+        let running = Stop(&stop);
         let workers: Vec<_> = devices
             .into_iter()
             .zip(&carried)
@@ -199,7 +209,7 @@ fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
             .collect();
         talk(&wire, if queues > 1 { 24 } else { 12 });
         wire.gateway.enter(|| steering.detach().unwrap());
-        stop.store(true, Ordering::Relaxed);
+        drop(running);
         for worker in workers {
             let device = worker.join().unwrap();
             let places = device.places();
