@@ -134,7 +134,11 @@ pub const CHECKS: &[Check] = &[
 
 /// Passes the result of a probe on, as a failure of what was expected of it.
 pub fn expect<T>(expected: impl Into<String>, result: io::Result<T>) -> Result<T, Miss> {
-    result.map_err(|error| Miss::failed(expected, error.to_string()))
+    result.map_err(|error| match error.kind() {
+        // What a socket says when its time is over.
+        io::ErrorKind::WouldBlock => Miss::failed(expected, "no answer in time"),
+        _ => Miss::failed(expected, error.to_string()),
+    })
 }
 
 /// Is it the gateway's external address that the server saw?

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::lab::capture::Pick;
+use crate::lab::link::End;
 use crate::lab::owner::{clean_up_on_signals, remove_leftovers};
 use crate::lab::plan::{INTERNAL, ROUTER_LINK};
 use crate::lab::{Capture, EngineProcess, Gateway, Lab, LabError, LabOptions, Topology};
@@ -113,7 +114,9 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
         if options.keep {
             standing.push((engine, lab));
         } else {
-            engine.stop()?;
+            let report = stop(&lab, &mut engine);
+            progress.ended(&report);
+            reports.push(report);
         }
     }
     drop(progress);
@@ -125,6 +128,36 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
         eprintln!("{}", how_to_enter(&lab));
     }
     Ok(held)
+}
+
+/// Ends a gateway in good order: it says so by its status, and leaves no program behind.
+pub fn stop(lab: &Lab, gateway: &mut dyn Gateway) -> Report {
+    let begun = Instant::now();
+    let mut verdict = || -> Verdict {
+        let expected = "ends in good order after SIGTERM";
+        gateway
+            .stop()
+            .map_err(|error| Miss::failed(expected, error.to_string()))?;
+        for name in [lab.topology.internal_link(), lab.topology.external_link()] {
+            let link = End {
+                namespace: &lab.gateway,
+                name,
+            };
+            if link.facts()?.has_xdp {
+                let expected = "the interfaces are left as they were found";
+                return Err(Miss::failed(expected, format!("{name} has an XDP program")));
+            }
+        }
+        Ok("interfaces as they were found".to_owned())
+    };
+    let verdict = verdict();
+    let name = format!("demo/{}/stop", lab.topology.name());
+    Report {
+        name,
+        verdict,
+        packets: 0,
+        elapsed: begun.elapsed(),
+    }
 }
 
 /// Says on standard output what came of it.

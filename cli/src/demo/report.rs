@@ -69,7 +69,7 @@ impl Report {
 /// The table of all checks, and below it what failed and how.
 pub fn table(reports: &[Report]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::ASCII_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["check", "seen as source", "packets", "time", "result"]);
     for report in reports {
         table.add_row(report.row());
@@ -139,11 +139,6 @@ impl Progress {
     /// A check ended.
     pub fn ended(&self, report: &Report) {
         self.line(&format!("  {:8} {}", report.result(), report.name));
-        if let Err(Miss::Failed { expected, seen }) = &report.verdict {
-            self.line(&format!(
-                "           expected: {expected}\n           seen:     {seen}"
-            ));
-        }
     }
 }
 
