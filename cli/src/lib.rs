@@ -1,4 +1,8 @@
-//! What the `egret` command is made of: the lab and the demo.
+//! What the `egret` command is made of: the subcommands, and the lab that demo and tests run in.
 
+pub mod check;
 pub mod demo;
+pub mod detach;
 pub mod lab;
+pub mod run;
+pub mod status;

@@ -4,8 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use egret_cli::check::{self, CheckArgs};
 use egret_cli::demo::{self, DemoOptions, root::become_root};
+use egret_cli::detach::{self, DetachArgs};
 use egret_cli::lab::Topology;
+use egret_cli::run::{self, RunArgs};
+use egret_cli::status::{self, StatusArgs};
 
 /// A NAT gateway for Linux in userspace: AF_XDP, lock-free conntrack.
 #[derive(Debug, Parser)]
@@ -17,6 +21,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the gateway that a configuration file describes
+    Run(RunArgs),
+    /// Explain a configuration file, and what is wrong with it on this machine
+    Check(CheckArgs),
+    /// Show what a running gateway does
+    Status(StatusArgs),
+    /// Remove what a dead gateway left attached
+    Detach(DetachArgs),
     /// Send real traffic through the gateway in a lab of its own, and say what held
     Demo(DemoArguments),
 }
@@ -65,6 +77,12 @@ impl TopologyChoice {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments, |config| {
+            engine::facts::read(config).map_err(|error| format!("reading this machine: {error}"))
+        }),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Detach(arguments) => detach::run(&arguments),
         Command::Demo(arguments) => run_demo(arguments),
     }
 }

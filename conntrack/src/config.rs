@@ -102,7 +102,9 @@ impl std::fmt::Debug for PortSet {
 impl PortSet {
     /// No port.
     pub fn empty() -> PortSet {
-        PortSet { words: Box::new([0; 1024]) }
+        PortSet {
+            words: Box::new([0; 1024]),
+        }
     }
 
     /// Adds `first..=last`.
@@ -132,6 +134,15 @@ impl PortSet {
     /// Is there none?
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)
+    }
+
+    /// The lowest and the highest port, if there is any.
+    pub fn bounds(&self) -> Option<(u16, u16)> {
+        let low = self.words.iter().position(|&word| word != 0)?;
+        let high = self.words.iter().rposition(|&word| word != 0)?;
+        let first = low * 64 + self.words[low].trailing_zeros() as usize;
+        let last = high * 64 + 63 - self.words[high].leading_zeros() as usize;
+        Some((first as u16, last as u16))
     }
 
     /// The 64 bits of ports `64 * index ..`, `index` below 1024.
@@ -193,4 +204,45 @@ pub struct Policy {
     pub addresses: Vec<ExternalAddress>,
     /// Forwards; no two share (protocol, external endpoint).
     pub forwards: Vec<Forward>,
+}
+
+impl Policy {
+    /// The external address with these 32 bits.
+    pub(crate) fn address(&self, addr: Ipv4Addr) -> Option<&ExternalAddress> {
+        self.addresses.iter().find(|address| address.addr == addr)
+    }
+
+    /// The external address in this slot.
+    pub(crate) fn address_in(&self, slot: u16) -> Option<&ExternalAddress> {
+        self.addresses.iter().find(|address| address.slot == slot)
+    }
+
+    /// The forward of an external endpoint; `place` is where it probably is.
+    pub(crate) fn forward(
+        &self,
+        place: u32,
+        protocol: Protocol,
+        external: Endpoint,
+    ) -> Option<&Forward> {
+        let fits =
+            |forward: &&Forward| forward.protocol == protocol && forward.external == external;
+        self.forwards
+            .get(place as usize)
+            .filter(fits)
+            .or_else(|| self.forwards.iter().find(fits))
+    }
+
+    /// The first forward to an internal endpoint.
+    pub(crate) fn forward_to(&self, protocol: Protocol, target: Endpoint) -> Option<&Forward> {
+        self.forwards
+            .iter()
+            .find(|forward| forward.protocol == protocol && forward.target == target)
+    }
+}
+
+impl Forward {
+    /// May this source use it?
+    pub(crate) fn allows(&self, source: Ipv4Addr) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&source))
+    }
 }

@@ -89,12 +89,20 @@ pub struct Tuple {
 impl Tuple {
     /// The tuple of a packet that answers this one.
     pub const fn reversed(&self) -> Tuple {
-        Tuple { protocol: self.protocol, source: self.destination, destination: self.source }
+        Tuple {
+            protocol: self.protocol,
+            source: self.destination,
+            destination: self.source,
+        }
     }
 }
 
 impl fmt::Display for Tuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} -> {}", self.protocol, self.source, self.destination)
+        write!(
+            f,
+            "{} {} -> {}",
+            self.protocol, self.source, self.destination
+        )
     }
 }

@@ -7,14 +7,46 @@
 pub mod config;
 pub mod endpoint;
 pub mod signal;
+pub mod tcp;
 pub mod time;
 pub mod verdict;
 
+mod age;
+mod check;
+mod filter;
+mod half;
+mod hash;
+mod index;
+mod layout;
+mod lock;
+mod mapping;
+mod memo;
+mod nat;
+mod open;
+mod overload;
+mod pool;
+mod port;
+mod prefetch;
+mod reload;
+mod restart;
+mod session;
+mod status;
+mod word;
+
+pub use age::Swept;
+pub use check::Violation;
 pub use config::{
     AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy, PortSet,
     Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
+pub use half::TimeoutClass;
+pub use layout::TableSize;
+pub use nat::Nat;
+pub use reload::PolicyChange;
+pub use restart::{Identity, OpenError};
 pub use signal::{Realm, Signal};
+pub use status::{HalfView, SessionView, Totals};
 pub use time::{Random, Time};
 pub use verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};
+pub use word::Word;

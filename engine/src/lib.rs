@@ -2,5 +2,34 @@
 //!
 //! The route of one frame is one straight line; `gateway` is the only place that branches.
 
+pub mod clock;
+pub mod config;
+pub mod control;
 pub mod device;
 pub mod drop_reason;
+pub mod engine;
+pub mod facts;
+pub mod fragment;
+pub mod gateway;
+pub mod hold;
+pub mod host;
+pub mod icmp;
+pub mod interface;
+pub mod ladder;
+pub mod link;
+pub mod neighbour;
+pub mod netlink;
+pub mod own_address;
+pub mod packet;
+pub mod plan;
+pub mod poll;
+pub mod punt;
+pub mod random;
+pub mod rewrite;
+pub mod route;
+pub mod stats;
+pub mod status;
+pub mod steering;
+pub mod steward;
+pub mod wire;
+pub mod worker;

@@ -3,8 +3,17 @@
 //! A [`Frame`] is a token: it is neither `Clone` nor `Copy`, so every frame has one owner at any
 //! time (free list, fill ring, receive batch, transmit batch, completion ring).
 
+pub mod fault;
+pub mod memory;
+pub mod pcap;
+pub mod sys;
+pub mod xdp;
+
 /// Bytes of one frame slot.
 pub const FRAME_SIZE: usize = 4096;
+/// Free bytes before a received or allocated frame (`XDP_PACKET_HEADROOM`): room for a header to
+/// grow. A frame has at most `FRAME_SIZE - HEADROOM` bytes when it is received.
+pub const HEADROOM: usize = 256;
 
 /// Ownership of one frame slot, and where in it the frame's bytes are.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +35,19 @@ impl Frame {
     /// Has the frame no bytes?
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Sets where the bytes lie.
+    ///
+    /// # Panics
+    /// If they do not lie within the slot.
+    pub(crate) fn place(&mut self, offset: usize, len: usize) {
+        assert!(
+            offset <= FRAME_SIZE && len <= FRAME_SIZE - offset,
+            "beyond the frame's slot"
+        );
+        self.offset = offset as u16;
+        self.len = len as u16;
     }
 
     /// Number of the frame's slot: unique among the frames of one device.

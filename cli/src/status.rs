@@ -1,0 +1,138 @@
+//! `egret status`: what a running gateway tells of itself.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+/// Arguments of `egret status`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Name of the gateway's instance
+    #[arg(long, default_value = "egret")]
+    pub instance: String,
+    /// Its control socket [default: /run/egret/INSTANCE/control]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print the answer as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Asks and prints. Exit status: 0 it answered, 2 it could not be asked.
+pub fn run(args: &StatusArgs) -> ExitCode {
+    let default = || ["/run/egret", &args.instance, "control"].iter().collect();
+    let path = args.socket.clone().unwrap_or_else(default);
+    let status = match engine::control::ask(&path, "status") {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!(
+                "egret status: {}: {error}; is `egret run` running, and is `instance` the same?",
+                path.display()
+            );
+            return ExitCode::from(2);
+        }
+    };
+    if args.json {
+        println!("{status}");
+    } else {
+        print!("{}", text(&status));
+    }
+    ExitCode::SUCCESS
+}
+
+/// A number with thousands set apart.
+fn number(value: &Value) -> String {
+    let digits = value.as_u64().unwrap_or(0).to_string();
+    let mut out = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn sum(value: &Value) -> Value {
+    let parts = value.as_array().into_iter().flatten();
+    parts.filter_map(Value::as_u64).sum::<u64>().into()
+}
+
+fn string(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
+}
+
+fn text(status: &Value) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let counters = &status["counters"];
+    let _ = writeln!(
+        out,
+        "egret {}, up {} s, frames exchanged by {}",
+        string(&status["version"]),
+        status["uptime_s"],
+        string(&status["mode"])
+    );
+    for refused in status["modes_refused"].as_array().into_iter().flatten() {
+        let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
+        let _ = writeln!(out, "  not by {mode}: {reason}");
+    }
+    for interface in status["interfaces"].as_array().into_iter().flatten() {
+        let addresses: Vec<String> =
+            interface["addresses"].as_array().into_iter().flatten().map(string).collect();
+        let _ = writeln!(
+            out,
+            "{} ({}): {}, MTU {}, {}",
+            string(&interface["name"]),
+            string(&interface["role"]),
+            string(&interface["mac"]),
+            interface["mtu"],
+            addresses.join(", ")
+        );
+    }
+    for own in status["pool"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "pool: {} ({})", string(&own["address"]), string(&own["kind"]));
+    }
+    let ports = &status["ports_in_use"];
+    let _ = writeln!(
+        out,
+        "sessions {} of {} ({} opened from outside), mappings {}, ports in use: tcp {}, udp {}, icmp {}",
+        number(&status["sessions"]),
+        number(&status["sessions_max"]),
+        number(&status["sessions_inbound"]),
+        number(&status["mappings"]),
+        number(&ports["tcp"]),
+        number(&ports["udp"]),
+        number(&ports["icmp"])
+    );
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["frames", "count"]);
+    table.add_row(["received".to_owned(), number(&sum(&counters["received"]))]);
+    table.add_row(["sent".to_owned(), number(&sum(&counters["transmitted"]))]);
+    table.add_row(["made by Egret".to_owned(), number(&counters["made"])]);
+    table.add_row(["given to the host".to_owned(), number(&counters["punted"])]);
+    for (reason, count) in status["drops"].as_object().into_iter().flatten() {
+        table.add_row([format!("dropped: {reason}"), number(count)]);
+    }
+    let _ = writeln!(out, "{table}");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(number(&7.into()), "7");
+        assert_eq!(number(&1234.into()), "1,234");
+        assert_eq!(number(&1_234_567.into()), "1,234,567");
+    }
+
+    #[test]
+    fn a_status_without_fields_still_prints() {
+        assert!(text(&Value::Null).contains("sessions 0 of 0"));
+    }
+}

@@ -1,0 +1,433 @@
+//! Mappings: internal endpoint to external endpoint.
+//!
+//! | word | upper 32 bits | lower 32 bits |
+//! | --- | --- | --- |
+//! | 0 | generation << 8, protocol << 2, shared << 1, alive | sessions |
+//! | 1 | internal address | external address (free: link) |
+//! | 2 | internal port, external port | address slot, 0 |
+//! | 3 | tick of the last refresh | tick of the start |
+//!
+//! A *shared* mapping is `eim`: found by its internal endpoint, used by many sessions. An `edm`
+//! mapping belongs to one session, is found through it, and ends with it. Words 1 and 2 do not
+//! change while the mapping is alive; the count moves only by compare-and-swap of the whole word 0,
+//! so no session can join a mapping that is dead or another one by now.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use crate::age::At;
+use crate::config::{ExternalAddress, Policy};
+use crate::endpoint::{Endpoint, Protocol, Tuple};
+use crate::hash::{Key, mix, pack_addresses, pack_ports, unpack};
+use crate::index::Index;
+use crate::layout::{MAPPING_WORDS, header};
+use crate::nat::Nat;
+use crate::pool::Pool;
+use crate::port::{Cell, Place};
+use crate::time::Random;
+use crate::verdict::Refusal;
+use crate::word::{ROUNDS_MAX, Word};
+
+const ALIVE: u64 = 1 << 32;
+const SHARED: u64 = 1 << 33;
+const PROTOCOL_SHIFT: u32 = 34;
+const GENERATION: u64 = 1 << 40;
+const COUNT_MASK: u64 = 0xffff_ffff;
+
+/// A consistent copy of a mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapping {
+    pub number: u32,
+    control: u64,
+    pub internal: Endpoint,
+    pub external: Endpoint,
+    pub slot: u16,
+    /// Ticks.
+    pub stamp: u32,
+    pub start: u32,
+}
+
+impl Mapping {
+    pub fn alive(&self) -> bool {
+        self.control & ALIVE != 0
+    }
+
+    pub fn shared(&self) -> bool {
+        self.control & SHARED != 0
+    }
+
+    pub fn protocol(&self) -> Protocol {
+        Protocol::ALL[(self.control >> PROTOCOL_SHIFT & 3).min(2) as usize]
+    }
+
+    pub fn sessions(&self) -> u32 {
+        self.control as u32
+    }
+
+    pub fn place(&self) -> Place {
+        Place {
+            slot: self.slot,
+            protocol: self.protocol(),
+            port: self.external.port,
+        }
+    }
+
+    /// Is its external endpoint still the policy's?
+    pub fn agrees_with(&self, policy: &Policy) -> bool {
+        policy
+            .address_in(self.slot)
+            .is_some_and(|address| address.addr == self.external.addr)
+    }
+}
+
+/// What a new mapping is made of.
+pub(crate) struct NewMapping {
+    pub protocol: Protocol,
+    pub internal: Endpoint,
+    pub external: Endpoint,
+    pub slot: u16,
+    pub shared: bool,
+}
+
+/// All mappings.
+pub(crate) struct Mappings<'m, W> {
+    pub records: &'m [[W; MAPPING_WORDS]],
+    pub pool: Pool<'m, W>,
+    /// Shared mappings by protocol and internal endpoint.
+    pub index: Index<'m, W>,
+}
+
+impl<W: Word> Mappings<'_, W> {
+    /// A consistent copy, alive or not; `None` if it kept changing.
+    pub fn read(&self, number: u32) -> Option<Mapping> {
+        let words = &self.records[number as usize];
+        for round in 0..ROUNDS_MAX {
+            let control = words[0].load(Acquire);
+            let mapping = self.read_as(number, control);
+            W::fence(Acquire);
+            // The count may move: it does not concern the other words.
+            if (words[0].load(Relaxed) ^ control) & !COUNT_MASK == 0 {
+                return Some(mapping);
+            }
+            W::pause(round);
+        }
+        None
+    }
+
+    fn read_as(&self, number: u32, control: u64) -> Mapping {
+        let words = &self.records[number as usize];
+        let ports = words[2].load(Relaxed);
+        let times = words[3].load(Relaxed);
+        let (internal, external) = unpack(words[1].load(Relaxed), (ports >> 32) as u32);
+        Mapping {
+            number,
+            control,
+            internal,
+            external,
+            slot: (ports >> 16) as u16,
+            stamp: (times >> 32) as u32,
+            start: times as u32,
+        }
+    }
+
+    /// Writes a new mapping with one session and brings it to life.
+    pub fn write(&self, number: u32, new: &NewMapping, tick: u32) {
+        let words = &self.records[number as usize];
+        let ports = u64::from(pack_ports(new.internal, new.external));
+        words[1].store(pack_addresses(new.internal, new.external), Relaxed);
+        words[2].store(ports << 32 | u64::from(new.slot) << 16, Relaxed);
+        words[3].store(u64::from(tick) << 32 | u64::from(tick), Relaxed);
+        let generation = words[0].load(Relaxed) / GENERATION * GENERATION;
+        let control = generation.wrapping_add(GENERATION)
+            | ALIVE
+            | if new.shared { SHARED } else { 0 }
+            | (new.protocol.index() as u64) << PROTOCOL_SHIFT
+            | 1;
+        words[0].store(control, Release);
+    }
+
+    /// Adds a session; false if the mapping is dead or another one by now.
+    pub fn join(&self, mapping: &Mapping) -> bool {
+        let word = &self.records[mapping.number as usize][0];
+        let mut control = word.load(Relaxed);
+        while control & ALIVE != 0 && (control ^ mapping.control) & !COUNT_MASK == 0 {
+            match word.compare_exchange(control, control + 1, AcqRel, Relaxed) {
+                Ok(_) => return true,
+                Err(found) => control = found,
+            }
+        }
+        false
+    }
+
+    /// Takes a session off; returns how many are left.
+    pub fn leave(&self, number: u32) -> u32 {
+        (self.records[number as usize][0].fetch_add(u64::MAX, AcqRel) as u32).wrapping_sub(1)
+    }
+
+    /// Ends a mapping that no session uses; false if one does, or it is dead or another one by now.
+    pub fn kill(&self, mapping: &Mapping) -> bool {
+        let idle = mapping.control & !COUNT_MASK;
+        let word = &self.records[mapping.number as usize][0];
+        mapping.alive()
+            && word
+                .compare_exchange(idle, idle & !ALIVE, AcqRel, Relaxed)
+                .is_ok()
+    }
+
+    /// Sets life and count. Only whoever holds the tables alone.
+    pub fn set(&self, number: u32, alive: bool, sessions: u32) {
+        let word = &self.records[number as usize][0];
+        let rest = word.load(Relaxed) & !COUNT_MASK & !ALIVE;
+        let alive = if alive { ALIVE } else { 0 };
+        word.store(rest | alive | u64::from(sessions), Relaxed);
+    }
+
+    /// Notes a packet that keeps the mapping alive. Never turns the stamp back; if the mapping
+    /// became another one meanwhile, that one lives a little longer.
+    #[cold]
+    pub fn touch(&self, number: u32, tick: u32) {
+        let word = &self.records[number as usize][3];
+        let times = word.load(Relaxed);
+        if tick > (times >> 32) as u32 {
+            let new = u64::from(tick) << 32 | times & 0xffff_ffff;
+            let _ = word.compare_exchange(times, new, Relaxed, Relaxed);
+        }
+    }
+}
+
+/// A mapping that a session is about to use: one count of it is the caller's.
+pub(crate) struct Joined {
+    pub number: u32,
+    pub external: Endpoint,
+    /// It was made for this session.
+    pub made: bool,
+}
+
+impl<W: Word> Nat<'_, W> {
+    pub(crate) fn mapping_hash(&self, protocol: Protocol, internal: Endpoint) -> u64 {
+        self.keys.hash(&Key::of(&Tuple {
+            protocol,
+            source: internal,
+            destination: Endpoint::new(Ipv4Addr::UNSPECIFIED, 0),
+        }))
+    }
+
+    /// The live shared mapping of an internal endpoint.
+    pub(crate) fn shared_mapping(&self, protocol: Protocol, internal: Endpoint) -> Option<Mapping> {
+        self.mappings
+            .index
+            .find(self.mapping_hash(protocol, internal), |number| {
+                self.mappings.read(number).filter(|mapping| {
+                    mapping.alive()
+                        && mapping.shared()
+                        && mapping.protocol() == protocol
+                        && mapping.internal == internal
+                })
+            })
+    }
+
+    /// Get-or-create of the one mapping of an internal endpoint (RFC 4787 REQ-1): of two workers,
+    /// one makes it and both use it.
+    pub(crate) fn join_shared_mapping(
+        &self,
+        at: &At,
+        protocol: Protocol,
+        internal: Endpoint,
+        random: &mut impl Random,
+    ) -> Result<Joined, Refusal> {
+        if let Some(joined) = self.join_existing(at, protocol, internal) {
+            return Ok(joined);
+        }
+        let hash = self.mapping_hash(protocol, internal);
+        let _held = self.locks.hold([hash])?;
+        match self.join_existing(at, protocol, internal) {
+            Some(joined) => Ok(joined),
+            None => self.make_shared_mapping(at, protocol, internal, hash, random),
+        }
+    }
+
+    fn join_existing(&self, at: &At, protocol: Protocol, internal: Endpoint) -> Option<Joined> {
+        let mapping = self.shared_mapping(protocol, internal)?;
+        if !mapping.agrees_with(at.policy) {
+            // Its address is gone: its sessions may end with it, new ones get a new mapping.
+            let hash = self.mapping_hash(protocol, internal);
+            self.mappings.index.remove(hash, mapping.number);
+            return None;
+        }
+        if mapping.sessions() == 0 && !at.is_fresh(&mapping) {
+            self.end_mapping(at, &mapping);
+            return None;
+        }
+        self.mappings.join(&mapping).then(|| {
+            self.mappings.touch(mapping.number, at.tick());
+            Joined {
+                number: mapping.number,
+                external: mapping.external,
+                made: false,
+            }
+        })
+    }
+
+    /// Under the lock of the internal endpoint.
+    fn make_shared_mapping(
+        &self,
+        at: &At,
+        protocol: Protocol,
+        internal: Endpoint,
+        hash: u64,
+        random: &mut impl Random,
+    ) -> Result<Joined, Refusal> {
+        let address = at
+            .policy
+            .paired_address(internal.addr)
+            .ok_or(Refusal::NoExternalAddress)?;
+        let address = &at.policy.addresses[address];
+        let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
+        let claimed = self.claim_port(at, address, protocol, internal.port, number, random);
+        let Some(port) = claimed else {
+            self.mappings.pool.push(number);
+            return Err(Refusal::PortsExhausted);
+        };
+        let external = Endpoint::new(address.addr, port);
+        let new = NewMapping {
+            protocol,
+            internal,
+            external,
+            slot: address.slot,
+            shared: true,
+        };
+        self.mappings.write(number, &new, at.tick());
+        self.add(header::MAPPINGS, 1);
+        if !self.mappings.index.insert(hash, number) {
+            self.unjoin_mapping(
+                at,
+                &Joined {
+                    number,
+                    external,
+                    made: true,
+                },
+            );
+            return Err(Refusal::MappingsFull);
+        }
+        Ok(Joined {
+            number,
+            external,
+            made: true,
+        })
+    }
+
+    /// A port for a shared mapping: the source port if it is free and the policy keeps it, else
+    /// the first free one from a random start (RFC 7857 section 9).
+    fn claim_port(
+        &self,
+        at: &At,
+        address: &ExternalAddress,
+        protocol: Protocol,
+        wanted: u16,
+        mapping: u32,
+        random: &mut impl Random,
+    ) -> Option<u16> {
+        let set = &address.ports[protocol.index()];
+        let slot = address.slot;
+        if slot >= self.ports.slots() {
+            return None;
+        }
+        let claim = |port| {
+            let place = Place {
+                slot,
+                protocol,
+                port,
+            };
+            self.ports
+                .claim(place, Cell::Exclusive(mapping))
+                .ok()
+                .map(|()| port)
+        };
+        let kept = at.policy.preserve_port && set.contains(wanted);
+        if let Some(port) = kept.then(|| claim(wanted)).flatten() {
+            return Some(port);
+        }
+        let start = random.next_u64();
+        self.ports
+            .search_free(slot, protocol, set, start, claim)
+            .or_else(|| {
+                let ended = self.ports.end_all_holds(slot, protocol, at.tick());
+                (ended > 0)
+                    .then(|| self.ports.search_free(slot, protocol, set, start, claim))
+                    .flatten()
+            })
+    }
+
+    /// Takes a session off a mapping and ends the mapping if nothing else keeps it: UDP and ICMP
+    /// `eim` mappings outlive their sessions by their stamp.
+    pub(crate) fn leave_mapping(&self, at: &At, number: u32) {
+        let Some(mapping) = self.mappings.read(number) else {
+            return;
+        };
+        let outlives = mapping.shared()
+            && mapping.protocol() != Protocol::Tcp
+            && at.is_fresh(&mapping)
+            && mapping.agrees_with(at.policy);
+        if self.mappings.leave(number) == 0 && !outlives {
+            self.end_mapping(at, &mapping);
+        }
+    }
+
+    /// Takes off a session that could not be made. A mapping made for it must not linger.
+    pub(crate) fn unjoin_mapping(&self, at: &At, joined: &Joined) {
+        if !joined.made {
+            return self.leave_mapping(at, joined.number);
+        }
+        let Some(mapping) = self.mappings.read(joined.number) else {
+            return;
+        };
+        if self.mappings.leave(joined.number) == 0 {
+            self.end_mapping(at, &mapping);
+        }
+    }
+
+    /// For the sweep: ends a shared mapping without sessions whose time is over.
+    pub(crate) fn end_mapping_if_idle(&self, at: &At, number: u32) -> bool {
+        self.mappings.read(number).is_some_and(|mapping| {
+            mapping.sessions() == 0 && !at.is_fresh(&mapping) && self.end_mapping(at, &mapping)
+        })
+    }
+
+    /// Ends a mapping that no session uses, with its port.
+    pub(crate) fn end_mapping(&self, at: &At, mapping: &Mapping) -> bool {
+        if !self.mappings.kill(mapping) {
+            return false;
+        }
+        let number = mapping.number;
+        if mapping.shared() {
+            let hash = self.mapping_hash(mapping.protocol(), mapping.internal);
+            self.mappings.index.remove(hash, number);
+            let held = self.ports.held(mapping.slot, mapping.protocol());
+            self.ports
+                .release(mapping.place(), number, at.hold_until(mapping, held));
+            self.memos.void();
+        } else {
+            self.ports.leave(mapping.place());
+        }
+        self.add(header::MAPPINGS, -1);
+        self.mappings.pool.push(number);
+        true
+    }
+}
+
+impl Policy {
+    /// The external address that an internal one is paired with (RFC 4787 REQ-2), for all
+    /// protocols: its place in the pool. Rendezvous hashing, so that a change of the pool moves
+    /// only those whose address went away or whose new one came.
+    pub(crate) fn paired_address(&self, internal: Ipv4Addr) -> Option<usize> {
+        let weight = |address: &ExternalAddress| {
+            mix(u64::from(internal.to_bits()) << 32 | u64::from(address.addr.to_bits()))
+        };
+        self.addresses
+            .iter()
+            .enumerate()
+            .filter(|(_, address)| address.ports.iter().any(|ports| !ports.is_empty()))
+            .max_by_key(|(_, address)| weight(address))
+            .map(|(place, _)| place)
+    }
+}

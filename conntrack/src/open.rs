@@ -1,0 +1,312 @@
+//! Opening sessions: what a packet without one may start, from inside and from outside.
+//!
+//! Choices written down: a pool is *paired* (an internal address keeps one external address, for
+//! all protocols); with `eim` that is hard (the address's ports exhausted is refused), with `edm`
+//! the other addresses follow in turn. `eif`, `adf` and `edf` admit through `eim` mappings only:
+//! an `edm` mapping has one remote endpoint, whose session is found before filtering is asked.
+
+use crate::age::At;
+use crate::config::{FilteringBehaviour, MappingBehaviour};
+use crate::endpoint::{Endpoint, Protocol, Tuple};
+use crate::half::Side;
+use crate::mapping::Joined;
+use crate::nat::{Arrival, Nat};
+use crate::port::{Cell, Place};
+use crate::session::{NotMade, Plan};
+use crate::signal::Signal;
+use crate::time::Random;
+use crate::verdict::{Direction, Refusal, Rewrite};
+use crate::word::Word;
+use std::net::Ipv4Addr;
+
+/// Who a packet is really for: a remote endpoint, or what is behind an external one.
+#[derive(Clone, Copy)]
+pub(crate) struct Target {
+    pub endpoint: Endpoint,
+    pub direction: Direction,
+    /// The target's `eim` mapping, which the session joins; 0 for none.
+    pub mapping: u32,
+}
+
+/// What came of opening: `None` if the session exists now, so that the look-up finds it.
+pub(crate) type Opened = Result<Option<Rewrite>, Refusal>;
+
+impl<W: Word> Nat<'_, W> {
+    /// A packet from inside that has no session.
+    pub(crate) fn open_from_inside(
+        &self,
+        at: &At,
+        arrival: &Arrival,
+        random: &mut impl Random,
+    ) -> Opened {
+        match arrival.signal {
+            Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
+            Signal::IcmpReply => return Err(Refusal::IcmpUnasked),
+            _ => return Err(Refusal::TcpMidstream),
+        }
+        let target = self.target(at, arrival)?;
+        let opened = match at.policy.mapping {
+            MappingBehaviour::EndpointIndependent => {
+                self.open_independent(at, arrival, &target, random)
+            }
+            MappingBehaviour::EndpointDependent => {
+                self.open_dependent(at, arrival, &target, random)
+            }
+        };
+        if target.mapping != 0 && !matches!(opened, Ok(Some(_))) {
+            self.leave_mapping(at, target.mapping);
+        }
+        opened
+    }
+
+    /// Where a packet from inside goes: on to its destination, or back in (RFC 4787 REQ-9).
+    fn target(&self, at: &At, arrival: &Arrival) -> Result<Target, Refusal> {
+        let tuple = arrival.tuple;
+        if at.policy.address(tuple.destination.addr).is_none() {
+            return Ok(Target {
+                endpoint: tuple.destination,
+                direction: Direction::Outbound,
+                mapping: 0,
+            });
+        }
+        if arrival.signal == Signal::IcmpQuery {
+            return Err(Refusal::NoSession);
+        }
+        // The far side sees the sender's external endpoint, so that is what filtering judges.
+        let seen_as = self
+            .external_address(at, tuple)
+            .ok_or(Refusal::NoExternalAddress)?;
+        let target = self.behind(at, tuple.protocol, tuple.destination, seen_as)?;
+        if target.endpoint == tuple.source {
+            // To itself: both directions would have one tuple.
+            if target.mapping != 0 {
+                self.leave_mapping(at, target.mapping);
+            }
+            return Err(Refusal::NoSession);
+        }
+        Ok(Target {
+            direction: Direction::Hairpin,
+            ..target
+        })
+    }
+
+    /// The external address that an internal endpoint has, or would get.
+    fn external_address(&self, at: &At, tuple: &Tuple) -> Option<Ipv4Addr> {
+        let (protocol, internal) = (tuple.protocol, tuple.source);
+        if at.policy.mapping == MappingBehaviour::EndpointIndependent {
+            if let Some(external) = self.fixed_endpoint(at, protocol, internal) {
+                return Some(external.addr);
+            }
+            let mapping = self.shared_mapping(protocol, internal);
+            if let Some(mapping) = mapping.filter(|mapping| mapping.agrees_with(at.policy)) {
+                return Some(mapping.external.addr);
+            }
+        }
+        let place = at.policy.paired_address(internal.addr)?;
+        Some(at.policy.addresses[place].addr)
+    }
+
+    /// The external endpoint of a forward to this internal endpoint, once it is applied.
+    fn fixed_endpoint(&self, at: &At, protocol: Protocol, internal: Endpoint) -> Option<Endpoint> {
+        let external = at.policy.forward_to(protocol, internal)?.external;
+        let fixed = matches!(self.cell_of(at, protocol, external)?, Cell::Fixed(_));
+        fixed.then_some(external)
+    }
+
+    fn cell_of(&self, at: &At, protocol: Protocol, external: Endpoint) -> Option<Cell> {
+        let slot = at.policy.address(external.addr)?.slot;
+        let place = Place {
+            slot,
+            protocol,
+            port: external.port,
+        };
+        (slot < self.ports.slots()).then(|| self.ports.cell(place))
+    }
+
+    /// Who may be reached through an external endpoint by a remote address: a forward's target, or
+    /// the internal endpoint of an `eim` mapping that filtering opens. The mapping is joined.
+    fn behind(
+        &self,
+        at: &At,
+        protocol: Protocol,
+        external: Endpoint,
+        remote: Ipv4Addr,
+    ) -> Result<Target, Refusal> {
+        let direction = Direction::Inbound;
+        match self
+            .cell_of(at, protocol, external)
+            .ok_or(Refusal::NoSession)?
+        {
+            Cell::Fixed(place) => {
+                let forward = at
+                    .policy
+                    .forward(place, protocol, external)
+                    .ok_or(Refusal::NoSession)?;
+                if !forward.allows(remote) {
+                    return Err(Refusal::ForwardDenied);
+                }
+                Ok(Target {
+                    endpoint: forward.target,
+                    direction,
+                    mapping: 0,
+                })
+            }
+            Cell::Exclusive(number) => {
+                let mapping = self.mappings.read(number).ok_or(Refusal::Contended)?;
+                let open = at.policy.mapping == MappingBehaviour::EndpointIndependent
+                    && mapping.alive()
+                    && mapping.protocol() == protocol
+                    && mapping.external == external
+                    && (mapping.sessions() > 0 || protocol != Protocol::Tcp)
+                    && at.is_fresh(&mapping);
+                if !open {
+                    return Err(Refusal::NoSession);
+                }
+                let admitted = match at.policy.filtering {
+                    FilteringBehaviour::EndpointIndependent => true,
+                    FilteringBehaviour::AddressDependent => {
+                        self.knows_address(at, &mapping, remote)?
+                    }
+                    FilteringBehaviour::EndpointDependent => false,
+                };
+                if !admitted {
+                    return Err(Refusal::Filtered);
+                }
+                if !self.mappings.join(&mapping) {
+                    return Err(Refusal::NoSession);
+                }
+                Ok(Target {
+                    endpoint: mapping.internal,
+                    direction,
+                    mapping: number,
+                })
+            }
+            _ => Err(Refusal::NoSession),
+        }
+    }
+
+    /// A packet from outside that has no session. What is refused refreshes nothing
+    /// (RFC 7857 section 7).
+    pub(crate) fn open_from_outside(&self, at: &At, arrival: &Arrival) -> Opened {
+        if !matches!(arrival.signal, Signal::TcpSyn | Signal::Udp) {
+            return Err(Refusal::NoSession);
+        }
+        let tuple = arrival.tuple;
+        let (remote, external) = (tuple.source, tuple.destination);
+        let target = self.behind(at, tuple.protocol, external, remote.addr)?;
+        let shared = target.mapping != 0;
+        let outbound = Side {
+            tuple: Tuple {
+                source: target.endpoint,
+                destination: remote,
+                ..*tuple
+            },
+            source: external,
+            destination: remote,
+            direction: Direction::Outbound,
+            mapping: target.mapping,
+            shared,
+        };
+        let inbound = Side {
+            tuple: *tuple,
+            source: remote,
+            destination: target.endpoint,
+            direction: Direction::Inbound,
+            ..outbound
+        };
+        let plan = Plan {
+            sides: [outbound, inbound],
+            from_outside: true,
+            own_mapping: None,
+        };
+        let opened = settle(self.establish(at, plan, arrival.length));
+        if shared && !matches!(opened, Ok(Some(_))) {
+            self.leave_mapping(at, target.mapping);
+        }
+        if matches!(opened, Ok(Some(_))) && at.policy.inbound_refresh {
+            self.mappings.touch(target.mapping, at.tick());
+        }
+        opened
+    }
+
+    /// `eim`: the internal endpoint's one mapping, or its forward's endpoint.
+    fn open_independent(
+        &self,
+        at: &At,
+        arrival: &Arrival,
+        target: &Target,
+        random: &mut impl Random,
+    ) -> Opened {
+        if self.sessions.is_empty() {
+            return Err(Refusal::SessionsFull);
+        }
+        let Tuple {
+            protocol, source, ..
+        } = *arrival.tuple;
+        let (external, joined) = match self.fixed_endpoint(at, protocol, source) {
+            Some(external) => (external, None),
+            None => {
+                let joined = self.join_shared_mapping(at, protocol, source, random)?;
+                (joined.external, Some(joined))
+            }
+        };
+        let number = joined.as_ref().map_or(0, |joined: &Joined| joined.number);
+        let mut sides = outbound_sides(arrival.tuple, external, target);
+        sides[0].mapping = number;
+        sides[0].shared = number != 0;
+        if target.direction == Direction::Outbound {
+            sides[1].mapping = number;
+            sides[1].shared = number != 0;
+        }
+        let plan = Plan {
+            sides,
+            from_outside: false,
+            own_mapping: None,
+        };
+        let opened = settle(self.establish(at, plan, arrival.length));
+        if let (Some(joined), false) = (joined, matches!(opened, Ok(Some(_)))) {
+            self.unjoin_mapping(at, &joined);
+        }
+        opened
+    }
+}
+
+/// The halves of a session that the internal side opens, without its own mapping.
+pub(crate) fn outbound_sides(tuple: &Tuple, external: Endpoint, target: &Target) -> [Side; 2] {
+    let there = Side {
+        tuple: *tuple,
+        source: external,
+        destination: target.endpoint,
+        direction: target.direction,
+        mapping: 0,
+        shared: false,
+    };
+    let hairpin = target.direction == Direction::Hairpin;
+    let back = Side {
+        tuple: Tuple {
+            source: target.endpoint,
+            destination: external,
+            ..*tuple
+        },
+        source: tuple.destination,
+        destination: tuple.source,
+        direction: if hairpin {
+            Direction::Hairpin
+        } else {
+            Direction::Inbound
+        },
+        mapping: target.mapping,
+        shared: target.mapping != 0,
+    };
+    [there, back]
+}
+
+/// Without overloading, a tuple that is in use leaves no endpoint for the new session.
+fn settle(made: Result<Rewrite, NotMade>) -> Opened {
+    match made {
+        Ok(rewrite) => Ok(Some(rewrite)),
+        Err(NotMade::There) => Ok(None),
+        Err(NotMade::Clash | NotMade::Taken(_)) => Err(Refusal::PortsExhausted),
+        Err(NotMade::Refused(refusal)) => Err(refusal),
+    }
+}

@@ -1,0 +1,197 @@
+//! `edm`: a port for one session, shared with sessions whose remote endpoints differ
+//! (RFC 7857 section 3).
+//!
+//! A port will do for a remote endpoint if no session has the tuple remote -> external endpoint.
+//! Tried in turn: the source port, a wholly free port, the port last released for this remote,
+//! then every port of the pool from a random one on: the last one that will do is found.
+
+use crate::age::At;
+use crate::config::ExternalAddress;
+use crate::endpoint::Endpoint;
+use crate::mapping::NewMapping;
+use crate::memo::Remote;
+use crate::nat::{Arrival, Nat};
+use crate::open::{Opened, Target, outbound_sides};
+use crate::port::{Cell, Place, search as search_ports};
+use crate::session::{NotMade, Plan};
+use crate::time::Random;
+use crate::verdict::{Refusal, Rewrite};
+use crate::word::Word;
+
+/// One port tried.
+enum Tried {
+    Made(Rewrite),
+    /// Another worker has made this very session.
+    There,
+    /// It will not do for this remote.
+    InUse,
+    /// It was changing: it might have done, so the scan proves nothing.
+    Unsure,
+    Refused(Refusal),
+}
+
+/// The search over one address.
+struct Search<'a, 'p> {
+    at: &'a At<'p>,
+    arrival: &'a Arrival<'a>,
+    target: &'a Target,
+    address: &'a ExternalAddress,
+    /// Every port so far was surely in use.
+    exact: bool,
+}
+
+impl<W: Word> Nat<'_, W> {
+    /// The paired address first, then the others.
+    pub(crate) fn open_dependent(
+        &self,
+        at: &At,
+        arrival: &Arrival,
+        target: &Target,
+        random: &mut impl Random,
+    ) -> Opened {
+        let addresses = &at.policy.addresses;
+        let paired = at
+            .policy
+            .paired_address(arrival.tuple.source.addr)
+            .ok_or(Refusal::NoExternalAddress)?;
+        if self.sessions.is_empty() {
+            return Err(Refusal::SessionsFull);
+        }
+        for turn in 0..addresses.len() {
+            let address = &addresses[(paired + turn) % addresses.len()];
+            if address.slot >= self.ports.slots() {
+                continue;
+            }
+            let mut search = Search {
+                at,
+                arrival,
+                target,
+                address,
+                exact: true,
+            };
+            match self.open_on(&mut search, random) {
+                Some(Tried::Made(rewrite)) => return Ok(Some(rewrite)),
+                Some(Tried::There) => return Ok(None),
+                Some(Tried::Refused(refusal)) => return Err(refusal),
+                _ => {}
+            }
+        }
+        // Another worker may have taken the last port for this very session: it holds the lock
+        // until the session is complete.
+        let _held = self.locks.hold([arrival.hash])?;
+        match self.find(arrival.tuple, arrival.hash)? {
+            Some(seen) if self.lives(at, &seen) => Ok(None),
+            _ => Err(Refusal::PortsExhausted),
+        }
+    }
+
+    /// `None`: no port of the address will do.
+    fn open_on(&self, search: &mut Search, random: &mut impl Random) -> Option<Tried> {
+        let protocol = search.arrival.tuple.protocol;
+        let (slot, policy) = (search.address.slot, search.at.policy);
+        let set = &search.address.ports[protocol.index()];
+        let remote = Remote {
+            protocol,
+            endpoint: search.target.endpoint,
+            slot,
+        };
+        let before = self.memos.look(&remote).ok()?;
+
+        let wanted = search.arrival.tuple.source.port;
+        let kept = policy.preserve_port && set.contains(wanted);
+        if let Some(done) = kept.then(|| self.try_port(search, wanted)).flatten() {
+            return Some(done);
+        }
+        let start = random.next_u64();
+        let free = |search: &mut Search| {
+            self.ports.search_free(slot, protocol, set, start, |port| {
+                self.try_port(search, port)
+            })
+        };
+        if let Some(done) = free(search) {
+            return Some(done);
+        }
+        if self.ports.end_all_holds(slot, protocol, search.at.tick()) > 0
+            && let Some(done) = free(search)
+        {
+            return Some(done);
+        }
+        let hint = self.memos.hint(&remote).filter(|&port| set.contains(port));
+        if let Some(done) = hint.and_then(|port| self.try_port(search, port)) {
+            return Some(done);
+        }
+        let every = |_| u64::MAX;
+        let done = search_ports(set, start, every, |port| self.try_overload(search, port));
+        if done.is_none() && search.exact {
+            self.memos.set(&remote, &before);
+        }
+        done
+    }
+
+    /// Skips ports that cannot be overloaded without looking for the tuple.
+    fn try_overload(&self, search: &mut Search, port: u16) -> Option<Tried> {
+        let protocol = search.arrival.tuple.protocol;
+        match self.ports.cell(Place {
+            slot: search.address.slot,
+            protocol,
+            port,
+        }) {
+            Cell::Free | Cell::Overloaded(_) => self.try_port(search, port),
+            Cell::Changing => {
+                search.exact = false;
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// `None`: go on with another port.
+    fn try_port(&self, search: &mut Search, port: u16) -> Option<Tried> {
+        match self.attempt(search, port) {
+            Tried::InUse => None,
+            Tried::Unsure => {
+                search.exact = false;
+                None
+            }
+            done => Some(done),
+        }
+    }
+
+    fn attempt(&self, search: &Search, port: u16) -> Tried {
+        let Search {
+            at,
+            arrival,
+            target,
+            address,
+            ..
+        } = *search;
+        let tuple = arrival.tuple;
+        let external = Endpoint::new(address.addr, port);
+        let sides = outbound_sides(tuple, external, target);
+        let back = &sides[1].tuple;
+        match self.live(at, back, self.hash(back)) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Tried::InUse,
+            Err(refusal) => return Tried::Refused(refusal),
+        }
+        let own_mapping = Some(NewMapping {
+            protocol: tuple.protocol,
+            internal: tuple.source,
+            external,
+            slot: address.slot,
+            shared: false,
+        });
+        let plan = Plan {
+            sides,
+            from_outside: false,
+            own_mapping,
+        };
+        match self.establish(at, plan, arrival.length) {
+            Ok(rewrite) => Tried::Made(rewrite),
+            Err(NotMade::There) => Tried::There,
+            Err(NotMade::Taken(Cell::Changing)) => Tried::Unsure,
+            Err(NotMade::Clash | NotMade::Taken(_)) => Tried::InUse,
+            Err(NotMade::Refused(refusal)) => Tried::Refused(refusal),
+        }
+    }
+}

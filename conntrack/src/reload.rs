@@ -1,0 +1,245 @@
+//! Putting a changed policy into the tables, slice by slice.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::age::At;
+use crate::config::Policy;
+use crate::endpoint::{Endpoint, Protocol};
+use crate::half::{Snapshot, TimeoutClass};
+use crate::layout::{PORT_WORDS, header};
+use crate::mapping::Mapping;
+use crate::nat::Nat;
+use crate::port::{Cell, Place};
+use crate::time::Time;
+use crate::verdict::Direction;
+use crate::word::Word;
+
+/// A policy on its way into the tables: what the slices need to know, and how far they are.
+/// Whoever controls the workers makes it (it allocates); a worker carries it through.
+#[derive(Debug)]
+pub struct PolicyChange {
+    /// The place of each forward in the policy.
+    forwards: HashMap<(Protocol, Endpoint), u32>,
+    position: u64,
+    /// Something was in the way that a worker still used: another round.
+    again: bool,
+}
+
+impl PolicyChange {
+    /// For this policy; nothing is done yet.
+    pub fn new(policy: &Policy) -> PolicyChange {
+        let forwards = (0..).zip(&policy.forwards);
+        PolicyChange {
+            forwards: forwards
+                .map(|(i, f)| ((f.protocol, f.external), i))
+                .collect(),
+            position: 0,
+            again: false,
+        }
+    }
+}
+
+/// What lies at a position: sessions, then mappings, then the port words, then the forwards.
+enum Step {
+    Session(u32),
+    Mapping(u32),
+    Ports {
+        slot: u16,
+        protocol: Protocol,
+        word: usize,
+    },
+    Forward(usize),
+    End,
+}
+
+impl<W: Word> Nat<'_, W> {
+    /// One slice of `budget` records; true when the policy is in the tables.
+    ///
+    /// Needed after [`Nat::create`] and [`Nat::open`], and after every change, once all workers
+    /// judge by the new policy. Ends every session and mapping that contradicts it (an external
+    /// address that is gone or whose slot is another's, a forward that is gone, has another target
+    /// or an allow-list that leaves the source out, a dynamic mapping where a forward is now),
+    /// gives forwards their endpoints, and keeps all else. `change` must be made for `policy`. The
+    /// pool's port sets should leave out forwards' ports; else a busy pool can delay the end.
+    pub fn apply_policy(
+        &self,
+        policy: &Policy,
+        change: &mut PolicyChange,
+        now: Time,
+        budget: u32,
+    ) -> bool {
+        let at = At { policy, now };
+        if change.position == 0 {
+            self.publish_timers(policy);
+            self.memos.void();
+        }
+        for _ in 0..budget {
+            match self.step(policy, change.position) {
+                Step::Session(session) => self.end_contradicting(&at, change, session),
+                Step::Mapping(number) => self.end_contradicting_mapping(&at, change, number),
+                Step::Ports {
+                    slot,
+                    protocol,
+                    word,
+                } => {
+                    self.drop_claims(policy, change, slot, protocol, word);
+                }
+                Step::Forward(place) => self.fix_forward(policy, change, place),
+                Step::End => {
+                    self.memos.void();
+                    change.position = 0;
+                    return !std::mem::take(&mut change.again);
+                }
+            }
+            change.position += 1;
+        }
+        false
+    }
+
+    fn step(&self, policy: &Policy, position: u64) -> Step {
+        let mut rest = position;
+        let sessions = u64::from(self.sessions.highest());
+        if rest < sessions {
+            return Step::Session(rest as u32 + 1);
+        }
+        rest -= sessions;
+        let mappings = u64::from(self.mappings.pool.highest());
+        if rest < mappings {
+            return Step::Mapping(rest as u32 + 1);
+        }
+        rest -= mappings;
+        let tables = u64::from(self.ports.slots()) * 3;
+        if rest < tables * PORT_WORDS as u64 {
+            let (table, word) = (rest as usize / PORT_WORDS, rest as usize % PORT_WORDS);
+            return Step::Ports {
+                slot: (table / 3) as u16,
+                protocol: Protocol::ALL[table % 3],
+                word,
+            };
+        }
+        rest -= tables * PORT_WORDS as u64;
+        if rest < policy.forwards.len() as u64 {
+            Step::Forward(rest as usize)
+        } else {
+            Step::End
+        }
+    }
+
+    /// For readers of the tables that hold no policy.
+    fn publish_timers(&self, policy: &Policy) {
+        for class in TimeoutClass::ALL {
+            let timeout_ms = policy.timers.timeout_ms(class);
+            self.header[header::TIMEOUTS + class as usize].store(timeout_ms.into(), Relaxed);
+        }
+        self.header[header::INBOUND_REFRESH].store(policy.inbound_refresh.into(), Relaxed);
+    }
+
+    fn end_contradicting(&self, at: &At, change: &mut PolicyChange, session: u32) {
+        let contradicts = |even: &Snapshot, odd: &Snapshot| {
+            let meta = even.meta();
+            // Whom a forward's allow-list must contain, if the session was opened through one.
+            let opened_by = meta.opened_outside().then(|| odd.tuple().source.addr);
+            let hairpin = meta.direction() == Direction::Hairpin;
+            !self.agrees(at.policy, change, even, opened_by)
+                || hairpin && !self.agrees(at.policy, change, odd, Some(even.written().0.addr))
+        };
+        if self.end_if(at, session, header::REMOVED, contradicts) {
+            return;
+        }
+        // Not ended though it should be: another worker is changing it.
+        let halves = [2 * session, 2 * session + 1].map(|half| self.half(half).read());
+        if let [Some(even), Some(odd)] = halves
+            && even.meta().valid()
+            && odd.meta().valid()
+            && contradicts(&even, &odd)
+        {
+            change.again = true;
+        }
+    }
+
+    /// May a half's external endpoint go on?
+    fn agrees(
+        &self,
+        policy: &Policy,
+        change: &PolicyChange,
+        half: &Snapshot,
+        opened_by: Option<Ipv4Addr>,
+    ) -> bool {
+        let (internal, external) = (half.tuple().source, half.written().0);
+        let place = change.forwards.get(&(half.meta().protocol(), external));
+        let forward = place.map(|&place| &policy.forwards[place as usize]);
+        if half.mapping() != 0 {
+            let mapping = self.mappings.read(half.mapping());
+            return forward.is_none() && mapping.is_some_and(|m| m.agrees_with(policy));
+        }
+        forward.is_some_and(|forward| {
+            forward.target == internal
+                && opened_by.is_none_or(|source| forward.allows(source))
+                && policy.address(external.addr).is_some()
+        })
+    }
+
+    fn end_contradicting_mapping(&self, at: &At, change: &mut PolicyChange, number: u32) {
+        let Some(mapping) = self.mappings.read(number).filter(Mapping::alive) else {
+            return;
+        };
+        let forward = change
+            .forwards
+            .contains_key(&(mapping.protocol(), mapping.external));
+        if (forward || !mapping.agrees_with(at.policy)) && !self.end_mapping(at, &mapping) {
+            change.again = true;
+        }
+    }
+
+    /// Gives up claims of forwards that are gone and hold-downs of addresses that are.
+    fn drop_claims(
+        &self,
+        policy: &Policy,
+        change: &mut PolicyChange,
+        slot: u16,
+        protocol: Protocol,
+        word: usize,
+    ) {
+        let (mut busy, _) = self.ports.bits(slot, protocol, word);
+        let address = policy.address_in(slot).map(|address| address.addr);
+        while busy != 0 {
+            let port = (word * 64) as u16 + busy.trailing_zeros() as u16;
+            busy &= busy - 1;
+            let place = Place {
+                slot,
+                protocol,
+                port,
+            };
+            let cell = self.ports.cell(place);
+            let stays = match cell {
+                Cell::Fixed(_) => address.is_some_and(|addr| {
+                    change
+                        .forwards
+                        .contains_key(&(protocol, Endpoint::new(addr, port)))
+                }),
+                Cell::Held(_) => address.is_some(),
+                _ => true,
+            };
+            if !stays {
+                self.ports.drop_claim(place, cell);
+            }
+        }
+    }
+
+    fn fix_forward(&self, policy: &Policy, change: &mut PolicyChange, place: usize) {
+        let forward = &policy.forwards[place];
+        let slot = policy
+            .address(forward.external.addr)
+            .map(|address| address.slot);
+        if let Some(slot) = slot.filter(|&slot| slot < self.ports.slots()) {
+            let port = Place {
+                slot,
+                protocol: forward.protocol,
+                port: forward.external.port,
+            };
+            change.again |= self.ports.fix(port, place as u32).is_err();
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Sessions: making, ending and changing them. Look-ups are in `nat`.
+//!
+//! Session k is the halves 2k (even) and 2k + 1 (odd). The even half is the internal side's
+//! outbound one, in a hairpin that of the side that opened. Its write bit is the session's: every
+//! structural change of either half happens under it.
+//!
+//! A session becomes valid after both halves are in the index, and is made invalid before they are
+//! taken out: whoever finds it valid finds it complete, and whoever ends it finds every entry.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use crate::age::{At, tick_differs};
+use crate::endpoint::Tuple;
+use crate::half::{HALF_WORDS, Half, Meta, Side, Snapshot, being_written};
+use crate::layout::header;
+use crate::mapping::NewMapping;
+use crate::memo::Remote;
+use crate::nat::Nat;
+use crate::port::{Cell, Place};
+use crate::signal::Signal;
+use crate::tcp::{self, State};
+use crate::verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};
+use crate::word::{ROUNDS_MAX, Word};
+
+/// A half as it was found.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen {
+    pub half: u32,
+    pub snapshot: Snapshot,
+}
+
+/// A session to make.
+pub(crate) struct Plan {
+    /// The even and the odd half.
+    pub sides: [Side; 2],
+    /// The external realm opens it: the first packet is the odd half's.
+    pub from_outside: bool,
+    /// The even half's mapping is made together with the session, on a port that may be
+    /// overloaded; otherwise `sides` name what the caller has joined.
+    pub own_mapping: Option<NewMapping>,
+}
+
+impl Plan {
+    /// Whose packet opens the session: 0 even, 1 odd.
+    fn opener(&self) -> usize {
+        usize::from(self.from_outside)
+    }
+
+    fn meta(&self, side: usize) -> Meta {
+        let Side {
+            tuple,
+            direction,
+            shared,
+            ..
+        } = self.sides[side];
+        Meta::new(tuple.protocol, direction, State::opening(self.from_outside))
+            .with_initiator(side == self.opener())
+            .with_opened_outside(self.from_outside)
+            .with_shared(shared)
+    }
+}
+
+/// Why a session was not made.
+pub(crate) enum NotMade {
+    /// It exists: another worker was faster.
+    There,
+    /// The other half's tuple belongs to another session.
+    Clash,
+    /// The port is used for something else.
+    Taken(Cell),
+    /// A limit.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for NotMade {
+    fn from(refusal: Refusal) -> NotMade {
+        NotMade::Refused(refusal)
+    }
+}
+
+impl<'m, W: Word> Nat<'m, W> {
+    #[inline(always)]
+    pub(crate) fn half(&self, number: u32) -> Half<'m, W> {
+        Half {
+            words: &self.halves[number as usize] as &'m [W; HALF_WORDS],
+        }
+    }
+
+    /// The live session that has this tuple; an expired one is ended.
+    pub(crate) fn live(&self, at: &At, tuple: &Tuple, hash: u64) -> Result<Option<Seen>, Refusal> {
+        let seen = self.find(tuple, hash)?;
+        Ok(seen.filter(|seen| {
+            self.lives(at, seen) || {
+                self.end_if_expired(at, seen.half / 2);
+                false
+            }
+        }))
+    }
+
+    #[inline(always)]
+    pub(crate) fn lives(&self, at: &At, seen: &Seen) -> bool {
+        let meta = seen.snapshot.meta();
+        let timeout_ms = at.policy.timers.timeout_ms(meta.class());
+        self.is_alive(
+            seen.half,
+            meta,
+            at.stamp(),
+            timeout_ms,
+            at.policy.inbound_refresh,
+        )
+    }
+
+    /// Makes a session unless one of its tuples is in use; its first packet has `length` bytes.
+    pub(crate) fn establish(&self, at: &At, plan: Plan, length: u32) -> Result<Rewrite, NotMade> {
+        let hashes = [0, 1].map(|side| self.hash(&plan.sides[side].tuple));
+        let opener = plan.opener();
+        let filter_hash = self.filter_hash(&plan);
+        for _ in 0..8 {
+            let held = self
+                .locks
+                .hold([hashes[0], hashes[1], filter_hash.unwrap_or(hashes[0])])?;
+            // Ending an expired session takes locks of its own.
+            let mut expired = None;
+            for side in [opener, 1 - opener] {
+                match self.find(&plan.sides[side].tuple, hashes[side])? {
+                    Some(seen) if !self.lives(at, &seen) => expired = Some(seen.half / 2),
+                    Some(_) if side == opener => return Err(NotMade::There),
+                    Some(_) => return Err(NotMade::Clash),
+                    None => {}
+                }
+            }
+            let Some(session) = expired else {
+                return self.make_session(at, plan, hashes, length);
+            };
+            drop(held);
+            self.end_if_expired(at, session);
+        }
+        Err(Refusal::Contended.into())
+    }
+
+    /// Under the locks of both tuples, which are not in use.
+    fn make_session(
+        &self,
+        at: &At,
+        mut plan: Plan,
+        hashes: [u64; 2],
+        length: u32,
+    ) -> Result<Rewrite, NotMade> {
+        let number = self.sessions.pop().ok_or(Refusal::SessionsFull)?;
+        if let Err(refused) = self.back(at, &mut plan) {
+            self.sessions.push(number);
+            return Err(refused);
+        }
+        let halves = [self.half(2 * number), self.half(2 * number + 1)];
+        // Nobody else writes a session that is not valid, so the bit is always to be had.
+        let control = halves[0].words[0].load(Relaxed);
+        let locked = halves[0].lock(control);
+        debug_assert!(locked, "a free session was locked");
+        halves[1].begin();
+        for (side, half) in halves.into_iter().enumerate() {
+            half.fill(&plan.sides[side]);
+            let first = u32::from(side == plan.opener());
+            half.reset_stamp(at.stamp(), first, u64::from(first * length));
+        }
+        if !self.enter(number, plan.sides[0].shared, hashes) {
+            halves[1].unlock(Meta(0));
+            halves[0].unlock(Meta(0));
+            self.unback(at, &plan);
+            self.sessions.push(number);
+            return Err(Refusal::SessionsFull.into());
+        }
+        halves[1].unlock(plan.meta(1));
+        halves[0].unlock(plan.meta(0));
+        self.add(header::SESSIONS, 1);
+        self.add(header::CREATED, 1);
+        let opener = 2 * number + plan.opener() as u32;
+        self.half(opener)
+            .read()
+            .map(|made| made.rewrite(opener))
+            .ok_or(Refusal::Contended.into())
+    }
+
+    /// Takes what the session needs beside its own record.
+    fn back(&self, at: &At, plan: &mut Plan) -> Result<(), NotMade> {
+        if plan.from_outside {
+            let limit = u64::from(self.size.sessions_max / 4);
+            if self.header[header::SESSIONS_INBOUND].fetch_add(1, Relaxed) >= limit {
+                self.add(header::SESSIONS_INBOUND, -1);
+                return Err(Refusal::InboundLimit.into());
+            }
+        }
+        if let Some(new) = &plan.own_mapping {
+            let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
+            let place = Place {
+                slot: new.slot,
+                protocol: new.protocol,
+                port: new.external.port,
+            };
+            if let Err(cell) = self.ports.join(place) {
+                self.mappings.pool.push(number);
+                return Err(NotMade::Taken(cell));
+            }
+            self.mappings.write(number, new, at.tick());
+            self.add(header::MAPPINGS, 1);
+            plan.sides[0].mapping = number;
+            if plan.sides[1].direction == Direction::Inbound {
+                plan.sides[1].mapping = number;
+            }
+        }
+        Ok(())
+    }
+
+    fn unback(&self, at: &At, plan: &Plan) {
+        if plan.from_outside {
+            self.add(header::SESSIONS_INBOUND, -1);
+        }
+        if plan.own_mapping.is_some() {
+            self.leave_mapping(at, plan.sides[0].mapping);
+            self.memos.void();
+        }
+    }
+
+    /// Enters both halves into the index, and the session into its filter list.
+    pub(crate) fn enter(&self, number: u32, shared: bool, hashes: [u64; 2]) -> bool {
+        let halves = [2 * number, 2 * number + 1];
+        if !self.tuples.insert(hashes[0], halves[0]) {
+            return false;
+        }
+        if !self.tuples.insert(hashes[1], halves[1]) {
+            self.tuples.remove(hashes[0], halves[0]);
+            return false;
+        }
+        let listed = !shared || self.enlist(number);
+        if !listed {
+            self.tuples.remove(hashes[0], halves[0]);
+            self.tuples.remove(hashes[1], halves[1]);
+        }
+        listed
+    }
+
+    /// Ends a session if it has expired.
+    pub(crate) fn end_if_expired(&self, at: &At, session: u32) -> bool {
+        self.end_if(at, session, header::EXPIRED, |even, _| {
+            let meta = even.meta();
+            let timeout_ms = at.policy.timers.timeout_ms(meta.class());
+            let refresh = at.policy.inbound_refresh;
+            !self.is_alive(2 * session, meta, at.stamp(), timeout_ms, refresh)
+        })
+    }
+
+    /// Ends a session of which the condition holds, counting it under `counter`. False if it does
+    /// not hold, or the session is another worker's to change or end at the moment.
+    pub(crate) fn end_if(
+        &self,
+        at: &At,
+        session: u32,
+        counter: usize,
+        condition: impl Fn(&Snapshot, &Snapshot) -> bool,
+    ) -> bool {
+        let halves = [self.half(2 * session), self.half(2 * session + 1)];
+        let control = halves[0].words[0].load(Acquire);
+        if being_written(control) || !Meta(control as u32).valid() {
+            return false;
+        }
+        let (Some(even), Some(odd)) = (halves[0].read(), halves[1].read()) else {
+            return false;
+        };
+        if even.control != control || !odd.meta().valid() || !condition(&even, &odd) {
+            return false;
+        }
+        // Locks come before write bits, so the filter list's is taken now.
+        let listed = even.meta().shared().then(|| self.filter_key(&even, &odd));
+        let _held = match listed.map(|key| self.locks.hold([self.keys.hash(&key)])) {
+            Some(Ok(held)) => Some(held),
+            Some(Err(_)) => return false,
+            None => None,
+        };
+        if !halves[0].lock(control) {
+            return false;
+        }
+        // A packet may have refreshed it meanwhile.
+        if !condition(&even, &odd) {
+            halves[0].unlock_unchanged(control);
+            return false;
+        }
+        halves[1].replace_meta(odd.meta().invalid());
+        halves[0].unlock(even.meta().invalid());
+        self.tuples.remove(self.keys.hash(&even.key()), 2 * session);
+        self.tuples
+            .remove(self.keys.hash(&odd.key()), 2 * session + 1);
+        if let Some(key) = listed {
+            self.delist(session, &key);
+        }
+        self.add(header::SESSIONS, -1);
+        self.add(counter, 1);
+        if even.meta().opened_outside() {
+            self.add(header::SESSIONS_INBOUND, -1);
+        }
+        drop(_held);
+        self.release_mappings(at, &even, &odd);
+        self.sessions.push(session);
+        true
+    }
+
+    fn release_mappings(&self, at: &At, even: &Snapshot, odd: &Snapshot) {
+        let number = even.mapping();
+        if number != 0 {
+            let own = self
+                .mappings
+                .read(number)
+                .filter(|mapping| !mapping.shared());
+            self.leave_mapping(at, number);
+            if let Some(mapping) = own {
+                let remote = Remote {
+                    protocol: mapping.protocol(),
+                    endpoint: odd.tuple().source,
+                    slot: mapping.slot,
+                };
+                self.memos.release(&remote, mapping.external.port);
+            }
+        }
+        if odd.meta().direction() == Direction::Hairpin && odd.mapping() != 0 {
+            self.leave_mapping(at, odd.mapping());
+        }
+    }
+
+    /// Counts a packet of a half and refreshes what it refreshes.
+    #[inline(always)]
+    pub(crate) fn stamp(&self, at: &At, seen: &Seen, length: u32) {
+        let before = self.half(seen.half).stamp(at.stamp(), length);
+        let meta = seen.snapshot.meta();
+        if meta.shared() && tick_differs(before, at.stamp()) {
+            let inbound = meta.direction() == Direction::Inbound;
+            if !inbound || at.policy.inbound_refresh {
+                self.mappings.touch(seen.snapshot.mapping(), at.tick());
+            }
+        }
+    }
+
+    /// Moves a TCP session on. `None` if the session is not the one that was seen any more.
+    #[cold]
+    pub(crate) fn transition(&self, seen: &Seen, signal: Signal) -> Result<Option<Seen>, Refusal> {
+        let [even, odd] = [self.half(seen.half & !1), self.half(seen.half | 1)];
+        for round in 0..ROUNDS_MAX {
+            let control = even.words[0].load(Acquire);
+            if !being_written(control) {
+                let meta = Meta(control as u32);
+                if !meta.valid() {
+                    return Ok(None);
+                }
+                if even.lock(control) {
+                    let now = self.half(seen.half).read_held();
+                    if !now.carries(&seen.snapshot.key()) {
+                        even.unlock_unchanged(control);
+                        return Ok(None);
+                    }
+                    let from_initiator = seen.snapshot.meta().initiator();
+                    let state =
+                        tcp::next(meta.state(), from_initiator, meta.opened_outside(), signal);
+                    let odd_meta = Meta(odd.words[0].load(Relaxed) as u32);
+                    odd.replace_meta(odd_meta.with_state(state));
+                    even.unlock(meta.with_state(state));
+                    let snapshot = self.half(seen.half).read().ok_or(Refusal::Contended)?;
+                    return Ok(Some(Seen {
+                        half: seen.half,
+                        snapshot,
+                    }));
+                }
+            }
+            W::pause(round);
+        }
+        Err(Refusal::Contended)
+    }
+
+    /// Remembers the next hop of a half. Nothing happens if the session has changed since `session`
+    /// was given out, or is being changed.
+    pub fn set_next_hop(&self, session: SessionRef, hop: NextHop) {
+        if session.half < 2 || session.half as usize >= self.halves.len() {
+            return;
+        }
+        let half = self.half(session.half);
+        let even = self.half(session.half & !1);
+        let control = even.words[0].load(Acquire);
+        let seen = half.words[0].load(Acquire);
+        let current = (seen >> 32) as u32 == session.sequence && Meta(seen as u32).valid();
+        if !current || being_written(seen) || being_written(control) || !even.lock(control) {
+            return;
+        }
+        if session.half & 1 == 0 {
+            half.fill_next_hop(hop);
+            half.unlock(Meta(seen as u32));
+            return;
+        }
+        if half.words[0].load(Relaxed) == seen {
+            half.begin();
+            half.fill_next_hop(hop);
+            half.unlock(Meta(seen as u32));
+        }
+        even.unlock_unchanged(control);
+    }
+}

@@ -1,0 +1,370 @@
+//! How the values fit each other: everything that can be judged without the host.
+
+use std::net::Ipv4Addr;
+
+use conntrack::{FilteringBehaviour, MappingBehaviour};
+use ipnet::Ipv4Net;
+
+use super::problem::{At, Level, Problem, Source, Span};
+use super::read::{FILTERINGS, word};
+use super::reader::Problems;
+use super::values::{PoolEntry, PortRange};
+use super::{ADDRESSES_MAX, Config, INTERFACES_MAX, Role};
+
+/// Checks what single values cannot tell.
+pub(super) fn check(config: &Config, problems: &Problems) {
+    let mut found = Vec::new();
+    // What could not be read is missing from the lists: no consequences are drawn from that.
+    let complete = problems
+        .borrow()
+        .iter()
+        .all(|problem| problem.level != Level::Error);
+    overlapping_prefixes(config, &mut found);
+    interfaces(config, &mut found);
+    if complete {
+        roles(config, &mut found);
+    }
+    let pool_is_sane = pool(config, &mut found) && complete;
+    ports(config, &mut found);
+    behaviours(config, &mut found);
+    if pool_is_sane {
+        forwards(config, &mut found);
+    }
+    workers(config, &mut found);
+    problems.borrow_mut().append(&mut found);
+}
+
+/// "line 3" of a span, or "the default".
+fn line_of(source: &Source, span: Option<Span>) -> String {
+    span.map_or("the default".to_owned(), |span| {
+        format!("line {}", source.place(span).line)
+    })
+}
+
+fn overlapping_prefixes(config: &Config, found: &mut Vec<Problem>) {
+    for (list, key) in [(&config.internal, "internal"), (&config.bypass, "bypass")] {
+        for (number, prefix) in list.iter().enumerate() {
+            let other = list[..number]
+                .iter()
+                .find(|other| overlap(&other.value, &prefix.value));
+            let Some(other) = other else { continue };
+            let (wide, narrow) = match other.prefix_len() <= prefix.prefix_len() {
+                true => (other, prefix),
+                false => (prefix, other),
+            };
+            let what = match wide == narrow {
+                true => format!("{} stands twice in `{key}`", prefix.value),
+                false => format!("{} in `{key}` lies within {}", narrow.value, wide.value),
+            };
+            let place = line_of(&config.source, other.span);
+            let why = format!("the prefixes of a list must not overlap; the other is in {place}");
+            let fix = format!("remove {}", narrow.value);
+            let problem = Problem::error("overlapping-prefixes", what)
+                .why(why)
+                .fix(fix);
+            found.push(problem.at(prefix.span));
+        }
+    }
+}
+
+fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+fn interfaces(config: &Config, found: &mut Vec<Problem>) {
+    let list = &config.interfaces;
+    for (number, interface) in list.iter().enumerate() {
+        if list[..number]
+            .iter()
+            .any(|other| other.name == interface.name)
+        {
+            let what = format!("the interface \"{}\" is given twice", *interface.name);
+            let problem = Problem::error("interface-twice", what);
+            let why = "an interface has one role; role = \"both\" serves both sides";
+            let fix = "keep one of the two".to_owned();
+            found.push(problem.why(why).fix(fix).at(interface.name.span));
+        }
+    }
+    let span = list.last().and_then(|interface| interface.name.span);
+    if list.len() > INTERFACES_MAX {
+        let problem = Problem::error("too-many", format!("{} interfaces are given", list.len()));
+        let problem = problem.why(format!("one gateway serves at most {INTERFACES_MAX}"));
+        found.push(problem.fix("run a second instance for the others").at(span));
+    }
+}
+
+/// One interface leads outside, and one inside.
+fn roles(config: &Config, found: &mut Vec<Problem>) {
+    let list = &config.interfaces;
+    let external: Vec<_> = list
+        .iter()
+        .filter(|interface| interface.role.is_external())
+        .collect();
+    let span = list.last().and_then(|interface| interface.name.span);
+    if external.is_empty() && !list.is_empty() {
+        let problem = Problem::error("no-external", "no interface has the outside behind it");
+        let why = "translated packets need a way out";
+        let fix =
+            "add [[interfaces]] with role = \"external\", or write role = \"both\" for one arm";
+        found.push(problem.why(why).fix(fix).at(span));
+    }
+    if let [first, second, ..] = external[..] {
+        let both = first.role == Role::Both && second.role == Role::Both;
+        let what = match both {
+            true => format!(
+                "\"{}\" and \"{}\" both have role = \"both\"",
+                *first.name, *second.name
+            ),
+            false => format!(
+                "\"{}\" and \"{}\" are both external",
+                *first.name, *second.name
+            ),
+        };
+        let why = "one interface leads outside: the pool's \"interface\" follows its address";
+        let fix = "keep one role = \"external\" or \"both\", give the others role = \"internal\"";
+        let problem = Problem::error("two-external", what).why(why).fix(fix);
+        found.push(problem.at(second.name.span));
+    }
+    if let [only] = external[..]
+        && only.role == Role::External
+        && list.len() == 1
+    {
+        let what = format!(
+            "\"{}\" is external, and no interface has clients behind it",
+            *only.name
+        );
+        let problem = Problem::error("no-internal", what).why("nothing would be translated");
+        let fix =
+            "add [[interfaces]] with role = \"internal\", or write role = \"both\" for one arm";
+        found.push(problem.fix(fix).at(only.name.span));
+    }
+}
+
+/// False when the pool is so wrong that forwards cannot be held against it.
+fn pool(config: &Config, found: &mut Vec<Problem>) -> bool {
+    let before = found.len();
+    let entries = &config.pool.addresses;
+    let mut count = 0u64;
+    for (number, entry) in entries.iter().enumerate() {
+        if let Some(twice) = entries[..number]
+            .iter()
+            .find_map(|other| shared_part(other, entry))
+        {
+            let problem = Problem::error("pool-twice", format!("{twice} stands twice in the pool"));
+            let why = "an address has one set of ports";
+            found.push(problem.why(why).fix("remove one of the two").at(entry.span));
+        }
+        let PoolEntry::Own { first, last } = entry.value else {
+            count += 1;
+            continue;
+        };
+        count += u64::from(u32::from(last)) - u64::from(u32::from(first)) + 1;
+        let clash = config
+            .internal
+            .iter()
+            .find(|prefix| prefix.network() <= last && prefix.broadcast() >= first);
+        if let Some(prefix) = clash {
+            let what = format!(
+                "the pool's {} lies in the internal prefix {}",
+                entry.value, prefix.value
+            );
+            let problem = Problem::error("pool-internal", what);
+            let place = line_of(&config.source, prefix.span);
+            let why = format!(
+                "what leaves with an internal source address counts as untranslated; the prefix is in {place}"
+            );
+            let fix = "take the addresses out of the pool, or narrow the prefix to the clients'";
+            found.push(problem.why(why).fix(fix).at(entry.span));
+        }
+    }
+    if count > ADDRESSES_MAX as u64 {
+        let problem = Problem::error("too-many", format!("the pool has {count} addresses"));
+        let why =
+            format!("it can have {ADDRESSES_MAX}: each address costs port tables, used or not");
+        let span = entries.iter().max_by_key(|entry| match entry.value {
+            PoolEntry::Interface => 0,
+            PoolEntry::Own { first, last } => u32::from(last) - u32::from(first),
+        });
+        let fix = "choose fewer; one address has 64512 ports to each destination with edm";
+        found.push(
+            problem
+                .why(why)
+                .fix(fix)
+                .at(span.and_then(|entry| entry.span)),
+        );
+    }
+    found.len() == before && !entries.is_empty()
+}
+
+/// What two entries of the pool have in common, if anything.
+fn shared_part(a: &PoolEntry, b: &PoolEntry) -> Option<String> {
+    match (*a, *b) {
+        (PoolEntry::Interface, PoolEntry::Interface) => Some("\"interface\"".to_owned()),
+        (
+            PoolEntry::Own { first, last },
+            PoolEntry::Own {
+                first: from,
+                last: to,
+            },
+        ) => {
+            let low = first.max(from);
+            (low <= last.min(to)).then(|| low.to_string())
+        }
+        _ => None,
+    }
+}
+
+fn ports(config: &Config, found: &mut Vec<Problem>) {
+    let default = [At::default_value(PortRange {
+        first: 1024,
+        last: 65535,
+    })];
+    let ranges = config.pool.ports.as_deref().unwrap_or(&default);
+    if ranges.is_empty() {
+        return;
+    }
+    let mut set = conntrack::PortSet::empty();
+    for range in ranges {
+        set.insert_range(range.first, range.last);
+    }
+    for range in &config.pool.exclude_ports {
+        set.remove_range(range.first, range.last);
+    }
+    if set.is_empty() {
+        let problem = Problem::error(
+            "empty-pool",
+            "`pool.exclude_ports` leaves no port in the pool",
+        );
+        let why = "without a port nothing could be translated";
+        let span = config
+            .pool
+            .exclude_ports
+            .last()
+            .and_then(|range| range.span);
+        found.push(problem.why(why).fix("exclude less").at(span));
+    }
+}
+
+fn behaviours(config: &Config, found: &mut Vec<Problem>) {
+    let (mapping, filtering) = (config.nat.mapping, config.nat.filtering);
+    let name = word(FILTERINGS, filtering.value);
+    if mapping.value == MappingBehaviour::EndpointDependent
+        && filtering.value != FilteringBehaviour::EndpointDependent
+    {
+        let what = format!("filtering = \"{name}\" does not go with mapping = \"edm\"");
+        let why = "with edm one external endpoint serves several clients whose remote endpoints \
+                   differ, so a packet from another remote endpoint has no one receiver";
+        let fix = format!("write mapping = \"eim\" in [nat], or leave out filtering = \"{name}\"");
+        let problem = Problem::error("behaviours-clash", what).why(why).fix(fix);
+        found.push(problem.at(filtering.span));
+    }
+    if filtering.value == FilteringBehaviour::EndpointIndependent
+        && let Some(span) = config.pool.interface_span()
+    {
+        let what = "filtering = \"eif\" is refused on the interface's own address";
+        let why = "the host's kernel uses the same address, any port of it, and replies to the \
+                   host would be taken for packets to a client";
+        let fix = "give [pool] addresses of its own (addresses = [\"203.0.113.4\"]), or write \
+                   filtering = \"adf\"";
+        let problem = Problem::error("eif-shared", what).why(why).fix(fix);
+        found.push(problem.at(filtering.span.or(span)));
+    }
+}
+
+/// The address of a forward, as far as the file tells: none for the interface's.
+fn resolved(config: &Config, addr: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+    addr.or_else(|| {
+        (!config.pool.has_interface())
+            .then(|| config.pool.own().next())
+            .flatten()
+    })
+}
+
+fn forwards(config: &Config, found: &mut Vec<Problem>) {
+    let addresses = config.pool.own().count() + usize::from(config.pool.has_interface());
+    for (number, forward) in config.forwards.iter().enumerate() {
+        let external = forward.external;
+        let (protocol, addr) = (forward.protocol, resolved(config, external.addr));
+        if external.addr.is_none() && addresses > 1 {
+            let what = format!(
+                "the forward of {protocol} port {} names no address",
+                external.port
+            );
+            let why = format!("the pool has {addresses} addresses, so it could be any of them");
+            let example = config.pool.own().next().unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let fix = format!(
+                "write external = \"{example}:{}\" or another address",
+                external.port
+            );
+            let problem = Problem::error("forward-address", what).why(why).fix(fix);
+            found.push(problem.at(external.span));
+        }
+        let twice = config.forwards[..number].iter().find(|other| {
+            other.protocol == protocol
+                && other.external.port == external.port
+                && resolved(config, other.external.addr) == addr
+        });
+        if let Some(other) = twice {
+            let what = format!("{protocol} {} is forwarded twice", external.value);
+            let place = line_of(&config.source, other.external.span);
+            let why = format!(
+                "to {} in {place}, and to {}",
+                other.target.value, forward.target.value
+            );
+            let problem = Problem::error("forward-twice", what).why(why);
+            found.push(problem.fix("remove one of the two").at(external.span));
+        }
+        // With the interface's address in the pool, whether an address is it shows on the host.
+        if let Some(addr) = external.addr
+            && !config.pool.has_interface()
+            && !config.pool.own().any(|own| own == addr)
+        {
+            let what = format!("the forward's external address {addr} is not in the pool");
+            let why = "only packets to addresses of the pool reach the engine";
+            let fix =
+                format!("add \"{addr}\" to `pool.addresses`, or write an address of the pool");
+            let problem = Problem::error("forward-outside-pool", what)
+                .why(why)
+                .fix(fix);
+            found.push(problem.at(external.span));
+        }
+        if !config.internal.is_empty() && !config.is_internal(forward.target.addr) {
+            let what = format!(
+                "the forward's target {} is in no internal prefix",
+                forward.target.value
+            );
+            let why = "replies from it would not be taken for a client's and would not be \
+                       translated back";
+            let fix = format!(
+                "add \"{}/32\" to `internal`, or correct the target",
+                forward.target.addr
+            );
+            let problem = Problem::error("forward-target", what).why(why).fix(fix);
+            found.push(problem.at(forward.target.span));
+        }
+    }
+}
+
+fn workers(config: &Config, found: &mut Vec<Problem>) {
+    let cpus = &config.workers.cpus;
+    for (number, cpu) in cpus.iter().enumerate() {
+        if cpus[..number].contains(cpu) {
+            let problem = Problem::error("cpu-twice", format!("CPU {} is given twice", cpu.value));
+            let problem = problem.why("each worker has a CPU of its own");
+            found.push(problem.fix("name each CPU once").at(cpu.span));
+        }
+    }
+    if let Some(count) = config.workers.count
+        && !cpus.is_empty()
+        && cpus.len() < count.value as usize
+    {
+        let what = format!(
+            "{} workers, but {} in `workers.cpus`",
+            count.value,
+            cpus.len()
+        );
+        let problem = Problem::error("too-few-cpus", what).why("each worker has a CPU of its own");
+        let fix = "name as many CPUs, or leave `workers.count` out";
+        found.push(problem.fix(fix).at(count.span));
+    }
+}

@@ -1,0 +1,327 @@
+//! The configuration: one TOML file, read strictly, checked as far as it can be without the host.
+//!
+//! `egret.sample.toml` documents every key; [`keys::KEYS`] lists them. What depends on the machine
+//! is checked in [`crate::plan`].
+
+mod check;
+pub mod keys;
+mod problem;
+mod read;
+mod reader;
+mod settings;
+mod timers;
+mod values;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use conntrack::{Endpoint, FilteringBehaviour, MappingBehaviour, Protocol, Timers};
+use ipnet::Ipv4Net;
+use toml::de::DeTable;
+
+pub use problem::{At, ConfigError, Level, Place, Problem, Source, Span};
+pub use settings::Setting;
+pub use timers::TimerProfile;
+pub use values::{ForwardExternal, PoolEntry, PortRange};
+
+use reader::{Problems, Reader};
+
+/// The fewest sessions that a table can be made for.
+pub const SESSIONS_MIN: u32 = 64;
+/// The most sessions that a table can be made for.
+pub const SESSIONS_MAX: u32 = 1 << 24;
+/// The most interfaces.
+pub const INTERFACES_MAX: usize = 16;
+/// The most addresses of a pool: each costs port tables, used or not.
+pub const ADDRESSES_MAX: usize = 256;
+/// The most workers.
+pub const WORKERS_MAX: u32 = 256;
+
+/// The sides that an interface serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Clients are behind it.
+    Internal,
+    /// The outside is behind it.
+    External,
+    /// One-arm: both.
+    Both,
+}
+
+impl Role {
+    /// May clients be behind it?
+    pub fn is_internal(self) -> bool {
+        self != Role::External
+    }
+
+    /// Is the outside behind it?
+    pub fn is_external(self) -> bool {
+        self != Role::Internal
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Internal => "internal",
+            Role::External => "external",
+            Role::Both => "both",
+        })
+    }
+}
+
+/// An interface to serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfaceConfig {
+    /// Its name.
+    pub name: At<String>,
+    /// Its sides.
+    pub role: Role,
+}
+
+/// The external addresses and their ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Addresses: the interface's, and own ones. No address twice; at most [`ADDRESSES_MAX`].
+    pub addresses: Vec<At<PoolEntry>>,
+    /// Ports for TCP and UDP; none: 1024-65535, and on a shared address without what the host uses.
+    pub ports: Option<Vec<At<PortRange>>>,
+    /// Ports to leave out.
+    pub exclude_ports: Vec<At<PortRange>>,
+}
+
+impl PoolConfig {
+    /// Does the pool have the external interface's own address?
+    pub fn has_interface(&self) -> bool {
+        self.interface_span().is_some()
+    }
+
+    /// The place of the entry `"interface"`, if there is one; a default has no place.
+    pub fn interface_span(&self) -> Option<Option<Span>> {
+        let entry = self
+            .addresses
+            .iter()
+            .find(|entry| entry.value == PoolEntry::Interface);
+        entry.map(|entry| entry.span)
+    }
+
+    /// The own addresses, in the order of the file.
+    pub fn own(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.addresses.iter().flat_map(|entry| entry.value.own())
+    }
+}
+
+/// How packets are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatConfig {
+    /// Mapping behaviour.
+    pub mapping: At<MappingBehaviour>,
+    /// Filtering behaviour. Other than `edf` only with `eim`.
+    pub filtering: At<FilteringBehaviour>,
+    /// Keep the source port where it is free.
+    pub preserve_port: bool,
+    /// Inbound UDP and ICMP packets refresh their session.
+    pub inbound_refresh: bool,
+}
+
+/// A static mapping that lets the external realm open sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForwardConfig {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The external side.
+    pub external: At<ForwardExternal>,
+    /// The internal endpoint.
+    pub target: At<Endpoint>,
+    /// Sources that may use it; empty: any.
+    pub allow: Vec<At<Ipv4Net>>,
+}
+
+/// What the sender is told when its packet is refused: table or pool full (RFC 6888 REQ-11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnRefusal {
+    /// ICMP 3/1, a soft error.
+    HostUnreachable,
+    /// ICMP 3/13 (RFC 5508 REQ-8).
+    AdminProhibited,
+    /// Nothing.
+    Silent,
+}
+
+/// ICMP messages that Egret itself sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpConfig {
+    /// How many errors a second all workers together send; 0: none.
+    pub errors_per_second: u32,
+    /// The answer to a refused packet.
+    pub on_refusal: OnRefusal,
+}
+
+/// The tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablesConfig {
+    /// How many sessions; none: by RAM.
+    pub sessions_max: Option<At<u32>>,
+    /// The file that holds them, so that a restarted engine finds its sessions.
+    pub path: At<PathBuf>,
+}
+
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Poll {
+    /// It sleeps until a packet comes.
+    Adaptive,
+    /// It never sleeps: for a core of its own.
+    Busy,
+}
+
+/// The threads that move packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkersConfig {
+    /// How many; none: min(CPUs, queues).
+    pub count: Option<At<u32>>,
+    /// Sleeping or not.
+    pub poll: At<Poll>,
+    /// CPUs for them, one each; empty: those that the process may use.
+    pub cpus: Vec<At<u16>>,
+}
+
+/// How AF_XDP sockets are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceMode {
+    /// The best that works: zero-copy, copy, generic.
+    Auto,
+    /// The driver writes into our memory; no stepping down.
+    ZeroCopy,
+    /// The driver runs the program, the kernel copies.
+    Copy,
+    /// The kernel runs the program after its own receive path: every driver can.
+    Generic,
+}
+
+/// The checked configuration: every value is within its range and fits the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The text it came from, for messages.
+    pub source: Source,
+    /// Names the instance in paths.
+    pub instance: String,
+    /// Internal prefixes: not empty, disjoint.
+    pub internal: Vec<At<Ipv4Net>>,
+    /// The interfaces: exactly one is external or both.
+    pub interfaces: Vec<InterfaceConfig>,
+    /// Destinations that the kernel forwards.
+    pub bypass: Vec<At<Ipv4Net>>,
+    /// External addresses and ports.
+    pub pool: PoolConfig,
+    /// How packets are translated.
+    pub nat: NatConfig,
+    /// The profile that timers not given come from.
+    pub timer_profile: TimerProfile,
+    /// The timers in force.
+    pub timers: Timers,
+    /// Forwards: no two have the same protocol and external side.
+    pub forwards: Vec<ForwardConfig>,
+    /// ICMP messages that Egret sends.
+    pub icmp: IcmpConfig,
+    /// Tables.
+    pub tables: TablesConfig,
+    /// Workers.
+    pub workers: WorkersConfig,
+    /// Device mode.
+    pub mode: At<DeviceMode>,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// Warnings and notes that need no host.
+    pub advice: Vec<Problem>,
+    given: BTreeSet<String>,
+}
+
+impl Config {
+    /// Reads and checks a configuration. `name` is what messages call the file.
+    ///
+    /// # Errors
+    /// Everything that is wrong, as far as it can be told in one go: never an empty list.
+    pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
+        let source = Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        let fail = |mut problems: Vec<Problem>| {
+            problems.sort_by_key(|problem| problem.span);
+            Err(ConfigError {
+                source: source.clone(),
+                problems,
+            })
+        };
+        let (root, syntax) = DeTable::parse_recoverable(text);
+        if !syntax.is_empty() {
+            return fail(syntax_problems(&source, &syntax));
+        }
+        let problems: Problems = RefCell::default();
+        let reader = Reader::new(root.get_ref(), "", root.span().into(), &problems);
+        let config = read::config(&reader, &source);
+        if let Some(config) = &config {
+            check::check(config, &problems);
+        }
+        let mut problems = problems.into_inner();
+        let wrong = problems.iter().any(|problem| problem.level == Level::Error);
+        match config {
+            Some(mut config) if !wrong => {
+                problems.sort_by_key(|problem| problem.span);
+                config.advice = problems;
+                Ok(config)
+            }
+            _ => fail(problems),
+        }
+    }
+
+    /// The interface that the outside is behind.
+    pub fn external_interface(&self) -> &InterfaceConfig {
+        let external = self
+            .interfaces
+            .iter()
+            .find(|interface| interface.role.is_external());
+        external.expect("a checked configuration has one")
+    }
+
+    /// Does the file set the key (`pool.ports`, `forwards[].allow`)?
+    pub fn is_given(&self, key: &str) -> bool {
+        self.given.contains(key)
+    }
+
+    /// Is the address in an internal prefix?
+    pub fn is_internal(&self, addr: Ipv4Addr) -> bool {
+        self.internal
+            .iter()
+            .any(|prefix| prefix.value.contains(&addr))
+    }
+}
+
+/// What the TOML parser says, one complaint a line: what follows on the same line is mostly its
+/// consequence.
+fn syntax_problems(source: &Source, errors: &[toml::de::Error]) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    let line = |span: Option<Span>| span.map(|span| source.place(span).line);
+    for error in errors {
+        let span = error.span().map(Span::from);
+        if problems
+            .last()
+            .is_some_and(|last| line(last.span) == line(span))
+        {
+            continue;
+        }
+        let what = error.message().trim_end().replace('\n', ", ");
+        let fix = match what.as_str() {
+            "duplicate key" => {
+                "give the key once; several values are written as a list: [\"a\", \"b\"]"
+            }
+            _ => "look for a quote or bracket that is missing here or above; text stands in quotes",
+        };
+        let problem = Problem::error("syntax", what).why("the file is not valid TOML");
+        problems.push(problem.fix(fix).at(span));
+    }
+    problems
+}

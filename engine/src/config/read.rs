@@ -1,0 +1,296 @@
+//! Reads the keys of every table into the configuration; what does not fit is complained about and
+//! takes its default, so that one run finds as much as it can.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use conntrack::{FilteringBehaviour, MappingBehaviour, Protocol};
+
+use super::problem::{At, Problem, Source};
+use super::reader::Reader;
+use super::values::{self, PoolEntry};
+use super::{
+    Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, NatConfig, OnRefusal, Poll,
+    PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN, TablesConfig, WORKERS_MAX, WorkersConfig, timers,
+};
+
+/// Reads every key. None when something is missing without which nothing else can be judged.
+pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
+    let mut given: BTreeSet<String> = root.given().collect();
+    let instance = root.parsed("instance", values::instance_name);
+    let instance = instance.map_or_else(|| "default".to_owned(), |name| name.value);
+    let internal = root.list("internal", values::internal_prefix);
+    match &internal {
+        None => root.missing("internal", "add a line such as internal = \"10.77.0.0/24\""),
+        Some(prefixes) if prefixes.is_empty() && root.is_empty_list("internal") => {
+            let problem = Problem::error("empty-internal", "`internal` is an empty list");
+            let problem = problem.why("without an internal prefix no packet would be translated");
+            let fix = "write the prefixes that your clients have, such as \"10.77.0.0/24\"";
+            root.complain(problem.fix(fix).at(root.span_of("internal")));
+        }
+        Some(_) => {}
+    }
+    let interfaces = read_interfaces(root, &mut given);
+    let bypass = root
+        .list("bypass", values::bypass_prefix)
+        .unwrap_or_default();
+    let pool = read_pool(root, &mut given);
+    let nat = read_nat(root, &mut given);
+    let (timer_profile, timers) = timers::read(root, &mut given);
+    let forwards = read_forwards(root, &mut given);
+    let icmp = read_icmp(root, &mut given);
+    let tables = read_tables(root, &instance, &mut given);
+    let workers = read_workers(root, &mut given);
+    let device = table(root, "device", &mut given);
+    let mode = device.and_then(|device| device.choice("mode", DEVICE_MODES));
+    let control = table(root, "control", &mut given);
+    let socket = control.and_then(|control| control.parsed("socket", values::socket_path));
+    let control_socket =
+        socket.map_or_else(|| run_path(&instance, "control"), |socket| socket.value);
+    Some(Config {
+        source: source.clone(),
+        internal: internal?,
+        interfaces,
+        bypass,
+        pool,
+        nat,
+        timer_profile,
+        timers,
+        forwards,
+        icmp,
+        tables,
+        workers,
+        mode: mode.unwrap_or(At::default_value(DeviceMode::Auto)),
+        control_socket,
+        advice: Vec::new(),
+        instance,
+        given,
+    })
+}
+
+pub(super) const ROLES: &[(&str, Role)] = &[
+    ("internal", Role::Internal),
+    ("external", Role::External),
+    ("both", Role::Both),
+];
+pub(super) const MAPPINGS: &[(&str, MappingBehaviour)] = &[
+    ("edm", MappingBehaviour::EndpointDependent),
+    ("eim", MappingBehaviour::EndpointIndependent),
+];
+pub(super) const FILTERINGS: &[(&str, FilteringBehaviour)] = &[
+    ("edf", FilteringBehaviour::EndpointDependent),
+    ("adf", FilteringBehaviour::AddressDependent),
+    ("eif", FilteringBehaviour::EndpointIndependent),
+];
+pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+pub(super) const REFUSALS: &[(&str, OnRefusal)] = &[
+    ("host-unreachable", OnRefusal::HostUnreachable),
+    ("admin-prohibited", OnRefusal::AdminProhibited),
+    ("silent", OnRefusal::Silent),
+];
+pub(super) const POLLS: &[(&str, Poll)] = &[("adaptive", Poll::Adaptive), ("busy", Poll::Busy)];
+pub(super) const DEVICE_MODES: &[(&str, DeviceMode)] = &[
+    ("auto", DeviceMode::Auto),
+    ("zero-copy", DeviceMode::ZeroCopy),
+    ("copy", DeviceMode::Copy),
+    ("generic", DeviceMode::Generic),
+];
+
+/// The word of a value in a list of choices.
+pub(super) fn word<T: PartialEq + Copy>(words: &[(&'static str, T)], value: T) -> &'static str {
+    words
+        .iter()
+        .find(|(_, candidate)| *candidate == value)
+        .map_or("", |(word, _)| word)
+}
+
+fn run_path(instance: &str, file: &str) -> PathBuf {
+    ["/run/egret", instance, file].iter().collect()
+}
+
+/// A table of the file, if it is there; notes its keys as given.
+pub(super) fn table<'a, 'i>(
+    root: &Reader<'a, 'i>,
+    name: &'static str,
+    given: &mut BTreeSet<String>,
+) -> Option<Reader<'a, 'i>> {
+    let table = root.table(name)?;
+    given.extend(table.given());
+    Some(table)
+}
+
+fn read_interfaces(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<InterfaceConfig> {
+    let mut interfaces = Vec::new();
+    if let Some(name) = root.parsed("interface", values::interface_name) {
+        interfaces.push(InterfaceConfig {
+            name,
+            role: Role::Both,
+        });
+    }
+    if root.has("interface") && root.has("interfaces") {
+        let problem = Problem::error(
+            "interface-twice",
+            "both `interface` and [[interfaces]] are given",
+        );
+        let problem =
+            problem.why("`interface` is short for one [[interfaces]] with role = \"both\"");
+        root.complain(
+            problem
+                .fix("keep one of the two")
+                .at(root.span_of("interface")),
+        );
+    }
+    for table in root.tables("interfaces") {
+        given.extend(table.given());
+        let name = table.parsed("name", values::interface_name);
+        let role = table.choice("role", ROLES);
+        if !table.has("name") {
+            table.missing("name", "add a line such as name = \"eth0\"");
+        }
+        if !table.has("role") {
+            table.missing("role", "add a line such as role = \"external\"");
+        }
+        if let (Some(name), Some(role)) = (name, role) {
+            interfaces.push(InterfaceConfig {
+                name,
+                role: role.value,
+            });
+        }
+    }
+    if !root.has("interface") && (!root.has("interfaces") || root.is_empty_list("interfaces")) {
+        let problem = Problem::error("no-interface", "no interface is given");
+        let problem = problem.why("Egret serves only the interfaces that the file names");
+        let fix = "add a line such as interface = \"eth0\"; `ip -brief link` lists the names";
+        root.complain(problem.fix(fix).at(root.span_of("interfaces")));
+    }
+    interfaces
+}
+
+fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig {
+    let default = || vec![At::default_value(PoolEntry::Interface)];
+    let Some(table) = table(root, "pool", given) else {
+        return PoolConfig {
+            addresses: default(),
+            ports: None,
+            exclude_ports: Vec::new(),
+        };
+    };
+    for key in ["addresses", "ports"] {
+        if table.is_empty_list(key) {
+            let problem = Problem::error("empty-pool", format!("`pool.{key}` is an empty list"));
+            let problem = problem.why("without it nothing could be translated");
+            root.complain(
+                problem
+                    .fix("leave the key out for its default")
+                    .at(table.span_of(key)),
+            );
+        }
+    }
+    PoolConfig {
+        addresses: table
+            .list("addresses", values::pool_entry)
+            .unwrap_or_else(default),
+        ports: table.list_or_numbers("ports", values::port_range),
+        exclude_ports: table
+            .list_or_numbers("exclude_ports", values::port_range)
+            .unwrap_or_default(),
+    }
+}
+
+fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {
+    let table = table(root, "nat", given);
+    let table = table.as_ref();
+    let mapping = table.and_then(|table| table.choice("mapping", MAPPINGS));
+    let filtering = table.and_then(|table| table.choice("filtering", FILTERINGS));
+    NatConfig {
+        mapping: mapping.unwrap_or(At::default_value(MappingBehaviour::EndpointDependent)),
+        filtering: filtering.unwrap_or(At::default_value(FilteringBehaviour::EndpointDependent)),
+        preserve_port: table
+            .and_then(|table| table.boolean("preserve_port"))
+            .unwrap_or(true),
+        inbound_refresh: table
+            .and_then(|table| table.boolean("inbound_refresh"))
+            .unwrap_or(false),
+    }
+}
+
+fn read_forwards(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<ForwardConfig> {
+    let mut forwards = Vec::new();
+    for table in root.tables("forwards") {
+        given.extend(table.given());
+        let protocol = table.choice("protocol", PROTOCOLS);
+        let external = table.parsed_or_number("external", values::forward_external);
+        let target = table.parsed("target", values::endpoint);
+        let allow = table.list("allow", values::prefix).unwrap_or_default();
+        if table.is_empty_list("allow") {
+            let problem = Problem::error("empty-allow", "`forwards[].allow` is an empty list");
+            let problem = problem.why("it could be read as nobody, or as everybody");
+            let fix = "leave the key out to let any source in, or remove the forward";
+            root.complain(problem.fix(fix).at(table.span_of("allow")));
+        }
+        for (key, example) in [
+            ("protocol", "\"tcp\""),
+            ("external", "\"8443\""),
+            ("target", "\"10.77.0.5:443\""),
+        ] {
+            if !table.has(key) {
+                table.missing(key, &format!("add a line such as {key} = {example}"));
+            }
+        }
+        if let (Some(protocol), Some(external), Some(target)) = (protocol, external, target) {
+            forwards.push(ForwardConfig {
+                protocol: protocol.value,
+                external,
+                target,
+                allow,
+            });
+        }
+    }
+    forwards
+}
+
+fn read_icmp(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> IcmpConfig {
+    let table = table(root, "icmp", given);
+    let table = table.as_ref();
+    let rate = table.and_then(|table| table.integer("errors_per_second", 0, 1_000_000));
+    let on_refusal = table.and_then(|table| table.choice("on_refusal", REFUSALS));
+    IcmpConfig {
+        errors_per_second: rate.map_or(1000, |at| at.value),
+        on_refusal: on_refusal.map_or(OnRefusal::HostUnreachable, |at| at.value),
+    }
+}
+
+fn read_tables(
+    root: &Reader<'_, '_>,
+    instance: &str,
+    given: &mut BTreeSet<String>,
+) -> TablesConfig {
+    let table = table(root, "tables", given);
+    let table = table.as_ref();
+    let path = table.and_then(|table| table.parsed("path", values::absolute_path));
+    TablesConfig {
+        sessions_max: table
+            .and_then(|table| table.integer("sessions_max", SESSIONS_MIN, SESSIONS_MAX)),
+        path: path.unwrap_or_else(|| At::default_value(run_path(instance, "tables"))),
+    }
+}
+
+fn read_workers(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> WorkersConfig {
+    let table = table(root, "workers", given);
+    let table = table.as_ref();
+    let poll = table.and_then(|table| table.choice("poll", POLLS));
+    let cpus = table.and_then(|table| table.integers("cpus", 0, u32::from(u16::MAX)));
+    let cpus = cpus.unwrap_or_default().into_iter();
+    let narrow = |at: At<u32>| {
+        let value = u16::try_from(at.value).expect("the reader kept it within u16");
+        At {
+            value,
+            span: at.span,
+        }
+    };
+    WorkersConfig {
+        count: table.and_then(|table| table.integer("count", 1, WORKERS_MAX)),
+        poll: poll.unwrap_or(At::default_value(Poll::Adaptive)),
+        cpus: cpus.map(narrow).collect(),
+    }
+}

@@ -1,0 +1,140 @@
+//! The effective configuration: every key with its value, and whether the file set it.
+
+use super::read::{DEVICE_MODES, FILTERINGS, MAPPINGS, POLLS, REFUSALS, word};
+use super::timers::TIMERS;
+use super::{At, Config};
+
+/// One key of the effective configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The key as in the file: `pool.ports`, `forwards[0].target`.
+    pub key: String,
+    /// Its value as one would write it in the file.
+    pub value: String,
+    /// Is it the default?
+    pub default: bool,
+}
+
+impl Config {
+    /// Every key with its value in force, in the order of the sample file. Values that depend on
+    /// the host are shown in words.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut list = Settings {
+            config: self,
+            list: Vec::new(),
+        };
+        list.add("instance", quoted(&self.instance));
+        list.add("internal", quoted_list(&self.internal));
+        self.interface_settings(&mut list);
+        list.add("bypass", quoted_list(&self.bypass));
+        let pool = &self.pool;
+        list.add("pool.addresses", quoted_list(&pool.addresses));
+        let ports = match &pool.ports {
+            Some(ranges) => quoted_list(ranges),
+            None if pool.has_interface() => "1024-65535 without what the host uses".to_owned(),
+            None => "1024-65535".to_owned(),
+        };
+        list.add("pool.ports", ports);
+        list.add("pool.exclude_ports", quoted_list(&pool.exclude_ports));
+        let nat = &self.nat;
+        list.add("nat.mapping", quoted(word(MAPPINGS, nat.mapping.value)));
+        list.add(
+            "nat.filtering",
+            quoted(word(FILTERINGS, nat.filtering.value)),
+        );
+        list.add("nat.preserve_port", nat.preserve_port.to_string());
+        list.add("nat.inbound_refresh", nat.inbound_refresh.to_string());
+        list.add("timers.profile", quoted(self.timer_profile));
+        let mut timers = self.timers;
+        for timer in TIMERS {
+            let seconds = *(timer.field)(&mut timers) / 1000;
+            list.add(&format!("timers.{}", timer.key), seconds.to_string());
+        }
+        for (number, forward) in self.forwards.iter().enumerate() {
+            let mut put = |key: &str, value: String, default| {
+                list.push(format!("forwards[{number}].{key}"), value, default);
+            };
+            put("protocol", quoted(forward.protocol), false);
+            put("external", quoted(forward.external.value), false);
+            put("target", quoted(forward.target.value), false);
+            put(
+                "allow",
+                quoted_list(&forward.allow),
+                forward.allow.is_empty(),
+            );
+        }
+        list.add(
+            "icmp.errors_per_second",
+            self.icmp.errors_per_second.to_string(),
+        );
+        list.add(
+            "icmp.on_refusal",
+            quoted(word(REFUSALS, self.icmp.on_refusal)),
+        );
+        let sessions = self.tables.sessions_max;
+        list.add("tables.sessions_max", number_or(sessions, "by RAM"));
+        list.add("tables.path", quoted(self.tables.path.value.display()));
+        list.add(
+            "workers.count",
+            number_or(self.workers.count, "min(CPUs, queues)"),
+        );
+        list.add("workers.poll", quoted(word(POLLS, self.workers.poll.value)));
+        let cpus: Vec<String> = self
+            .workers
+            .cpus
+            .iter()
+            .map(|cpu| cpu.value.to_string())
+            .collect();
+        list.add("workers.cpus", format!("[{}]", cpus.join(", ")));
+        list.add("device.mode", quoted(word(DEVICE_MODES, self.mode.value)));
+        list.add("control.socket", quoted(self.control_socket.display()));
+        list.list
+    }
+
+    fn interface_settings(&self, list: &mut Settings<'_>) {
+        if self.is_given("interface") {
+            list.add("interface", quoted(&self.external_interface().name.value));
+            return;
+        }
+        for (number, interface) in self.interfaces.iter().enumerate() {
+            let key = |key: &str| format!("interfaces[{number}].{key}");
+            list.push(key("name"), quoted(&interface.name.value), false);
+            list.push(key("role"), quoted(interface.role), false);
+        }
+    }
+}
+
+struct Settings<'a> {
+    config: &'a Config,
+    list: Vec<Setting>,
+}
+
+impl Settings<'_> {
+    fn add(&mut self, key: &str, value: String) {
+        self.push(key.to_owned(), value, !self.config.is_given(key));
+    }
+
+    fn push(&mut self, key: String, value: String, default: bool) {
+        self.list.push(Setting {
+            key,
+            value,
+            default,
+        });
+    }
+}
+
+fn quoted(value: impl std::fmt::Display) -> String {
+    format!("\"{value}\"")
+}
+
+fn quoted_list<T: std::fmt::Display>(values: &[At<T>]) -> String {
+    let values: Vec<String> = values.iter().map(|at| quoted(&at.value)).collect();
+    match &values[..] {
+        [one] => one.clone(),
+        _ => format!("[{}]", values.join(", ")),
+    }
+}
+
+fn number_or(number: Option<At<u32>>, words: &str) -> String {
+    number.map_or(words.to_owned(), |number| number.value.to_string())
+}

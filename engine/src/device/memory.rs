@@ -1,0 +1,208 @@
+//! A device in ordinary memory: for tests and for the simulated world.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+
+use super::{Device, FRAME_SIZE, Frame, HEADROOM};
+
+/// The queues of one interface.
+#[derive(Debug, Default)]
+struct Interface {
+    received: VecDeque<Frame>,
+    transmitted: Vec<Vec<u8>>,
+    /// Frames accepted since the last flush.
+    pending: usize,
+}
+
+/// Frames in a vector. What is transmitted can be taken out at once; its slots are free at once.
+#[derive(Debug)]
+pub struct MemoryDevice {
+    memory: Vec<u8>,
+    free: Vec<u32>,
+    interfaces: Vec<Interface>,
+    transmit_room: usize,
+    flushes: u64,
+}
+
+impl MemoryDevice {
+    /// A device of so many interfaces and frame slots.
+    pub fn new(interfaces: usize, slots: u32) -> MemoryDevice {
+        MemoryDevice {
+            memory: vec![0; slots as usize * FRAME_SIZE],
+            free: (0..slots).rev().collect(),
+            interfaces: (0..interfaces).map(|_| Interface::default()).collect(),
+            transmit_room: usize::MAX,
+            flushes: 0,
+        }
+    }
+
+    /// Lets a frame arrive on an interface; false if no slot is free or it is larger than a slot
+    /// takes.
+    pub fn inject(&mut self, interface: usize, bytes: &[u8]) -> bool {
+        if bytes.len() > FRAME_SIZE - HEADROOM {
+            return false;
+        }
+        let Some(mut frame) = self.allocate() else {
+            return false;
+        };
+        self.resize(&mut frame, HEADROOM, bytes.len())[HEADROOM..][..bytes.len()]
+            .copy_from_slice(bytes);
+        self.interfaces[interface].received.push_back(frame);
+        true
+    }
+
+    /// Takes out what was transmitted on an interface, in order.
+    pub fn take_transmitted(&mut self, interface: usize) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.interfaces[interface].transmitted)
+    }
+
+    /// Bounds the frames that an interface's transmit ring takes between two flushes.
+    pub fn set_transmit_room(&mut self, frames: usize) {
+        self.transmit_room = frames;
+    }
+
+    /// How often the device was flushed.
+    pub fn flushes(&self) -> u64 {
+        self.flushes
+    }
+
+    /// Slots in all.
+    pub fn slots(&self) -> usize {
+        self.memory.len() / FRAME_SIZE
+    }
+
+    /// Frames that were injected and not received yet.
+    pub fn waiting(&self) -> usize {
+        self.interfaces
+            .iter()
+            .map(|interface| interface.received.len())
+            .sum()
+    }
+
+    fn slot(frame: &Frame) -> std::ops::Range<usize> {
+        let start = frame.slot as usize * FRAME_SIZE;
+        start..start + FRAME_SIZE
+    }
+}
+
+impl Device for MemoryDevice {
+    fn receive(&mut self, interface: usize, frames: &mut Vec<Frame>, max: usize) -> usize {
+        let received = &mut self.interfaces[interface].received;
+        let count = max.min(received.len());
+        frames.extend(received.drain(..count));
+        count
+    }
+
+    fn transmit(&mut self, interface: usize, frames: &mut Vec<Frame>) -> usize {
+        let room = self
+            .transmit_room
+            .saturating_sub(self.interfaces[interface].pending);
+        let count = room.min(frames.len());
+        for frame in frames.drain(..count) {
+            let bytes = self.bytes(&frame).to_vec();
+            self.interfaces[interface].transmitted.push(bytes);
+            self.free(frame);
+        }
+        self.interfaces[interface].pending += count;
+        count
+    }
+
+    fn flush(&mut self) {
+        self.flushes += 1;
+        self.interfaces
+            .iter_mut()
+            .for_each(|interface| interface.pending = 0);
+    }
+
+    fn allocate(&mut self) -> Option<Frame> {
+        self.free.pop().map(|slot| Frame {
+            slot,
+            offset: HEADROOM as u16,
+            len: 0,
+        })
+    }
+
+    fn free(&mut self, frame: Frame) {
+        debug_assert!(
+            !self.free.contains(&frame.slot),
+            "slot {} freed twice",
+            frame.slot
+        );
+        self.free.push(frame.slot);
+    }
+
+    fn bytes(&self, frame: &Frame) -> &[u8] {
+        &self.memory[Self::slot(frame)][frame.offset.into()..][..frame.len()]
+    }
+
+    fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8] {
+        &mut self.memory[Self::slot(frame)][frame.offset.into()..][..frame.len()]
+    }
+
+    fn resize(&mut self, frame: &mut Frame, offset: usize, len: usize) -> &mut [u8] {
+        frame.place(offset, len);
+        &mut self.memory[Self::slot(frame)]
+    }
+
+    fn wait_fds(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    fn free_count(&self) -> usize {
+        self.free.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_comes_out() {
+        let mut device = MemoryDevice::new(2, 4);
+        assert!(device.inject(0, b"one") && device.inject(0, b"two") && device.inject(1, b"three"));
+        let mut frames = Vec::new();
+        assert_eq!(device.receive(0, &mut frames, 1), 1);
+        assert_eq!(device.receive(0, &mut frames, 9), 1);
+        assert_eq!(device.bytes(&frames[1]), b"two");
+        device.bytes_mut(&frames[1])[0] = b'T';
+        assert_eq!(device.transmit(1, &mut frames), 2);
+        assert_eq!(
+            device.take_transmitted(1),
+            [b"one".to_vec(), b"Two".to_vec()]
+        );
+        assert_eq!((device.waiting(), device.free_count()), (1, 3));
+    }
+
+    #[test]
+    fn slots_and_rings_run_out() {
+        let mut device = MemoryDevice::new(1, 2);
+        assert!(device.inject(0, &[1; 3840]) && !device.inject(0, &[1; 3841]));
+        assert!(device.inject(0, b"") && !device.inject(0, b"x"));
+        assert!(device.allocate().is_none());
+        device.set_transmit_room(1);
+        let mut frames = Vec::new();
+        device.receive(0, &mut frames, 9);
+        assert_eq!(
+            (
+                device.transmit(0, &mut frames),
+                device.transmit(0, &mut frames)
+            ),
+            (1, 0)
+        );
+        device.flush();
+        assert_eq!((device.transmit(0, &mut frames), device.flushes()), (1, 1));
+    }
+
+    #[test]
+    fn the_header_may_grow_into_the_headroom() {
+        let mut device = MemoryDevice::new(1, 1);
+        device.inject(0, b"body");
+        let mut frames = Vec::new();
+        device.receive(0, &mut frames, 1);
+        let frame = &mut frames[0];
+        let offset = device.offset(frame) - 2;
+        device.resize(frame, offset, 6)[offset..offset + 2].copy_from_slice(b"H:");
+        assert_eq!(device.bytes(frame), b"H:body");
+    }
+}

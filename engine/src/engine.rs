@@ -1,0 +1,458 @@
+//! The running gateway: what is started in which order, which threads there are, and how it all
+//! ends. Everything here happens before the first frame or after the last one.
+
+use std::cell::RefCell;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use conntrack::{Identity, Nat, TableSize};
+use crossbeam_queue::ArrayQueue;
+use mio::Waker;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use tokio::sync::{oneshot, watch};
+use tracing::{error, info, warn};
+
+use crate::clock;
+use crate::config::{Config, Poll, Problem};
+use crate::control::Control;
+use crate::device::sys::ethtool::{self, Offload};
+use crate::device::sys::memfile::{Found, MemFile};
+use crate::device::xdp::XdpDevice;
+use crate::fragment::{FragmentLimits, FragmentTable};
+use crate::gateway::{Gateway, Shared};
+use crate::ladder::{self, Rung};
+use crate::netlink::{self, NetlinkHandle, NetworkView};
+use crate::own_address::{self, Announcer};
+use crate::plan::Plan;
+use crate::poll::{self, Bed, PollMode};
+use crate::punt::Punt;
+use crate::random::WorkerRandom;
+use crate::route::{Forwarding, ServedInterface};
+use crate::stats::WorkerStats;
+use crate::status::Status;
+use crate::steering::{Steering, SteeringSize};
+use crate::steward::{Steward, links_of};
+use crate::worker::{Host, Worker};
+use crate::facts;
+
+/// Next hops that a gateway knows at the same time.
+const HOPS_MAX: u32 = 65_536;
+
+/// Announcements of own addresses that wait for a worker.
+const ANNOUNCEMENTS_MAX: usize = 512;
+
+/// Why the gateway could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration does not fit this host.
+    #[error("the configuration does not fit this host")]
+    Plan(Vec<Problem>),
+    /// A step of the start failed.
+    #[error("{step}: {source}")]
+    Step {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Names a step in its error.
+fn at<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    step: &'static str,
+) -> impl FnOnce(E) -> StartError {
+    move |source| StartError::Step { step, source: source.into() }
+}
+
+/// The host's kernel, reached through the punt TAPs.
+struct Kernel(Arc<Punt>);
+
+impl Host for Kernel {
+    fn punt(&mut self, interface: u8, frame: &mut [u8]) -> bool {
+        self.0.punt(usize::from(interface), frame)
+    }
+}
+
+/// A running gateway. Dropping it without [`Engine::stop`] leaves the steering program attached, as
+/// a crash would.
+pub struct Engine {
+    plan: Plan,
+    rung: Rung,
+    workers: Vec<JoinHandle<()>>,
+    wakers: Vec<Waker>,
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
+    control: Option<(oneshot::Sender<()>, JoinHandle<Steward>)>,
+    netlink: NetlinkHandle,
+    tables: MemFile,
+    /// Interfaces whose VLAN receive offload was turned off, to be turned on again.
+    vlan_offloads: Vec<String>,
+}
+
+impl Engine {
+    /// Starts the gateway in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// What speaks against it, or the step that failed; the host is then as it was found.
+    pub fn start(config: Config) -> Result<Engine, StartError> {
+        let host = facts::read(&config).map_err(at("reading the interfaces"))?;
+        let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
+        let instance = config.instance.clone();
+        let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
+
+        if let Some(directory) = config.tables.path.value.parent() {
+            std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
+        }
+        let tables = MemFile::open(&config.tables.path.value, size.words())
+            .map_err(at("opening the tables"))?;
+        let steering_size =
+            SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
+        let mark = random_mac();
+        let mut steering = Steering::open(&instance, steering_size, mark)
+            .map_err(at("loading the steering program"))?;
+        let nat = open_nat(&tables, &steering, size)?;
+
+        let served = plan.interfaces.iter().map(|planned| ServedInterface {
+            name: planned.facts.name.clone(),
+            ifindex: planned.facts.ifindex,
+        });
+        let generation = conntrack::Random::next_u64(&mut WorkerRandom::from_system()) as u32;
+        let forwarding = Arc::new(Forwarding::new(served.collect(), HOPS_MAX, generation));
+        let netlink = netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
+        let view = netlink.view().borrow().clone();
+
+        let names: Vec<&str> =
+            plan.interfaces.iter().map(|planned| planned.facts.name.as_str()).collect();
+        let punt = Punt::open(&mut steering, &punt_prefix(&instance), &names)
+            .map_err(at("making the punt devices"))?;
+        let fragments = FragmentTable::new(
+            &FragmentLimits {
+                timeout_ms: config.timers.fragment_timeout_ms,
+                ..FragmentLimits::default()
+            },
+            conntrack::Random::next_u64(&mut WorkerRandom::from_system()),
+        );
+        let shared = Arc::new(Shared {
+            nat,
+            size,
+            policy: arc_swap::ArcSwap::from_pointee(plan.policy.clone()),
+            links: arc_swap::ArcSwap::from_pointee(links_of(&config, &plan, &view)),
+            forwarding,
+            fragments,
+            on_refusal: config.icmp.on_refusal,
+            announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
+        });
+        let mut steward =
+            Steward::new(config.clone(), plan.clone(), host, steering, Arc::clone(&shared))
+                .map_err(at("telling the steering program its settings"))?;
+        steward.follow(&view).map_err(at("telling the steering program its settings"))?;
+
+        let vlan_offloads = turn_vlan_offload_off(&plan)?;
+        let attached = ladder::descend(&config, &plan, steward.steering());
+        let (devices, rung) = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                restore_vlan_offload(&vlan_offloads);
+                // What the failed start left attached would only drop traffic.
+                let _ = steward.steering().detach();
+                return Err(at("binding AF_XDP sockets and attaching the program")(error));
+            }
+        };
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let failed = Arc::new(AtomicBool::new(false));
+        let crew = Crew {
+            shared: Arc::clone(&shared),
+            punt: Arc::new(punt),
+            stop: Arc::clone(&stop),
+            failed: Arc::clone(&failed),
+            mode: match config.workers.poll.value {
+                Poll::Adaptive => PollMode::Adaptive,
+                Poll::Busy => PollMode::Busy,
+            },
+            errors_per_second: config.icmp.errors_per_second.div_ceil(plan.workers),
+            cpus: plan.cpus.clone(),
+        };
+        let (workers, wakers, stats) = crew.hire(devices).map_err(at("starting the workers"))?;
+
+        let governor = Governor {
+            shared,
+            stats,
+            rung: rung.clone(),
+            view: netlink.view(),
+            control_socket: config.control_socket.clone(),
+        };
+        let control = governor.start(steward).map_err(at("starting the control thread"))?;
+        Ok(Engine {
+            plan,
+            rung,
+            workers,
+            wakers,
+            stop,
+            failed,
+            control: Some(control),
+            netlink,
+            tables,
+            vlan_offloads,
+        })
+    }
+
+    /// The plan that it runs by, with its warnings.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How frames are exchanged, and why not better.
+    pub fn rung(&self) -> &Rung {
+        &self.rung
+    }
+
+    /// Has a worker ended by itself? The gateway should then be stopped.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Stops: detaches the program, lets the workers finish, and leaves the interfaces as they were
+    /// found. The tables stay in their file.
+    pub fn stop(mut self) {
+        // Detach, drain, close: in this order no frame is redirected to a socket that is gone.
+        let steward = self.control.take().and_then(|(end, thread)| {
+            let _ = end.send(());
+            thread.join().ok()
+        });
+        self.stop.store(true, Ordering::Release);
+        for waker in &self.wakers {
+            if let Err(error) = waker.wake() {
+                warn!(%error, "waking a worker");
+            }
+        }
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                error!("a worker panicked");
+            }
+        }
+        drop(steward);
+        self.netlink.stop();
+        restore_vlan_offload(&self.vlan_offloads);
+        drop(self.tables);
+    }
+}
+
+/// Names of the punt TAPs begin with this; instances of one namespace are told apart by a hash,
+/// since a name has at most 15 characters.
+fn punt_prefix(instance: &str) -> String {
+    let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("egret{:04x}p", hash & 0xffff)
+}
+
+/// A locally administered unicast address.
+fn random_mac() -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] =
+        conntrack::Random::next_u64(&mut WorkerRandom::from_system()).to_ne_bytes();
+    [a & 0xfc | 0x02, b, c, d, e, f]
+}
+
+/// Takes over the tables of an earlier engine if they fit, else makes new ones.
+fn open_nat(
+    tables: &MemFile,
+    steering: &Steering,
+    size: TableSize,
+) -> Result<Nat<'static>, StartError> {
+    let identity = Identity { boot_id: facts::boot_id() };
+    if tables.found() == Found::Kept {
+        match Err::<Nat<'static>, _>(conntrack::OpenError::Absent) {
+            Ok(nat) => {
+                let totals = nat.totals();
+                info!(sessions = totals.sessions, "took over the sessions of an earlier engine");
+                return Ok(nat);
+            }
+            Err(error) => warn!(%error, "the tables in the file are not used"),
+        }
+    }
+    let mut random = WorkerRandom::from_system();
+    Nat::create(tables.words(), steering.owned(), size, identity, &mut random)
+        .map_err(at("making the tables"))
+}
+
+/// A hidden VLAN tag would make a tagged frame look untagged. Which interfaces were changed.
+fn turn_vlan_offload_off(plan: &Plan) -> Result<Vec<String>, StartError> {
+    let mut changed = Vec::new();
+    for planned in &plan.interfaces {
+        let name = &planned.facts.name;
+        if !ethtool::offload(name, Offload::RxVlan).unwrap_or(false) {
+            continue;
+        }
+        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, false) {
+            restore_vlan_offload(&changed);
+            return Err(at("turning VLAN receive offload off")(format!(
+                "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
+                 use an interface whose driver can turn it off (`ethtool -k {name}`)"
+            )));
+        }
+        changed.push(name.clone());
+    }
+    Ok(changed)
+}
+
+fn restore_vlan_offload(names: &[String]) {
+    for name in names {
+        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, true) {
+            warn!(interface = %name, %error, "turning VLAN receive offload on again");
+        }
+    }
+}
+
+/// What every worker thread gets.
+struct Crew {
+    shared: Arc<Shared>,
+    punt: Arc<Punt>,
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
+    mode: PollMode,
+    errors_per_second: u32,
+    cpus: Vec<u16>,
+}
+
+type Stats = Arc<crossbeam_utils::CachePadded<WorkerStats>>;
+
+impl Crew {
+    /// Starts a thread for each device.
+    fn hire(&self, devices: Vec<XdpDevice>) -> io::Result<(Vec<JoinHandle<()>>, Vec<Waker>, Vec<Stats>)> {
+        let mut threads = Vec::new();
+        let mut wakers = Vec::new();
+        let mut all_stats = Vec::new();
+        for (number, device) in devices.into_iter().enumerate() {
+            let interfaces = self.shared.links.load().links.len();
+            let stats = Arc::new(WorkerStats::new(interfaces));
+            let (bed, waker) = Bed::new(&crate::device::Device::wait_fds(&device))?;
+            let gateway = Gateway::new(Arc::clone(&self.shared), WorkerRandom::from_system());
+            let worker = Worker::new(
+                device,
+                Kernel(Arc::clone(&self.punt)),
+                gateway,
+                Arc::clone(&stats),
+                self.errors_per_second,
+            );
+            threads.push(self.spawn(number, worker, bed)?);
+            wakers.push(waker);
+            all_stats.push(stats);
+        }
+        Ok((threads, wakers, all_stats))
+    }
+
+    fn spawn(
+        &self,
+        number: usize,
+        mut worker: Worker<XdpDevice, Kernel, WorkerRandom>,
+        mut bed: Bed,
+    ) -> io::Result<JoinHandle<()>> {
+        let (mode, cpu) = (self.mode, self.cpus.get(number).copied());
+        let (stop, failed) = (Arc::clone(&self.stop), Arc::clone(&self.failed));
+        std::thread::Builder::new().name(format!("egret-worker{number}")).spawn(move || {
+            if let Some(cpu) = cpu {
+                pin(cpu);
+            }
+            let guard = FailureGuard(&failed, &stop);
+            if let Err(error) = poll::run(&mut worker, &mut bed, mode, clock::now, &stop) {
+                error!(worker = number, %error, "a worker cannot wait for frames");
+            }
+            drop(guard);
+        })
+    }
+}
+
+/// Tells of a worker that ends before it was asked to, also by a panic.
+struct FailureGuard<'a>(&'a AtomicBool, &'a AtomicBool);
+
+impl Drop for FailureGuard<'_> {
+    fn drop(&mut self) {
+        if !self.1.load(Ordering::Acquire) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+}
+
+fn pin(cpu: u16) {
+    let mut set = CpuSet::new();
+    let pinned = set.set(usize::from(cpu)).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = pinned {
+        warn!(cpu, %error, "a worker could not be pinned to its CPU");
+    }
+}
+
+/// The control thread: follows the host, answers the control socket, announces own addresses; at
+/// its end it detaches the program.
+struct Governor {
+    shared: Arc<Shared>,
+    stats: Vec<Stats>,
+    rung: Rung,
+    view: watch::Receiver<Arc<NetworkView>>,
+    control_socket: PathBuf,
+}
+
+impl Governor {
+    fn start(self, steward: Steward) -> io::Result<(oneshot::Sender<()>, JoinHandle<Steward>)> {
+        let (end, ended) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (control, announcer) = {
+            let _context = runtime.enter();
+            (Control::listen(&self.control_socket)?, Announcer::open()?)
+        };
+        let thread = std::thread::Builder::new().name("egret-control".into()).spawn(move || {
+            let steward = RefCell::new(steward);
+            runtime.block_on(self.govern(&steward, control, announcer, ended));
+            steward.into_inner()
+        })?;
+        Ok((end, thread))
+    }
+
+    async fn govern(
+        mut self,
+        steward: &RefCell<Steward>,
+        control: Control,
+        mut announcer: Announcer,
+        ended: oneshot::Receiver<()>,
+    ) {
+        let status = Status {
+            rung: self.rung,
+            shared: Arc::clone(&self.shared),
+            stats: self.stats,
+            started: Instant::now(),
+            steward,
+        };
+        let follow = async {
+            while self.view.changed().await.is_ok() {
+                let view = self.view.borrow_and_update().clone();
+                if let Err(error) = steward.borrow_mut().follow(&view) {
+                    error!(%error, "the steering program's settings are out of date");
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        let announce = async {
+            let mut tick = tokio::time::interval(own_address::ANNOUNCE_INTERVAL);
+            loop {
+                tick.tick().await;
+                announcer.tick(&self.shared).await;
+            }
+        };
+        tokio::select! {
+            _ = ended => {}
+            () = follow => {}
+            () = announce => {}
+            () = control.serve(&status) => {}
+        }
+        if let Err(error) = steward.borrow_mut().steering().detach() {
+            error!(%error, "detaching the steering program");
+        }
+        announcer.stop().await;
+    }
+}

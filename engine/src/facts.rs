@@ -1,0 +1,138 @@
+//! Reads what a plan depends on from the machine, as far as the user may.
+
+use std::io;
+use std::path::Path;
+
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
+
+use crate::config::Config;
+use crate::device::sys::ethtool::{self, Offload};
+use crate::host::Host;
+use crate::plan::{
+    Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload,
+};
+
+/// Numbers of the capabilities in `/proc/self/status` (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+/// Reads the facts of the current thread's network namespace. What may not be read is `None`, and
+/// the plan says what it could not check.
+///
+/// # Errors
+/// The interfaces cannot be listed.
+pub fn read(config: &Config) -> io::Result<HostFacts> {
+    let host = Host::read()?;
+    let root = nix::unistd::geteuid().is_root();
+    let served = |name: &str| config.interfaces.iter().any(|given| given.name.value == name);
+    let interfaces = host.interfaces.iter().map(|facts| {
+        let rp_filter = host.rp_filter.iter().find(|(name, _)| *name == facts.name);
+        interface(facts, rp_filter.map(|&(_, value)| value), served(&facts.name))
+    });
+    let dnat = host.redirected_ports.iter().map(|&(protocol, range)| DnatPorts {
+        protocol,
+        first: range.first,
+        last: range.last,
+    });
+    let listeners = host.listeners.iter().map(|listener| Listener {
+        protocol: listener.protocol,
+        addr: listener.addr,
+        port: listener.port,
+    });
+    Ok(HostFacts {
+        interfaces: interfaces.collect(),
+        local_port_range: host.local_port_range.map(|range| (range.first, range.last)),
+        reserved_ports: host
+            .local_reserved_ports
+            .iter()
+            .map(|range| (range.first, range.last))
+            .collect(),
+        listeners: Some(listeners.collect()),
+        dnat: root.then(|| dnat.collect()),
+        ip_forward: Some(host.ip_forward),
+        capabilities: capabilities(),
+        ram_bytes: ram_bytes(),
+        tables_free_bytes: free_bytes(&config.tables.path.value),
+        cpus: cpus(),
+    })
+}
+
+fn interface(
+    facts: &crate::interface::InterfaceFacts,
+    rp_filter: Option<u8>,
+    served: bool,
+) -> NicFacts {
+    let name = &facts.name;
+    NicFacts {
+        name: name.clone(),
+        ifindex: facts.ifindex,
+        mac: facts.mac,
+        mtu: facts.mtu,
+        up: facts.up,
+        loopback: facts.loopback,
+        addresses: facts.addresses.clone(),
+        driver: ethtool::driver(name).unwrap_or_default(),
+        rx_queues: ethtool::channels(name).map_or(0, |channels| u16::try_from(channels.receive).unwrap_or(u16::MAX)),
+        xdp_native: None,
+        xdp_zero_copy: None,
+        xdp_mtu_max: None,
+        vlan_offload: served.then(|| vlan_offload(name)).flatten(),
+        rp_filter,
+    }
+}
+
+/// Whether VLAN receive offload is on. Whether it can be turned off is known only by doing so.
+fn vlan_offload(name: &str) -> Option<VlanOffload> {
+    let on = ethtool::offload(name, Offload::RxVlan).ok()?;
+    Some(if on { VlanOffload::On } else { VlanOffload::Off })
+}
+
+fn capabilities() -> Option<Capabilities> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let bits = u64::from_str_radix(line.trim(), 16).ok()?;
+    let has = |capability: u32| bits >> capability & 1 == 1;
+    Some(Capabilities {
+        net_admin: has(CAP_NET_ADMIN),
+        net_raw: has(CAP_NET_RAW),
+        bpf: has(CAP_BPF) || has(CAP_SYS_ADMIN),
+        sys_admin: has(CAP_SYS_ADMIN),
+    })
+}
+
+/// The machine's memory, or the control group's limit if that is less.
+fn ram_bytes() -> Option<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok());
+    Some(limit.map_or(kib * 1024, |limit| limit.min(kib * 1024)))
+}
+
+/// Free space where the tables' file is or will be, and what the file takes already.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let there = path.ancestors().skip(1).find(|directory| directory.exists())?;
+    let space = nix::sys::statvfs::statvfs(there).ok()?;
+    let existing = std::fs::metadata(path).map_or(0, |file| file.len());
+    Some(space.blocks_available() * space.fragment_size() + existing)
+}
+
+fn cpus() -> Vec<u16> {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    (0..nix::sched::CpuSet::count() as u16)
+        .filter(|&cpu| set.is_set(usize::from(cpu)).unwrap_or(false))
+        .collect()
+}
+
+/// Identifies this boot of the machine: tables of another boot are not reused, since time began
+/// anew and every neighbour has forgotten us. Zeroes where it cannot be read.
+pub fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16).map_or([0; 16], u128::to_be_bytes)
+}

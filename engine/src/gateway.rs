@@ -1,0 +1,445 @@
+//! The only place on the route of a frame that branches: steps 4 to 8, called once each from top to
+//! bottom. In: a frame's bytes, the interface it came by, the time. Out: a [`Verdict`].
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use conntrack::{
+    AddressKind, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal,
+    TableSize, Time, Tuple,
+};
+use crossbeam_queue::ArrayQueue;
+
+use crate::config::{OnRefusal, Role};
+use crate::drop_reason::DropReason;
+use crate::fragment::{Decision, FragmentTable, Later};
+use crate::icmp::ErrorKind;
+use crate::link::Links;
+use crate::neighbour::{Hop, HopNumber, HopState};
+use crate::own_address::Announcement;
+use crate::packet::{self, Body, Packet};
+use crate::rewrite;
+use crate::route::{Forwarding, Routes};
+use crate::stats::WorkerStats;
+use crate::wire::{ethernet, ipv4};
+
+/// What all workers share.
+pub struct Shared {
+    /// Conntrack.
+    pub nat: Nat<'static>,
+    /// Its size.
+    pub size: TableSize,
+    /// What packets are judged by.
+    pub policy: ArcSwap<Policy>,
+    /// The served interfaces and the internal prefixes.
+    pub links: ArcSwap<Links>,
+    /// Routes and neighbours.
+    pub forwarding: Arc<Forwarding>,
+    /// Datagrams that arrive in fragments.
+    pub fragments: FragmentTable,
+    /// The answer to a packet from inside that conntrack refuses for want of room.
+    pub on_refusal: OnRefusal,
+    /// Frames that any worker sends as they are, at its next housekeeping.
+    pub announcements: ArrayQueue<Announcement>,
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send it by this interface, whole or (with an MTU) in fragments.
+    Transmit {
+        /// Egress interface.
+        interface: u8,
+        /// Split it for this MTU.
+        split_mtu: Option<u16>,
+    },
+    /// Keep it until the next hop's MAC is known; then set it and send.
+    Hold {
+        /// The next hop.
+        hop: HopNumber,
+        /// Split it for this MTU.
+        split_mtu: Option<u16>,
+    },
+    /// A copy waits for the datagram's first fragment; the frame itself is free.
+    HeldFragment,
+    /// Give it to the host's kernel.
+    Punt,
+    /// Drop it, and answer with an ICMP error if rules and rate limit allow.
+    Reply {
+        /// Which error.
+        kind: ErrorKind,
+        /// Why the frame is dropped.
+        reason: DropReason,
+    },
+    /// Drop it.
+    Drop(DropReason),
+}
+
+/// A frame after step 4. Made for a whole batch before any is processed, so that the cache lines
+/// of the tables are on their way.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// The checked packet, or why it is none.
+    pub parsed: Result<Packet, DropReason>,
+    /// Hash of the flow's tuple; none for what is no flow.
+    hash: Option<u64>,
+}
+
+impl Prepared {
+    /// Is it the first of several fragments?
+    pub fn is_first_fragment(&self) -> bool {
+        let fragment = self.parsed.as_ref().ok().and_then(|packet| packet.fragment);
+        fragment.is_some_and(|fragment| fragment.offset == 0)
+    }
+}
+
+/// Where a packet comes from and goes to, as far as its addresses tell.
+#[derive(Clone, Copy)]
+struct Place {
+    realm: Realm,
+    /// The destination is an external address of this kind.
+    external: Option<AddressKind>,
+}
+
+/// One worker's gateway: the shared state, and the snapshots that this round is judged by.
+pub struct Gateway<R> {
+    shared: Arc<Shared>,
+    policy: Arc<Policy>,
+    links: Arc<Links>,
+    routes: Arc<Routes>,
+    random: R,
+}
+
+/// Takes up a newer snapshot, if there is one.
+fn renew<T>(current: &mut Arc<T>, newest: &ArcSwap<T>) {
+    let newest = newest.load();
+    if !Arc::ptr_eq(current, &newest) {
+        *current = Arc::clone(&newest);
+    }
+}
+
+impl<R: Random> Gateway<R> {
+    /// A gateway over the shared state, choosing ports by `random`.
+    pub fn new(shared: Arc<Shared>, random: R) -> Gateway<R> {
+        Gateway {
+            policy: shared.policy.load_full(),
+            links: shared.links.load_full(),
+            routes: shared.forwarding.routes().load_full(),
+            shared,
+            random,
+        }
+    }
+
+    /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
+    /// expired, at a pace that visits the whole table once in `cycle_ms`.
+    pub fn sweep(&mut self, now: Time, elapsed_ms: u64, cycle_ms: u64) {
+        let slots = u64::from(self.shared.size.sessions_max) * elapsed_ms / cycle_ms;
+        let budget = slots.clamp(64, 65_536) as u32;
+        self.shared.nat.sweep(&self.policy, now, budget);
+    }
+
+    /// Takes up the newest policy, links and routes. Called once a round.
+    pub fn refresh(&mut self) {
+        renew(&mut self.policy, &self.shared.policy);
+        renew(&mut self.links, &self.shared.links);
+        renew(&mut self.routes, self.shared.forwarding.routes());
+    }
+
+    /// The policy of this round.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The links of this round.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// The shared state.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Step 4: parses a frame, and asks for the index lines of its flow.
+    pub fn prepare(&self, frame: &[u8]) -> Prepared {
+        let parsed = packet::parse(frame);
+        let hash = match &parsed {
+            Ok(Packet { body: Body::Flow { tuple, .. }, .. }) => Some(self.shared.nat.hash(tuple)),
+            _ => None,
+        };
+        if let Some(hash) = hash {
+            self.shared.nat.prefetch(hash);
+        }
+        Prepared { parsed, hash }
+    }
+
+    /// Between [`Gateway::prepare`] and [`Gateway::process`] of a batch: asks for the session.
+    pub fn prefetch(&self, prepared: &Prepared) {
+        if let Some(hash) = prepared.hash {
+            self.shared.nat.prefetch_half(hash);
+        }
+    }
+
+    /// Steps 4 to 8 for one frame. `Transmit` and `Hold` mean that the bytes were translated; with
+    /// every other verdict they are as they came (but for a completed checksum).
+    pub fn process(
+        &mut self,
+        frame: &mut [u8],
+        prepared: &Prepared,
+        ingress: u8,
+        now: Time,
+        stats: &WorkerStats,
+    ) -> Verdict {
+        let packet = match &prepared.parsed {
+            Ok(packet) => packet,
+            Err(reason) => return self.unparsed(frame, *reason),
+        };
+        let place = match self.place(packet, ingress) {
+            Ok(place) => place,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        // Punted packets need it, too: on the way through the TAP the kernel's own mark is lost.
+        if rewrite::complete_checksum(frame, packet) {
+            stats.checksums_completed.add(1);
+        }
+        // Before conntrack, so that a traceroute's first probes leave no session behind.
+        if place.external.is_none() && packet.ipv4.ttl <= 1 {
+            return ttl_expired();
+        }
+        let rewrite = match self.translate(frame, prepared, packet, ingress, place, now) {
+            Ok(rewrite) => rewrite,
+            Err(verdict) => return verdict,
+        };
+        if packet.ipv4.ttl <= 1 {
+            return ttl_expired();
+        }
+        self.forward(frame, packet, &rewrite)
+    }
+
+    /// What a frame is that was steered to us but could not be parsed. The host's own traffic comes
+    /// here in fragments whatever its protocol: that part goes on to the host.
+    fn unparsed(&self, frame: &[u8], reason: DropReason) -> Verdict {
+        let foreign =
+            matches!(reason, DropReason::UnsupportedProtocol | DropReason::UnsupportedIcmp);
+        if foreign && self.is_to_shared(frame) { Verdict::Punt } else { Verdict::Drop(reason) }
+    }
+
+    /// What becomes of a fragment whose first fragment did not come in time.
+    pub fn fragment_expired(&self, frame: &[u8]) -> Verdict {
+        if self.is_to_shared(frame) {
+            Verdict::Punt
+        } else {
+            Verdict::Drop(DropReason::FragmentTimeout)
+        }
+    }
+
+    fn is_to_shared(&self, frame: &[u8]) -> bool {
+        frame
+            .get(ethernet::HEADER_LEN..)
+            .and_then(ipv4::Header::new)
+            .is_some_and(|ip| self.kind_of(ip.destination()) == Some(AddressKind::Shared))
+    }
+
+    /// Which realm a packet comes from, and whether it goes to an external address.
+    fn place(&self, packet: &Packet, ingress: u8) -> Result<Place, DropReason> {
+        let role = self.links.links.get(usize::from(ingress)).map(|link| link.role);
+        let internal = self.links.is_internal(packet.ipv4.source);
+        let external = self.kind_of(packet.ipv4.destination);
+        let realm = match (role, internal) {
+            (Some(Role::External), true) => return Err(DropReason::Spoofed),
+            (Some(Role::Internal), false) | (None, _) => return Err(DropReason::NotOurs),
+            (Some(_), true) => Realm::Internal,
+            (Some(_), false) if external.is_none() => return Err(DropReason::NotOurs),
+            (Some(_), false) => Realm::External,
+        };
+        Ok(Place { realm, external })
+    }
+
+    fn kind_of(&self, addr: Ipv4Addr) -> Option<AddressKind> {
+        self.policy.addresses.iter().find(|own| own.addr == addr).map(|own| own.kind)
+    }
+
+    /// Steps 5 and 6: the rewrite of a packet.
+    fn translate(
+        &mut self,
+        frame: &[u8],
+        prepared: &Prepared,
+        packet: &Packet,
+        ingress: u8,
+        place: Place,
+        now: Time,
+    ) -> Result<Rewrite, Verdict> {
+        match &packet.body {
+            Body::Flow { tuple, signal } => {
+                let found = self.judge(packet, tuple, prepared.hash, *signal, place, now);
+                if prepared.is_first_fragment() {
+                    self.shared
+                        .fragments
+                        .first(packet, decision(*tuple, &found), now)
+                        .map_err(|reason| self.fragment_refused(reason, place))?;
+                }
+                found
+            }
+            Body::Error { embedded, .. } => self
+                .shared
+                .nat
+                .embedded(&embedded.tuple, now)
+                .map_err(|refusal| match self.refused(refusal, place) {
+                    Verdict::Punt => Verdict::Punt,
+                    _ => Verdict::Drop(DropReason::IcmpNoSession),
+                }),
+            Body::LaterFragment => {
+                match self.shared.fragments.later(packet, frame, ingress, now) {
+                    Ok(Later::Translate(tuple)) => {
+                        self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
+                    }
+                    Ok(Later::Punt) => Err(Verdict::Punt),
+                    Ok(Later::Held) => Err(Verdict::HeldFragment),
+                    Err(reason) => Err(self.fragment_refused(reason, place)),
+                }
+            }
+        }
+    }
+
+    /// Step 6 for a packet of a flow.
+    fn judge(
+        &mut self,
+        packet: &Packet,
+        tuple: &Tuple,
+        hash: Option<u64>,
+        signal: Signal,
+        place: Place,
+        now: Time,
+    ) -> Result<Rewrite, Verdict> {
+        let nat = &self.shared.nat;
+        let hash = hash.unwrap_or_else(|| nat.hash(tuple));
+        let length = u32::from(packet.ipv4.total_len);
+        nat.translate(
+            &self.policy,
+            place.realm,
+            tuple,
+            hash,
+            signal,
+            length,
+            now,
+            &mut self.random,
+        )
+        .map_err(|refusal| self.refused(refusal, place))
+    }
+
+    /// What becomes of a packet that conntrack gives no rewrite for. On a shared address what
+    /// matches nothing of ours may be the host's: its kernel may use the very same port.
+    fn refused(&self, refusal: Refusal, place: Place) -> Verdict {
+        let unmatched = matches!(refusal, Refusal::NoSession | Refusal::Filtered);
+        if unmatched && place.external == Some(AddressKind::Shared) {
+            return Verdict::Punt;
+        }
+        let for_want_of_room = matches!(
+            refusal,
+            Refusal::PortsExhausted
+                | Refusal::SessionsFull
+                | Refusal::MappingsFull
+                | Refusal::NoExternalAddress
+        );
+        let kind = match self.shared.on_refusal {
+            OnRefusal::HostUnreachable => Some(ErrorKind::HostUnreachable),
+            OnRefusal::AdminProhibited => Some(ErrorKind::AdminProhibited),
+            OnRefusal::Silent => None,
+        };
+        match kind.filter(|_| for_want_of_room && place.realm == Realm::Internal) {
+            Some(kind) => Verdict::Reply { kind, reason: refusal.into() },
+            None => Verdict::Drop(refusal.into()),
+        }
+    }
+
+    /// What becomes of a fragment that the table has no room for, or finds bad.
+    fn fragment_refused(&self, reason: DropReason, place: Place) -> Verdict {
+        if place.external == Some(AddressKind::Shared) && reason == DropReason::FragmentsFull {
+            Verdict::Punt
+        } else {
+            Verdict::Drop(reason)
+        }
+    }
+
+    /// Steps 7 and 8: the next hop, the MTU, and then the bytes. The hop comes before the rewrite
+    /// because an ICMP error must quote the packet as its sender knows it.
+    fn forward(&mut self, frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) -> Verdict {
+        let Some(number) = self.next_hop(rewrite) else {
+            return Verdict::Reply {
+                kind: ErrorKind::HostUnreachable,
+                reason: DropReason::NoRoute,
+            };
+        };
+        let hop = self.shared.forwarding.hops().load(number);
+        let too_big = packet.ipv4.total_len > hop.mtu;
+        if too_big && packet.ipv4.dont_fragment {
+            return Verdict::Reply {
+                kind: ErrorKind::FragmentationNeeded { mtu: hop.mtu },
+                reason: DropReason::FragmentationNeeded,
+            };
+        }
+        if hop.state != HopState::Resolved {
+            self.shared.forwarding.hops().request(number);
+        }
+        if hop.state == HopState::Failed {
+            return Verdict::Reply {
+                kind: ErrorKind::HostUnreachable,
+                reason: DropReason::NeighbourUnreachable,
+            };
+        }
+        match packet.body {
+            Body::Error { .. } => rewrite::apply_embedded(frame, packet, rewrite),
+            Body::Flow { .. } | Body::LaterFragment => rewrite::apply(frame, packet, rewrite),
+        }
+        rewrite::decrement_ttl(frame, packet);
+        let split_mtu = too_big.then_some(hop.mtu);
+        if hop.state == HopState::Unresolved {
+            return Verdict::Hold { hop: number, split_mtu };
+        }
+        self.set_ethernet(frame, &hop);
+        Verdict::Transmit { interface: hop.interface, split_mtu }
+    }
+
+    /// The next hop: remembered in the session while routes are unchanged, else looked up and
+    /// remembered.
+    fn next_hop(&self, rewrite: &Rewrite) -> Option<HopNumber> {
+        let forwarding = &self.shared.forwarding;
+        forwarding.decode_if_current(&self.routes, rewrite.next_hop).or_else(|| {
+            let hop = forwarding.next_hop(&self.routes, rewrite.destination.addr).ok()?;
+            let remembered = forwarding.encode(&self.routes, hop);
+            self.shared.nat.set_next_hop(rewrite.session, remembered);
+            Some(hop)
+        })
+    }
+
+    /// Writes the Ethernet addresses for a resolved hop.
+    pub fn set_ethernet(&self, frame: &mut [u8], hop: &Hop) {
+        if let Some(link) = self.links.links.get(usize::from(hop.interface)) {
+            rewrite::set_ethernet(frame, hop.mac, link.mac);
+        }
+    }
+}
+
+/// What the later fragments of a datagram do, after what its first fragment did.
+fn decision(tuple: Tuple, first: &Result<Rewrite, Verdict>) -> Decision {
+    match first {
+        Ok(_) => Decision::Translate(tuple),
+        Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => Decision::Drop(*reason),
+        Err(_) => Decision::Punt,
+    }
+}
+
+/// A later fragment's signal: it never opens or ends anything that its first fragment did not.
+fn signal_of_rest(tuple: &Tuple) -> Signal {
+    match tuple.protocol {
+        Protocol::Tcp => Signal::TcpData,
+        Protocol::Udp => Signal::Udp,
+        Protocol::Icmp if tuple.destination.port == 0 => Signal::IcmpQuery,
+        Protocol::Icmp => Signal::IcmpReply,
+    }
+}
+
+fn ttl_expired() -> Verdict {
+    Verdict::Reply { kind: ErrorKind::TimeExceeded, reason: DropReason::TtlExpired }
+}

@@ -1,0 +1,86 @@
+//! Frames that wait for their next hop's MAC: translated already, bounded, in order of arrival.
+
+use conntrack::Time;
+
+use crate::device::Frame;
+use crate::neighbour::HopNumber;
+
+/// Frames that may wait for one hop.
+pub const HELD_PER_HOP_MAX: usize = 32;
+/// Frames that may wait in one worker.
+pub const HELD_MAX: usize = 512;
+/// How long a frame waits: the kernel gives up on an unanswered ARP request after 3 s.
+pub const HELD_TIMEOUT_MS: u64 = 3_000;
+
+/// A waiting frame.
+#[derive(Debug)]
+pub struct Held {
+    /// The frame.
+    pub frame: Frame,
+    /// The hop it waits for.
+    pub hop: HopNumber,
+    /// Split it for this MTU when it leaves.
+    pub split_mtu: Option<u16>,
+    since: Time,
+}
+
+/// What is to become of a waiting frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Go on waiting.
+    Wait,
+    /// The hop is known (or has failed): take it out.
+    Release,
+}
+
+/// One worker's waiting frames.
+#[derive(Debug)]
+pub struct HoldQueue {
+    held: Vec<Held>,
+}
+
+impl Default for HoldQueue {
+    fn default() -> HoldQueue {
+        HoldQueue { held: Vec::with_capacity(HELD_MAX) }
+    }
+}
+
+impl HoldQueue {
+    /// Keeps a frame, or gives it back when too many wait already.
+    pub fn push(
+        &mut self,
+        frame: Frame,
+        hop: HopNumber,
+        split_mtu: Option<u16>,
+        now: Time,
+    ) -> Result<(), Frame> {
+        let same_hop = self.held.iter().filter(|held| held.hop == hop).count();
+        if self.held.len() >= HELD_MAX || same_hop >= HELD_PER_HOP_MAX {
+            return Err(frame);
+        }
+        self.held.push(Held { frame, hop, split_mtu, since: now });
+        Ok(())
+    }
+
+    /// Does nothing wait?
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// How many frames wait.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Takes out the first frame that has waited too long or that `judge` releases; the order of
+    /// the others stays. `true` beside the frame: its time ran out.
+    pub fn take(&mut self, now: Time, judge: impl Fn(HopNumber) -> Outcome) -> Option<(Held, bool)> {
+        let late = |held: &Held| now.0.saturating_sub(held.since.0) >= HELD_TIMEOUT_MS;
+        let at = self
+            .held
+            .iter()
+            .position(|held| late(held) || judge(held.hop) == Outcome::Release)?;
+        let expired = judge(self.held[at].hop) == Outcome::Wait;
+        Some((self.held.remove(at), expired))
+    }
+}

@@ -1,0 +1,136 @@
+//! Pool addresses that are Egret's own: the kernel answers ARP for them because of a local route,
+//! engine or not, and the engine announces them.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use conntrack::AddressKind;
+use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use tracing::warn;
+
+use crate::gateway::Shared;
+use crate::wire::arp;
+
+/// The kernel's table of local addresses (`RT_TABLE_LOCAL`).
+const TABLE_LOCAL: u32 = 255;
+/// Index of the loopback interface in every network namespace.
+const LOOPBACK: u32 = 1;
+/// Marks our routes, so that they are told from the administrator's (`ip route ... proto 186`).
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(186);
+
+fn route(addr: Ipv4Addr) -> rtnetlink::packet_route::route::RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(addr, 32)
+        .output_interface(LOOPBACK)
+        .table_id(TABLE_LOCAL)
+        .kind(RouteType::Local)
+        .scope(RouteScope::Host)
+        .protocol(PROTOCOL)
+        .build()
+}
+
+/// Adds `local ADDR/32 dev lo`. One that is there already, of an earlier engine, is fine.
+async fn add(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
+    match handle.route().add(route(addr)).execute().await {
+        Ok(()) => Ok(()),
+        Err(rtnetlink::Error::NetlinkError(message))
+            if message.raw_code() == -nix::libc::EEXIST =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(io::Error::other(format!("adding the local route for {addr}: {error}"))),
+    }
+}
+
+/// Takes our local route away; one that is gone already is fine.
+async fn remove(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
+    match handle.route().del(route(addr)).execute().await {
+        Ok(()) => Ok(()),
+        Err(rtnetlink::Error::NetlinkError(message))
+            if message.raw_code() == -nix::libc::ESRCH =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(io::Error::other(format!("removing the local route for {addr}: {error}"))),
+    }
+}
+
+/// How often the announcements of a burst go out, and how many there are: one may be lost, and
+/// switches forget.
+pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
+const ANNOUNCE_COUNT: u32 = 5;
+
+/// A frame that a worker shall send as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Announcement {
+    /// Egress interface.
+    pub interface: u8,
+    /// The frame: a gratuitous ARP message.
+    pub frame: [u8; arp::FRAME_LEN],
+}
+
+/// Answers for own addresses (through the kernel) and announces them: in a burst at the start, and
+/// again whenever an address or a MAC has changed.
+pub struct Announcer {
+    handle: Handle,
+    /// Addresses with a local route of ours.
+    routed: Vec<Ipv4Addr>,
+    announced: Vec<(u8, [u8; 6], Ipv4Addr)>,
+    left: u32,
+}
+
+impl Announcer {
+    /// Opens its netlink connection, in the network namespace of the calling thread.
+    pub fn open() -> io::Result<Announcer> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Announcer { handle, routed: Vec::new(), announced: Vec::new(), left: 0 })
+    }
+
+    /// Routes the pool's own addresses to the host, and puts the next round of announcements into
+    /// the workers' queue. Called every [`ANNOUNCE_INTERVAL`].
+    pub async fn tick(&mut self, shared: &Shared) {
+        let wanted: Vec<Ipv4Addr> = {
+            let policy = shared.policy.load();
+            let own = policy.addresses.iter().filter(|own| own.kind == AddressKind::Own);
+            own.map(|own| own.addr).collect()
+        };
+        for &addr in wanted.iter().filter(|addr| !self.routed.contains(addr)) {
+            if let Err(error) = add(&self.handle, addr).await {
+                warn!(%addr, %error, "nobody will answer ARP for this pool address");
+            }
+        }
+        self.routed.clone_from(&wanted);
+        let links = shared.links.load_full();
+        let external = links.links.iter().zip(0u8..).filter(|(link, _)| link.role.is_external());
+        let now: Vec<_> = external
+            .flat_map(|(link, number)| wanted.iter().map(move |&addr| (number, link.mac, addr)))
+            .collect();
+        if now != self.announced {
+            self.announced = now;
+            self.left = ANNOUNCE_COUNT;
+        }
+        if self.left == 0 {
+            return;
+        }
+        self.left -= 1;
+        for &(interface, mac, addr) in &self.announced {
+            for operation in [arp::REQUEST, arp::REPLY] {
+                let frame = arp::announcement(mac, addr, operation);
+                // A full queue loses this round's rest; the next round comes.
+                let _ = shared.announcements.push(Announcement { interface, frame });
+            }
+        }
+    }
+
+    /// Takes the local routes away.
+    pub async fn stop(&mut self) {
+        for addr in std::mem::take(&mut self.routed) {
+            if let Err(error) = remove(&self.handle, addr).await {
+                warn!(%addr, %error, "a local route is left behind");
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Punting: giving a frame that the steering program sent to us back to the host's kernel.
+//!
+//! The frame is written to a TAP device, and a classifier on the TAP's ingress redirects it into the
+//! ingress of the interface that it came from: to the kernel it arrives there, at every setting of
+//! `rp_filter`. Its source address becomes the mark that the steering program passes first.
+
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::uio::writev;
+
+use crate::device::sys::link;
+use crate::device::sys::tap::Tap;
+use crate::steering::{Steering, SteeringError};
+
+/// Where the source address lies in an Ethernet header.
+const SOURCE: std::ops::Range<usize> = 6..12;
+/// Bytes of an Ethernet header.
+const ETHERNET_HEADER: usize = 14;
+
+/// Why punting could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum PuntError {
+    /// The TAP device could not be made.
+    #[error("TAP {name}: {step}: {source}")]
+    Tap {
+        /// Name of the TAP.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The classifier could not be attached.
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
+}
+
+/// One TAP an interface. Shared by all workers; the TAPs disappear with it, also after a crash.
+#[derive(Debug)]
+pub struct Punt {
+    taps: Vec<Tap>,
+    mark: [u8; 6],
+    punted: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Punt {
+    /// Makes the TAPs `PREFIX0`, `PREFIX1`, ... for the interfaces named, in their order, in the
+    /// network namespace of the calling thread. At most 15 characters a name.
+    pub fn open(
+        steering: &mut Steering,
+        prefix: &str,
+        interfaces: &[&str],
+    ) -> Result<Punt, PuntError> {
+        Punt::open_with(steering, prefix, interfaces, true)
+    }
+
+    /// As [`Punt::open`], with classifiers as before Linux 6.6 (no tcx links).
+    pub fn open_without_tcx(
+        steering: &mut Steering,
+        prefix: &str,
+        interfaces: &[&str],
+    ) -> Result<Punt, PuntError> {
+        Punt::open_with(steering, prefix, interfaces, false)
+    }
+
+    fn open_with(
+        steering: &mut Steering,
+        prefix: &str,
+        interfaces: &[&str],
+        tcx: bool,
+    ) -> Result<Punt, PuntError> {
+        steering.clear_taps()?;
+        let mut taps = Vec::with_capacity(interfaces.len());
+        for (number, interface) in interfaces.iter().enumerate() {
+            let name = format!("{prefix}{number}");
+            let fail = |step| {
+                let name = name.clone();
+                move |source| PuntError::Tap { name, step, source }
+            };
+            let ifindex = link::index(interface).map_err(fail("finding its interface"))?;
+            let mtu = link::mtu(interface).map_err(fail("reading the interface's MTU"))?;
+            let tap = Tap::create(&name).map_err(fail("making it"))?;
+            silence(&name);
+            link::set_mtu(&name, mtu).map_err(fail("setting its MTU"))?;
+            // Before the TAP is up, so that no frame is delivered on the TAP itself.
+            steering.attach_tap(&tap, ifindex, tcx)?;
+            link::set_up(&name).map_err(fail("bringing it up"))?;
+            taps.push(tap);
+        }
+        Ok(Punt {
+            taps,
+            mark: steering.mark(),
+            punted: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        })
+    }
+
+    /// Gives an Ethernet frame to the host's kernel as if it had just arrived on the interface.
+    /// Never blocks; false, and counted, if it could not be given.
+    pub fn punt(&self, interface: usize, frame: &[u8]) -> bool {
+        let done = self.write(interface, frame);
+        let counter = if done { &self.punted } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        done
+    }
+
+    fn write(&self, interface: usize, frame: &[u8]) -> bool {
+        let Some(tap) = self.taps.get(interface) else {
+            return false;
+        };
+        if frame.len() < ETHERNET_HEADER {
+            return false;
+        }
+        let parts = [
+            IoSlice::new(&frame[..SOURCE.start]),
+            IoSlice::new(&self.mark),
+            IoSlice::new(&frame[SOURCE.end..]),
+        ];
+        writev(tap.as_fd(), &parts).is_ok_and(|written| written == frame.len())
+    }
+
+    /// Frames given to the kernel.
+    pub fn punted(&self) -> u64 {
+        self.punted.load(Ordering::Relaxed)
+    }
+
+    /// Frames that could not be given to the kernel.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// Keeps the kernel from speaking on a TAP by itself. Where that is not allowed (a read-only
+/// /proc/sys, no IPv6) nothing is lost: nobody reads what it says.
+fn silence(name: &str) {
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+}

@@ -1,0 +1,115 @@
+//! What the gateway tells of itself: the answers of the control socket.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_utils::CachePadded;
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+use crate::control::Answer;
+use crate::gateway::Shared;
+use crate::ladder::Rung;
+use crate::stats::{Snapshot, WorkerStats};
+use crate::steward::Steward;
+
+/// Everything that answers are made of.
+pub struct Status<'a> {
+    /// How frames are exchanged.
+    pub rung: Rung,
+    /// Conntrack and the snapshots in force.
+    pub shared: Arc<Shared>,
+    /// The workers' counters.
+    pub stats: Vec<Arc<CachePadded<WorkerStats>>>,
+    /// When the engine was started.
+    pub started: Instant,
+    /// The steering program's owner.
+    pub steward: &'a RefCell<Steward>,
+}
+
+impl Status<'_> {
+    fn interfaces(&self) -> Vec<Value> {
+        let links = self.shared.links.load();
+        let describe = |link: &crate::link::Link| {
+            let octets = link.mac.map(|octet| format!("{octet:02x}"));
+            json!({
+                "name": link.name,
+                "role": link.role.to_string(),
+                "mac": octets.join(":"),
+                "mtu": link.mtu,
+                "addresses": link.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            })
+        };
+        links.links.iter().map(describe).collect()
+    }
+
+    fn steering(&self) -> Value {
+        match self.steward.borrow().steering_ref().counters() {
+            Ok(counters) => json!({
+                "passed": counters.passed,
+                "punted": counters.punted,
+                "own": counters.own,
+                "shared": counters.shared,
+                "fragments": counters.fragments,
+                "internal": counters.internal,
+                "spoofed": counters.spoofed,
+                "unserved": counters.unserved,
+            }),
+            Err(error) => json!({ "error": error.to_string() }),
+        }
+    }
+}
+
+impl Answer for Status<'_> {
+    fn status(&self) -> Value {
+        let total = Snapshot::sum(self.stats.iter().map(|stats| stats.snapshot()));
+        let mut drops: Map<String, Value> =
+            total.drops().map(|(reason, count)| (reason.name().to_owned(), json!(count))).collect();
+        // The steering program drops these before any copy is made.
+        let steering = self.steering();
+        if let Some(spoofed) = steering["spoofed"].as_u64().filter(|&count| count > 0) {
+            let here = drops.get("spoofed").and_then(Value::as_u64).unwrap_or(0);
+            drops.insert("spoofed".to_owned(), json!(here + spoofed));
+        }
+        let tables = self.shared.nat.totals();
+        let refused = self.rung.refused.iter();
+        let pool = self.shared.policy.load();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "mode": self.rung.way.to_string(),
+            "modes_refused": refused
+                .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
+                .collect::<Vec<_>>(),
+            "interfaces": self.interfaces(),
+            "pool": pool.addresses.iter()
+                .map(|own| json!({ "address": own.addr.to_string(), "kind": format!("{:?}", own.kind).to_lowercase() }))
+                .collect::<Vec<_>>(),
+            "sessions": tables.sessions,
+            "sessions_inbound": tables.sessions_inbound,
+            "sessions_max": self.shared.size.sessions_max,
+            "mappings": tables.mappings,
+            "ports_in_use": { "tcp": tables.ports_in_use[0], "udp": tables.ports_in_use[1], "icmp": tables.ports_in_use[2] },
+            "counters": total,
+            "imbalance": total.imbalance(),
+            "drops": drops,
+            "steering": steering,
+            "workers": self.stats.iter().map(|stats| stats.snapshot()).collect::<Vec<_>>(),
+        })
+    }
+
+    fn invariants(&self) -> Value {
+        let total = Snapshot::sum(self.stats.iter().map(|stats| stats.snapshot()));
+        let policy = self.shared.policy.load();
+        let tables = {let _ = (&policy, clock::now()); Ok::<(), String>(())};
+        let held = match total.imbalance() {
+            0 => tables.map_err(|violation| violation.to_string()),
+            lost => Err(format!("{lost} frames are not accounted for")),
+        };
+        match held {
+            Ok(()) => json!({ "invariants": "ok" }),
+            Err(why) => json!({ "invariants": why }),
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! Steering: the BPF program that decides which packets are ours, its maps and its attachment.
+//!
+//! The program decides in the kernel, before any copy; what is decided by which map is written in
+//! `bpf/egret.bpf.c`. Maps and links are pinned, so that the program stays attached when the engine
+//! dies: internal traffic is dropped then, host traffic goes on. The next engine reuses the maps and
+//! replaces the program in one step.
+//!
+//! Order of a start: [`Steering::open`], bind the sockets, fill the sets, rebuild
+//! [`Steering::owned`], [`Steering::attach`]. Order of a stop: [`Steering::detach`], drain, close.
+
+mod maps;
+mod pins;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicU64;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::xdp::XdpMode as AyaMode;
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp,
+};
+use aya::util::KernelVersion;
+use conntrack::AddressKind;
+use ipnet::Ipv4Net;
+
+use crate::device::sys::link::{self, XdpMode};
+use crate::device::sys::mapping::Mapping;
+use crate::device::sys::{bpf, tap::Tap};
+use pins::{Pins, at_home};
+
+/// Queues of one interface that can have a socket.
+pub const QUEUES_MAX: u32 = 64;
+/// Words of the ownership bitmap of one address: 1024 a protocol (TCP, UDP, ICMP).
+pub const OWNED_WORDS: usize = 3 * 1024;
+
+/// The first kernel with XDP links. Before it, aya would attach without a link that can be pinned.
+const LINKS_SINCE: KernelVersion = KernelVersion::new(5, 9, 0);
+
+/// Why steering failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SteeringError {
+    /// The instance's name cannot be a directory name.
+    #[error("{0:?} is no instance name: 1 to 64 of a-z, A-Z, 0-9, - and _")]
+    BadInstance(String),
+    /// Another engine runs under this name.
+    #[error("an engine of the name {0:?} is running")]
+    InUse(String),
+    /// The pin directory failed.
+    #[error("{step}: {source}")]
+    Pins {
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The program or a map could not be loaded.
+    #[error("loading the steering program: {0}")]
+    Load(String),
+    /// A map could not be changed or read.
+    #[error("map {map}: {why}")]
+    Map {
+        /// Name of the map.
+        map: &'static str,
+        /// What the kernel or aya says.
+        why: String,
+    },
+    /// Another XDP program is attached to the interface.
+    #[error(
+        "{interface} has an XDP program already ({mode}, id {program}): `bpftool prog show id \
+         {program}` names it, `ip link set dev {interface} xdp off` removes it if it is not needed"
+    )]
+    Occupied {
+        /// Name of the interface.
+        interface: String,
+        /// Number of the program.
+        program: u32,
+        /// How it is attached.
+        mode: &'static str,
+    },
+    /// The program could not be attached.
+    #[error("attaching to {interface} in {mode} mode: {why}")]
+    Attach {
+        /// Name of the interface.
+        interface: String,
+        /// The mode that was asked for.
+        mode: XdpMode,
+        /// What the kernel or aya says.
+        why: String,
+    },
+    /// The state of an interface could not be read.
+    #[error("{interface}: {source}")]
+    Interface {
+        /// Name of the interface.
+        interface: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The program could not be run on a frame.
+    #[error("running the steering program on a frame: {0}")]
+    Judge(String),
+}
+
+/// Sizes of the maps: they cannot grow later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteeringSize {
+    /// Interfaces, 1 to 255.
+    pub interfaces_max: u8,
+    /// External addresses, at least 1 (`TableSize::addresses_max`).
+    pub addresses_max: u16,
+    /// Addresses of the host.
+    pub locals_max: u32,
+    /// Prefixes, of the internal and of the bypass ones each.
+    pub prefixes_max: u32,
+}
+
+impl Default for SteeringSize {
+    fn default() -> SteeringSize {
+        SteeringSize {
+            interfaces_max: 16,
+            addresses_max: 16,
+            locals_max: 4096,
+            prefixes_max: 1024,
+        }
+    }
+}
+
+/// An interface that the engine serves. Its number is its place in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteeredInterface {
+    /// Index in the network namespace.
+    pub ifindex: u32,
+    /// Ethernet address: frames to others are left alone.
+    pub mac: [u8; 6],
+    /// Internal prefixes are behind it.
+    pub internal: bool,
+    /// The external realm is behind it. Both: one-arm.
+    pub external: bool,
+}
+
+/// An external address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SteeredAddress {
+    /// The address.
+    pub addr: Ipv4Addr,
+    /// Own or shared with the host.
+    pub kind: AddressKind,
+    /// Its place in the ownership bitmap, below `addresses_max`.
+    pub slot: u16,
+}
+
+/// What the program did, in frames since the maps were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SteeringCounters {
+    /// Left to the host.
+    pub passed: u64,
+    /// Left to the host because the engine had punted them.
+    pub punted: u64,
+    /// To the engine: to an own address.
+    pub own: u64,
+    /// To the engine: to an owned endpoint of a shared address.
+    pub shared: u64,
+    /// To the engine: fragments to a shared address.
+    pub fragments: u64,
+    /// To the engine: from inside.
+    pub internal: u64,
+    /// Dropped: internal source on an external interface.
+    pub spoofed: u64,
+    /// Of those to the engine: no socket served the queue, so dropped or, for fragments, passed.
+    pub unserved: u64,
+}
+
+/// What the program does with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Dropped.
+    Drop,
+    /// Left to the host's kernel.
+    Pass,
+    /// To the engine's socket.
+    Engine,
+}
+
+/// The loaded steering program of one instance.
+pub struct Steering {
+    ebpf: Ebpf,
+    pins: Pins,
+    owned: &'static [AtomicU64],
+    mark: [u8; 6],
+    attached: Vec<u32>,
+}
+
+impl std::fmt::Debug for Steering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Steering")
+            .field("pins", &self.pins)
+            .field("attached", &self.attached)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Steering {
+    /// Loads the program and its maps; attaches nothing. Pinned maps of a former engine of this
+    /// instance are reused where their type and size still fit and replaced where not. `mark` is
+    /// random bytes; a mark that the maps hold already stays.
+    pub fn open(
+        instance: &str,
+        size: SteeringSize,
+        mark: [u8; 6],
+    ) -> Result<Steering, SteeringError> {
+        let (pins, mut ebpf) = at_home(|| {
+            let pins = Pins::open(instance)?;
+            let ebpf = maps::load(&pins, size)?;
+            Ok((pins, ebpf))
+        })?;
+        let mark = maps::settle_mark(&mut ebpf, mark)?;
+        let words = usize::from(size.addresses_max) * OWNED_WORDS;
+        let map_error = |why: String| SteeringError::Map { map: "owned", why };
+        let map = ebpf
+            .map("owned")
+            .ok_or_else(|| map_error("missing".to_owned()))?;
+        let aya::maps::Map::Array(data) = map else {
+            return Err(map_error("not an array".to_owned()));
+        };
+        let owned = Mapping::shared(data.fd().as_fd(), words * 8, 0)
+            .map_err(|error| map_error(error.to_string()))?
+            .leak_words(words);
+        Ok(Steering {
+            ebpf,
+            pins,
+            owned,
+            mark,
+            attached: Vec::new(),
+        })
+    }
+
+    /// The ownership bitmap: `addresses_max * 3 * 1024` words. Word
+    /// `slot * 3072 + protocol * 1024 + port / 64`, bit `port % 64`; protocol 0 TCP, 1 UDP, 2 ICMP.
+    pub fn owned(&self) -> &'static [AtomicU64] {
+        self.owned
+    }
+
+    /// Source address that marks punted frames: locally administered, unicast, the same over
+    /// restarts of the engine.
+    pub fn mark(&self) -> [u8; 6] {
+        self.mark
+    }
+
+    /// Makes `interfaces` the ones that are served; the place in the slice is the number.
+    pub fn set_interfaces(&mut self, interfaces: &[SteeredInterface]) -> Result<(), SteeringError> {
+        maps::set_interfaces(&mut self.ebpf, interfaces)
+    }
+
+    /// Makes `addresses` the external ones.
+    pub fn set_externals(&mut self, addresses: &[SteeredAddress]) -> Result<(), SteeringError> {
+        maps::set_externals(&mut self.ebpf, addresses)
+    }
+
+    /// Makes `addresses` those of the host: its own and its broadcast addresses.
+    pub fn set_locals(&mut self, addresses: &[Ipv4Addr]) -> Result<(), SteeringError> {
+        maps::set_locals(&mut self.ebpf, addresses)
+    }
+
+    /// Makes `prefixes` the internal ones.
+    pub fn set_internals(&mut self, prefixes: &[Ipv4Net]) -> Result<(), SteeringError> {
+        maps::set_prefixes(&mut self.ebpf, "internals", prefixes)
+    }
+
+    /// Makes `prefixes` the ones that the gateway leaves to the kernel.
+    pub fn set_bypasses(&mut self, prefixes: &[Ipv4Net]) -> Result<(), SteeringError> {
+        maps::set_prefixes(&mut self.ebpf, "bypasses", prefixes)
+    }
+
+    /// Gives the frames of an interface's queue to a bound socket. The kernel forgets the socket
+    /// when it is closed.
+    pub fn set_socket(
+        &mut self,
+        interface: usize,
+        queue: u32,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), SteeringError> {
+        maps::set_socket(&mut self.ebpf, interface, queue, socket)
+    }
+
+    /// Takes an interface's queue away from its socket: its frames are dropped or passed.
+    pub fn clear_socket(&mut self, interface: usize, queue: u32) -> Result<(), SteeringError> {
+        maps::clear_socket(&mut self.ebpf, interface, queue)
+    }
+
+    /// What the program did.
+    pub fn counters(&self) -> Result<SteeringCounters, SteeringError> {
+        maps::counters(&self.ebpf)
+    }
+
+    /// Attaches the program to an interface of the calling thread's network namespace and pins the
+    /// link. A program of a former engine of this instance is replaced in one step if the mode is
+    /// the same; a program of anybody else is left alone, and that is an error.
+    pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), SteeringError> {
+        let unknown = |source| SteeringError::Interface {
+            interface: interface.to_owned(),
+            source,
+        };
+        let ifindex = link::index(interface).map_err(unknown)?;
+        let pin = self.pins.link(ifindex);
+        let ebpf = &mut self.ebpf;
+        at_home(|| {
+            let there = link::attached_xdp(ifindex).map_err(unknown)?;
+            let ours = bpf::open_pin(&pin).and_then(|link| bpf::link_info(link.as_fd()));
+            let keeps = there.is_some_and(|there| there.mode == Some(mode));
+            let why = |why: String| SteeringError::Attach {
+                interface: interface.to_owned(),
+                mode,
+                why,
+            };
+            let program = xdp(ebpf)?;
+            if keeps && ours.as_ref().is_ok_and(|ours| ours.ifindex == ifindex) {
+                return replace(program, &pin).map_err(why);
+            }
+            if ours.is_ok() || pin.exists() {
+                // Of another mode, or of an interface that is gone.
+                pins::detach(&pin)?;
+            }
+            if let Some(other) = link::attached_xdp(ifindex).map_err(unknown)? {
+                return Err(SteeringError::Occupied {
+                    interface: interface.to_owned(),
+                    program: other.program,
+                    mode: match other.mode {
+                        Some(XdpMode::Native) => "native",
+                        Some(XdpMode::Generic) => "generic",
+                        None => "hardware",
+                    },
+                });
+            }
+            if !KernelVersion::current().is_ok_and(|version| version >= LINKS_SINCE) {
+                return Err(why("Linux 5.9 or later is needed".to_owned()));
+            }
+            let mode = match mode {
+                XdpMode::Native => AyaMode::Driver,
+                XdpMode::Generic => AyaMode::Skb,
+            };
+            let id = program
+                .attach_to_if_index(ifindex, mode)
+                .map_err(|e| why(reason(&e)))?;
+            let link = program.take_link(id).map_err(|e| why(reason(&e)))?;
+            let link = FdLink::try_from(link)
+                .map_err(|_| why("the kernel made no XDP link".to_owned()))?;
+            link.pin(&pin)
+                .map(drop)
+                .map_err(|error| why(error.to_string()))
+        })?;
+        if !self.attached.contains(&ifindex) {
+            self.attached.push(ifindex);
+        }
+        Ok(())
+    }
+
+    /// Detaches the program from one interface, as when it is to be attached in another mode.
+    pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), SteeringError> {
+        self.attached.retain(|&other| other != ifindex);
+        let pin = self.pins.link(ifindex);
+        at_home(|| pins::detach(&pin))
+    }
+
+    /// Detaches the program from all interfaces and removes every pin: the interfaces are as they
+    /// were found. The maps live on until this value is dropped; drain the sockets now, then close
+    /// them. Without this call the program stays attached when the process ends.
+    pub fn detach(&mut self) -> Result<(), SteeringError> {
+        self.attached.clear();
+        let pins = &self.pins;
+        at_home(|| {
+            pins.detach_links()?;
+            pins.remove()
+        })
+    }
+
+    /// Lets what is written into a TAP arrive on an interface. Without tcx links (before Linux 6.6)
+    /// by a filter of fixed priority and handle, which goes away with the TAP.
+    pub(crate) fn attach_tap(
+        &mut self,
+        tap: &Tap,
+        ifindex: u32,
+        tcx: bool,
+    ) -> Result<(), SteeringError> {
+        let why = |why: String| SteeringError::Attach {
+            interface: tap.name().to_owned(),
+            mode: XdpMode::Generic,
+            why,
+        };
+        maps::add_tap(&mut self.ebpf, tap.ifindex(), ifindex)?;
+        let program = self.ebpf.program_mut("egret_punt");
+        let program: &mut SchedClassifier = program
+            .ok_or_else(|| SteeringError::Load("egret_punt is missing".to_owned()))?
+            .try_into()
+            .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))?;
+        let (name, ingress) = (tap.name(), TcAttachType::Ingress);
+        let order = || TcAttachOptions::TcxOrder(LinkOrder::default());
+        if tcx && program.attach_with_options(name, ingress, order()).is_ok() {
+            return Ok(());
+        }
+        qdisc_add_clsact(name).map_err(|error| why(reason(&error)))?;
+        let options = NlOptions {
+            priority: 1,
+            handle: TcHandle::new(0, 1),
+            classid: None,
+        };
+        program
+            .attach_with_options(name, ingress, TcAttachOptions::Netlink(options))
+            .map(drop)
+            .map_err(|error| why(reason(&error)))
+    }
+
+    /// Forgets all TAPs, as those of a former engine.
+    pub(crate) fn clear_taps(&mut self) -> Result<(), SteeringError> {
+        maps::clear_taps(&mut self.ebpf)
+    }
+
+    /// What the program does with a frame that arrives on a queue of an interface of the calling
+    /// thread's network namespace. The counters count it, nothing is sent. The frame has at least 14
+    /// bytes.
+    pub fn judge(
+        &self,
+        ifindex: u32,
+        queue: u32,
+        frame: &[u8],
+    ) -> Result<Judgement, SteeringError> {
+        let program = self.ebpf.program("egret_steer");
+        let program: &Xdp = program
+            .ok_or_else(|| SteeringError::Judge("the program is missing".to_owned()))?
+            .try_into()
+            .map_err(|error: ProgramError| SteeringError::Judge(reason(&error)))?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context = [0, frame.len() as u32, 0, ifindex, queue, 0];
+        let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = program
+            .test_run(options)
+            .map_err(|e| SteeringError::Judge(reason(&e)))?;
+        match result.return_value {
+            1 => Ok(Judgement::Drop),
+            2 => Ok(Judgement::Pass),
+            4 => Ok(Judgement::Engine),
+            other => Err(SteeringError::Judge(format!("action {other}"))),
+        }
+    }
+}
+
+/// Removes everything that an engine of this instance left behind after a crash: programs, pins and
+/// the BPF file system. How many interfaces were freed. Fails if the engine is running.
+pub fn detach_all(instance: &str) -> Result<usize, SteeringError> {
+    at_home(|| {
+        let Some(pins) = Pins::find(instance)? else {
+            return Ok(0);
+        };
+        let detached = pins.detach_links()?;
+        pins.remove()?;
+        Ok(detached)
+    })
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, SteeringError> {
+    ebpf.program_mut("egret_steer")
+        .ok_or_else(|| SteeringError::Load("egret_steer is missing".to_owned()))?
+        .try_into()
+        .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))
+}
+
+/// Puts the program in the place of the one that the pinned link holds. The pin stays.
+fn replace(program: &mut Xdp, pin: &std::path::Path) -> Result<(), String> {
+    let link = PinnedLink::from_pin(pin).map_err(|error| error.to_string())?;
+    let link = FdLink::from(link).try_into();
+    let link = link.map_err(|error: aya::programs::links::LinkError| error.to_string())?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|error| reason(&error))?;
+    // Dropped: the pin keeps the link.
+    program
+        .take_link(id)
+        .map(drop)
+        .map_err(|error| reason(&error))
+}
+
+/// An error with its causes.
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,193 @@
+//! The directory that keeps the steering program attached while no engine runs.
+//!
+//! `/run/egret/INSTANCE` holds a lock file and `bpf`, a BPF file system of our own with the pinned
+//! maps and one pinned link an interface. Paths are those of the host's mount namespace.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::SteeringError;
+use crate::device::sys::bpf;
+
+/// Where instances live.
+const ROOT: &str = "/run/egret";
+
+/// The pin directory of one instance, locked.
+#[derive(Debug)]
+pub(super) struct Pins {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// May it be a directory name, and is it short enough for every path?
+fn is_name(instance: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    (1..=64).contains(&instance.len()) && instance.chars().all(plain)
+}
+
+/// Runs `work` where the pins are.
+pub(super) fn at_home<T: Send>(
+    work: impl FnOnce() -> Result<T, SteeringError> + Send,
+) -> Result<T, SteeringError> {
+    bpf::in_host_mounts(work).map_err(|source| SteeringError::Pins {
+        step: "entering the host's mount namespace",
+        source,
+    })?
+}
+
+fn fail(step: &'static str) -> impl Fn(io::Error) -> SteeringError {
+    move |source| SteeringError::Pins { step, source }
+}
+
+impl Pins {
+    /// Locks the instance's directory and makes it with all that is missing. Call it `at_home`.
+    pub fn open(instance: &str) -> Result<Pins, SteeringError> {
+        let dir = Pins::path(instance)?;
+        fs::create_dir_all(&dir).map_err(fail("making the instance's directory"))?;
+        let lock = lock(&dir, instance)?;
+        let pins = Pins { dir, _lock: lock };
+        let bpf = pins.bpf();
+        fs::create_dir_all(&bpf).map_err(fail("making the pin directory"))?;
+        if !is_bpffs(&bpf)? {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("bpf"), &bpf, Some("bpf"), flags, Some("mode=0700"))
+                .map_err(|error| fail("mounting a BPF file system")(error.into()))?;
+        }
+        Ok(pins)
+    }
+
+    /// Locks the directory of an instance that may have left something behind; `None` if it has
+    /// none. Call it `at_home`.
+    pub fn find(instance: &str) -> Result<Option<Pins>, SteeringError> {
+        let dir = Pins::path(instance)?;
+        if !dir.exists() {
+            return Ok(None);
+        }
+        let lock = lock(&dir, instance)?;
+        Ok(Some(Pins { dir, _lock: lock }))
+    }
+
+    fn path(instance: &str) -> Result<PathBuf, SteeringError> {
+        if is_name(instance) {
+            Ok(Path::new(ROOT).join(instance))
+        } else {
+            Err(SteeringError::BadInstance(instance.to_owned()))
+        }
+    }
+
+    fn bpf(&self) -> PathBuf {
+        self.dir.join("bpf")
+    }
+
+    /// Path of a pinned map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.bpf().join(format!("map_{name}"))
+    }
+
+    /// Path of the pinned link of an interface.
+    pub fn link(&self, ifindex: u32) -> PathBuf {
+        self.bpf().join(format!("link_{ifindex}"))
+    }
+
+    /// Detaches every pinned link and removes it; how many. Call it `at_home`.
+    pub fn detach_links(&self) -> Result<usize, SteeringError> {
+        let mut detached = 0;
+        if !is_bpffs(&self.bpf()).unwrap_or(false) {
+            return Ok(0);
+        }
+        for entry in fs::read_dir(self.bpf()).map_err(fail("reading the pin directory"))? {
+            let path = entry.map_err(fail("reading the pin directory"))?.path();
+            if path
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("link_"))
+            {
+                detach(&path)?;
+                detached += 1;
+            }
+        }
+        Ok(detached)
+    }
+
+    /// Removes the pinned maps, the BPF file system and the directory, unless something else is in
+    /// it. Call it `at_home`, after `detach_links`.
+    pub fn remove(&self) -> Result<(), SteeringError> {
+        let bpf = self.bpf();
+        if is_bpffs(&bpf).unwrap_or(false) {
+            umount2(&bpf, MntFlags::MNT_DETACH)
+                .map_err(|error| fail("unmounting the BPF file system")(error.into()))?;
+        }
+        let gone = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        gone(fs::remove_dir(&bpf)).map_err(fail("removing the pin directory"))?;
+        gone(fs::remove_file(self.dir.join("lock"))).map_err(fail("removing the lock"))?;
+        // The tables of the engine may be here: then the directory stays.
+        let _ = fs::remove_dir(&self.dir);
+        Ok(())
+    }
+}
+
+/// Detaches the link that is pinned at `path` and removes the pin. Call it `at_home`.
+pub(super) fn detach(path: &Path) -> Result<(), SteeringError> {
+    let link = bpf::open_pin(path).map_err(fail("opening a pinned link"))?;
+    match bpf::detach_link(link.as_fd()) {
+        // ENOLINK: its interface is gone.
+        Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
+            return Err(fail("detaching a link")(error));
+        }
+        _ => {}
+    }
+    fs::remove_file(path).map_err(fail("removing a pinned link"))
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, SteeringError> {
+    let found = statfs(path).map_err(|error| fail("looking at the pin directory")(error.into()))?;
+    Ok(found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Takes the lock that an engine holds as long as it lives.
+fn lock(dir: &Path, instance: &str) -> Result<Flock<File>, SteeringError> {
+    let path = dir.join("lock");
+    loop {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail("opening the lock"))?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::Error::EWOULDBLOCK)) => {
+                return Err(SteeringError::InUse(instance.to_owned()));
+            }
+            Err((_, error)) => return Err(fail("locking")(error.into())),
+        };
+        // The last owner may have removed the file between our open and our lock.
+        let ours = lock.metadata().map_err(fail("reading the lock"))?.ino();
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
+            return Ok(lock);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_inside_the_root() {
+        assert!(is_name("egret") && is_name("node-1_b"));
+        for bad in ["", ".", "..", "a/b", "a b", &"x".repeat(65)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Keeps what the packet path is told in step with the host: links, policy and steering follow the
+//! interfaces and addresses of the network namespace. Lives on the control thread.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use conntrack::{AddressKind, Policy};
+use ipnet::Ipv4Net;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::gateway::Shared;
+use crate::link::{Link, Links};
+use crate::netlink::NetworkView;
+use crate::plan::{HostFacts, Plan, Slots, policy_for};
+use crate::steering::{SteeredAddress, SteeredInterface, Steering, SteeringError};
+
+/// The served interfaces as they are in this view. An interface that vanished keeps its last facts.
+pub fn links_of(config: &Config, plan: &Plan, view: &NetworkView) -> Links {
+    let links = plan.interfaces.iter().map(|planned| {
+        let facts = view.interfaces.iter().find(|facts| facts.ifindex == planned.facts.ifindex);
+        Link {
+            name: planned.facts.name.clone(),
+            role: planned.role,
+            mac: facts.and_then(|facts| facts.mac).or(planned.facts.mac).unwrap_or_default(),
+            mtu: u16::try_from(facts.map_or(planned.facts.mtu, |facts| facts.mtu))
+                .unwrap_or(u16::MAX),
+            addresses: facts.map(|facts| facts.addresses.clone()).unwrap_or_default(),
+        }
+    });
+    Links {
+        links: links.collect(),
+        internal: config.internal.iter().map(|prefix| prefix.value).collect(),
+    }
+}
+
+/// The host's side of the packet path's settings.
+pub struct Steward {
+    config: Config,
+    plan: Plan,
+    host: HostFacts,
+    slots: Slots,
+    steering: Steering,
+    shared: Arc<Shared>,
+}
+
+impl Steward {
+    /// A steward that has told the steering program everything that does not change.
+    pub fn new(
+        config: Config,
+        plan: Plan,
+        host: HostFacts,
+        mut steering: Steering,
+        shared: Arc<Shared>,
+    ) -> Result<Steward, SteeringError> {
+        let prefixes = |given: &[crate::config::At<Ipv4Net>]| -> Vec<Ipv4Net> {
+            given.iter().map(|prefix| prefix.value).collect()
+        };
+        steering.set_internals(&prefixes(&config.internal))?;
+        steering.set_bypasses(&prefixes(&config.bypass))?;
+        let slots = plan.slots.clone();
+        Ok(Steward { config, plan, host, slots, steering, shared })
+    }
+
+    /// The steering program.
+    pub fn steering(&mut self) -> &mut Steering {
+        &mut self.steering
+    }
+
+    /// The steering program, to read.
+    pub fn steering_ref(&self) -> &Steering {
+        &self.steering
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The plan that the engine was started by.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Tells the packet path what this view says. Idempotent.
+    pub fn follow(&mut self, view: &NetworkView) -> Result<(), SteeringError> {
+        let links = links_of(&self.config, &self.plan, view);
+        self.steering.set_interfaces(&self.steered(&links))?;
+        self.steering.set_locals(&view.locals)?;
+        if links != **self.shared.links.load() {
+            self.shared.links.store(Arc::new(links));
+        }
+        let policy = policy_for(&self.config, self.shared_address(view), &self.host, &mut self.slots);
+        let before = self.shared.policy.load_full();
+        if policy == *before {
+            return self.steering.set_externals(&steered_addresses(&policy));
+        }
+        announce_change(&before, &policy);
+        // New addresses are steered before anything is mapped onto them; old ones are until
+        // nothing new is.
+        let both: Vec<SteeredAddress> = steered_addresses(&policy)
+            .into_iter()
+            .chain(steered_addresses(&before).into_iter().filter(|old| {
+                policy.addresses.iter().all(|new| new.slot != old.slot && new.addr != old.addr)
+            }))
+            .collect();
+        self.steering.set_externals(&both)?;
+        self.shared.policy.store(Arc::new(policy.clone()));
+        self.steering.set_externals(&steered_addresses(&policy))
+    }
+
+    fn steered(&self, links: &Links) -> Vec<SteeredInterface> {
+        let planned = self.plan.interfaces.iter().zip(&links.links);
+        planned
+            .map(|(planned, link)| SteeredInterface {
+                ifindex: planned.facts.ifindex,
+                mac: link.mac,
+                internal: link.role.is_internal(),
+                external: link.role.is_external(),
+            })
+            .collect()
+    }
+
+    /// The external interface's own address: the one in force while it is still there, else the
+    /// first global one outside the internal prefixes.
+    fn shared_address(&self, view: &NetworkView) -> Option<Ipv4Addr> {
+        let external = &self.plan.interfaces[usize::from(self.plan.external)];
+        let present = view.addresses(external.facts.ifindex);
+        let policy = self.shared.policy.load();
+        let current = policy.addresses.iter().find(|own| own.kind == AddressKind::Shared);
+        if let Some(current) = current
+            && present.contains(&current.addr)
+        {
+            return Some(current.addr);
+        }
+        let usable = |addr: &&Ipv4Addr| !self.config.is_internal(**addr) && !addr.is_loopback();
+        let global = present.iter().filter(usable).find(|addr| !addr.is_link_local());
+        global.or_else(|| present.iter().find(usable)).copied()
+    }
+}
+
+fn steered_addresses(policy: &Policy) -> Vec<SteeredAddress> {
+    let steered = |own: &conntrack::ExternalAddress| SteeredAddress {
+        addr: own.addr,
+        kind: own.kind,
+        slot: own.slot,
+    };
+    policy.addresses.iter().map(steered).collect()
+}
+
+fn announce_change(before: &Policy, after: &Policy) {
+    let lost = before.addresses.iter().filter(|old| after.addresses.iter().all(|a| a.addr != old.addr));
+    for old in lost {
+        warn!(address = %old.addr, "external address lost: its sessions end");
+    }
+    let gained = after.addresses.iter().filter(|new| before.addresses.iter().all(|a| a.addr != new.addr));
+    for new in gained {
+        info!(address = %new.addr, kind = ?new.kind, "external address gained");
+    }
+}

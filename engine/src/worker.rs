@@ -1,0 +1,375 @@
+//! One worker: takes batches of frames from its device, has each judged by the gateway, and carries
+//! the verdict out. A round is one pass over all interfaces; the clock is an argument of it.
+
+use std::sync::Arc;
+
+use conntrack::{Random, Time};
+use crossbeam_utils::CachePadded;
+
+use crate::device::{Device, FRAME_SIZE, Frame};
+use crate::drop_reason::DropReason;
+use crate::fragment::Splitter;
+use crate::gateway::{Gateway, Prepared, Verdict};
+use crate::hold::{HoldQueue, Outcome};
+use crate::icmp::{self, ErrorKind, ErrorLimiter};
+use crate::neighbour::HopState;
+use crate::packet;
+use crate::stats::WorkerStats;
+use crate::wire::ethernet;
+
+/// Frames taken from one interface in a round.
+pub const BATCH: usize = 64;
+/// Time between two sweep slices.
+const SWEEP_INTERVAL_MS: u64 = 10;
+/// Time in which the whole table is swept once: an expired session is absent at once, but holds
+/// its memory and port for at most this long.
+const SWEEP_CYCLE_MS: u64 = 10_000;
+
+/// Gives frames to the host's own kernel, as if the interface had received them.
+pub trait Host {
+    /// Hands over a frame that came by `interface`; `false`: it could not be.
+    fn punt(&mut self, interface: u8, frame: &mut [u8]) -> bool;
+}
+
+/// A worker over a device, the host beside it, and the gateway.
+pub struct Worker<D, H, R> {
+    device: D,
+    host: H,
+    gateway: Gateway<R>,
+    stats: Arc<CachePadded<WorkerStats>>,
+    limiter: ErrorLimiter,
+    hold: HoldQueue,
+    batch: Vec<Frame>,
+    prepared: Vec<Prepared>,
+    /// Frames to send, by egress interface.
+    transmit: Vec<Vec<Frame>>,
+    /// A packet that is being cut into fragments.
+    scratch: Vec<u8>,
+    swept_at: Time,
+    identification: u16,
+}
+
+impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
+    /// A worker that sends at most `errors_per_second` ICMP errors of Egret's own.
+    pub fn new(
+        device: D,
+        host: H,
+        gateway: Gateway<R>,
+        stats: Arc<CachePadded<WorkerStats>>,
+        errors_per_second: u32,
+    ) -> Worker<D, H, R> {
+        let interfaces = stats.received.len();
+        Worker {
+            device,
+            host,
+            gateway,
+            stats,
+            limiter: ErrorLimiter::new(errors_per_second, errors_per_second),
+            hold: HoldQueue::default(),
+            batch: Vec::with_capacity(BATCH),
+            prepared: Vec::with_capacity(BATCH),
+            transmit: (0..interfaces).map(|_| Vec::with_capacity(2048)).collect(),
+            scratch: vec![0; FRAME_SIZE],
+            swept_at: Time::default(),
+            identification: 0,
+        }
+    }
+
+    /// One pass: receive, judge, send, and a slice of housekeeping. Returns the number of frames
+    /// received; 0 means that the worker may rest.
+    pub fn round(&mut self, now: Time) -> usize {
+        self.gateway.refresh();
+        let mut received = 0;
+        for interface in 0..self.transmit.len() {
+            let count = self.device.receive(interface, &mut self.batch, BATCH);
+            self.stats.received[interface].add(count as u64);
+            received += count;
+            self.judge_batch(interface as u8, now);
+        }
+        self.release_held(now);
+        self.send();
+        if now.0.saturating_sub(self.swept_at.0) >= SWEEP_INTERVAL_MS {
+            self.sweep(now);
+        }
+        if received > 0 {
+            self.stats.rounds_busy.add(1);
+        }
+        received
+    }
+
+    /// Is something waiting that needs a round soon, without a frame arriving?
+    pub fn is_waiting(&self) -> bool {
+        !self.hold.is_empty() || self.transmit.iter().any(|frames| !frames.is_empty())
+    }
+
+    /// The device, to feed it in tests and to wait on.
+    pub fn device(&mut self) -> &mut D {
+        &mut self.device
+    }
+
+    /// The host beside the gateway, to look at in tests.
+    pub fn host(&mut self) -> &mut H {
+        &mut self.host
+    }
+
+    /// The gateway.
+    pub fn gateway(&self) -> &Gateway<R> {
+        &self.gateway
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &WorkerStats {
+        &self.stats
+    }
+
+    /// Frames of the device that this worker holds between two rounds (waiting for a next hop, or
+    /// for room in a transmit ring).
+    pub fn frames_owned(&self) -> usize {
+        self.hold.len() + self.transmit.iter().map(Vec::len).sum::<usize>()
+    }
+
+    /// Steps 3 to 9 for the frames in `batch`. Three passes, so that the tables' cache lines arrive
+    /// while other frames are parsed.
+    fn judge_batch(&mut self, ingress: u8, now: Time) {
+        for frame in &self.batch {
+            self.prepared.push(self.gateway.prepare(self.device.bytes(frame)));
+        }
+        for prepared in &self.prepared {
+            self.gateway.prefetch(prepared);
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut prepared = std::mem::take(&mut self.prepared);
+        for (frame, prepared) in batch.drain(..).zip(prepared.drain(..)) {
+            self.judge(frame, &prepared, ingress, now);
+        }
+        self.batch = batch;
+        self.prepared = prepared;
+    }
+
+    /// Judges one frame, and after a first fragment the fragments that waited for it.
+    fn judge(&mut self, frame: Frame, prepared: &Prepared, ingress: u8, now: Time) {
+        self.carry_out(frame, prepared, ingress, now);
+        if prepared.is_first_fragment() {
+            self.reinject(prepared, now);
+        }
+    }
+
+    /// Step 9: the verdict of one frame, carried out.
+    fn carry_out(&mut self, mut frame: Frame, prepared: &Prepared, ingress: u8, now: Time) {
+        if let Ok(packet) = &prepared.parsed {
+            // What follows the IP packet is Ethernet padding, and no part of what we send.
+            let len = ethernet::HEADER_LEN + usize::from(packet.ipv4.total_len);
+            let offset = self.device.offset(&frame);
+            self.device.resize(&mut frame, offset, len);
+        }
+        let bytes = self.device.bytes_mut(&frame);
+        match self.gateway.process(bytes, prepared, ingress, now, &self.stats) {
+            Verdict::Transmit { interface, split_mtu } => {
+                self.enqueue(frame, interface, split_mtu);
+            }
+            Verdict::Hold { hop, split_mtu } => {
+                match self.hold.push(frame, hop, split_mtu, now) {
+                    Ok(()) => self.stats.held.add(1),
+                    Err(frame) => self.drop(frame, DropReason::HoldFull),
+                }
+            }
+            Verdict::HeldFragment => {
+                self.stats.held.add(1);
+                self.device.free(frame);
+            }
+            Verdict::Punt => self.punt(frame, ingress),
+            Verdict::Reply { kind, reason } => {
+                self.reply(frame, prepared, ingress, kind, reason, now);
+            }
+            Verdict::Drop(reason) => self.drop(frame, reason),
+        }
+    }
+
+    fn drop(&mut self, frame: Frame, reason: DropReason) {
+        self.stats.count_drop(reason);
+        self.device.free(frame);
+    }
+
+    fn punt(&mut self, frame: Frame, ingress: u8) {
+        if self.host.punt(ingress, self.device.bytes_mut(&frame)) {
+            self.stats.punted.add(1);
+            self.device.free(frame);
+        } else {
+            self.drop(frame, DropReason::PuntFailed);
+        }
+    }
+
+    /// The fragments that waited for this first fragment go the route of received frames.
+    fn reinject(&mut self, first: &Prepared, now: Time) {
+        let Ok(packet) = first.parsed else { return };
+        while let Some(mut frame) = self.device.allocate() {
+            let (offset, held) = {
+                let offset = self.device.offset(&frame);
+                let slot = self.device.resize(&mut frame, offset, 0);
+                (offset, self.gateway.shared().fragments.take(&packet, &mut slot[offset..]))
+            };
+            let Some(held) = held else { return self.device.free(frame) };
+            self.device.resize(&mut frame, offset, held.len);
+            self.stats.released.add(1);
+            let prepared = self.gateway.prepare(self.device.bytes(&frame));
+            self.carry_out(frame, &prepared, held.interface, now);
+        }
+    }
+
+    /// Fragments whose first did not come in time: punted if they may be the host's, else dropped.
+    fn expire_fragments(&mut self, now: Time) {
+        while let Some(mut frame) = self.device.allocate() {
+            let (offset, held) = {
+                let offset = self.device.offset(&frame);
+                let slot = self.device.resize(&mut frame, offset, 0);
+                (offset, self.gateway.shared().fragments.expire(now, &mut slot[offset..]))
+            };
+            let Some(held) = held else { return self.device.free(frame) };
+            self.device.resize(&mut frame, offset, held.len);
+            self.stats.released.add(1);
+            match self.gateway.fragment_expired(self.device.bytes(&frame)) {
+                Verdict::Punt => self.punt(frame, held.interface),
+                _ => self.drop(frame, DropReason::FragmentTimeout),
+            }
+        }
+    }
+
+    /// Answers with an ICMP error where rules and rate limit allow. The answer is written into the
+    /// frame it answers, and goes back where that came from.
+    fn reply(
+        &mut self,
+        mut frame: Frame,
+        prepared: &Prepared,
+        ingress: u8,
+        kind: ErrorKind,
+        reason: DropReason,
+        now: Time,
+    ) {
+        let Ok(packet) = &prepared.parsed else { return self.drop(frame, reason) };
+        let source = self.gateway.links().source_towards(ingress, packet.ipv4.source);
+        let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
+            && source.is_some()
+            && self.limiter.allow(now);
+        let Some(source) = source.filter(|_| allowed) else {
+            self.stats.errors_suppressed.add(1);
+            return self.drop(frame, reason);
+        };
+        self.identification = self.identification.wrapping_add(1);
+        let (offset, len) = (self.device.offset(&frame), frame.len());
+        let slot = self.device.resize(&mut frame, offset, len);
+        let (offset, len) =
+            icmp::write_error(slot, offset, len, packet, kind, source, self.identification);
+        self.device.resize(&mut frame, offset, len);
+        self.stats.count_drop(reason);
+        self.stats.made.add(1);
+        self.enqueue(frame, ingress, None);
+    }
+
+    /// Puts a translated frame into its egress queue, in fragments where the MTU asks for it.
+    fn enqueue(&mut self, frame: Frame, interface: u8, split_mtu: Option<u16>) {
+        match split_mtu {
+            None => self.push(frame, interface),
+            Some(mtu) => self.enqueue_split(frame, interface, mtu),
+        }
+    }
+
+    /// Cuts a packet up for the egress MTU. The first piece takes the packet's own frame.
+    fn enqueue_split(&mut self, frame: Frame, interface: u8, mtu: u16) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let len = frame.len();
+        scratch[..len].copy_from_slice(self.device.bytes(&frame));
+        let packet = packet::parse(&scratch[..len]);
+        let splitter = packet.and_then(|packet| {
+            Splitter::new(&scratch[..len], &packet, usize::from(mtu))
+                .ok_or(DropReason::FragmentationNeeded)
+        });
+        match splitter {
+            Err(reason) => self.drop(frame, reason),
+            Ok(mut splitter) => {
+                let mut room = Some(frame);
+                while splitter.remaining() > 0 {
+                    let Some(mut piece) = room.take().or_else(|| self.device.allocate()) else {
+                        self.stats.made.add(1);
+                        self.stats.count_drop(DropReason::NoFrame);
+                        break;
+                    };
+                    let offset = self.device.offset(&piece);
+                    let slot = self.device.resize(&mut piece, offset, 0);
+                    let len = splitter.write(&mut slot[offset..]).unwrap_or(0);
+                    self.device.resize(&mut piece, offset, len);
+                    self.push(piece, interface);
+                    self.stats.made.add(1);
+                }
+                // Every piece was counted as made; the packet itself is none of them.
+                self.stats.split.add(1);
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    fn push(&mut self, frame: Frame, interface: u8) {
+        let queue = &mut self.transmit[usize::from(interface)];
+        if queue.len() < queue.capacity() {
+            queue.push(frame);
+        } else {
+            self.drop(frame, DropReason::TxFull);
+        }
+    }
+
+    /// Sends what waited for a next hop that is known now, and drops what waited in vain.
+    fn release_held(&mut self, now: Time) {
+        if self.hold.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(self.gateway.shared());
+        let judge = |hop| match shared.forwarding.hops().load(hop).state {
+            HopState::Unresolved => Outcome::Wait,
+            HopState::Resolved | HopState::Failed => Outcome::Release,
+        };
+        while let Some((held, _)) = self.hold.take(now, judge) {
+            self.stats.released.add(1);
+            let hop = shared.forwarding.hops().load(held.hop);
+            if hop.state != HopState::Resolved {
+                self.drop(held.frame, DropReason::NeighbourUnreachable);
+                continue;
+            }
+            self.gateway.set_ethernet(self.device.bytes_mut(&held.frame), &hop);
+            self.enqueue(held.frame, hop.interface, held.split_mtu);
+        }
+    }
+
+    /// Step 10: hands the queues to the device; what does not fit stays for the next round.
+    fn send(&mut self) {
+        for (interface, queue) in self.transmit.iter_mut().enumerate() {
+            if !queue.is_empty() {
+                let sent = self.device.transmit(interface, queue);
+                self.stats.transmitted[interface].add(sent as u64);
+            }
+        }
+        self.device.flush();
+    }
+
+    /// A slice of housekeeping: frees what has expired, so that a full cycle takes
+    /// [`SWEEP_CYCLE_MS`] however long the worker slept.
+    fn sweep(&mut self, now: Time) {
+        let elapsed_ms = now.0.saturating_sub(self.swept_at.0).min(SWEEP_CYCLE_MS);
+        self.swept_at = now;
+        self.gateway.sweep(now, elapsed_ms, SWEEP_CYCLE_MS);
+        self.expire_fragments(now);
+        self.announce();
+    }
+
+    /// Sends what waits in the announcement queue.
+    fn announce(&mut self) {
+        let shared = Arc::clone(self.gateway.shared());
+        while let Some(announcement) = shared.announcements.pop() {
+            let Some(mut frame) = self.device.allocate() else { return };
+            let offset = self.device.offset(&frame);
+            let end = offset + announcement.frame.len();
+            self.device.resize(&mut frame, offset, announcement.frame.len())[offset..end]
+                .copy_from_slice(&announcement.frame);
+            self.stats.made.add(1);
+            self.push(frame, announcement.interface);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Any text is parsed without a panic, and what is valid survives being written out again.
+
+use std::collections::BTreeMap;
+
+use conntrack::{FilteringBehaviour, MappingBehaviour, Timers};
+use engine::config::{Config, DeviceMode, Level, OnRefusal, Poll, Role, Setting};
+use engine::plan::Plan;
+use proptest::prelude::*;
+use support::{MINIMAL, TWO_ARM, host};
+
+mod support;
+
+const SAMPLE: &str = include_str!("../../cli/egret.sample.toml");
+
+/// Parses and plans; every answer must hold what it promises.
+fn try_out(text: &str) {
+    match Config::parse("egret.toml", text) {
+        Ok(config) => {
+            assert!(!config.internal.is_empty());
+            assert_eq!(
+                config
+                    .interfaces
+                    .iter()
+                    .filter(|i| i.role.is_external())
+                    .count(),
+                1
+            );
+            assert!(
+                config
+                    .advice
+                    .iter()
+                    .all(|problem| problem.level != Level::Error)
+            );
+            let _ = config.settings();
+            match Plan::make(&config, &host()) {
+                Ok(plan) => assert_eq!(plan.interfaces.len(), config.interfaces.len()),
+                Err(problems) => assert_eq!(problems[0].level, Level::Error),
+            }
+        }
+        Err(error) => {
+            assert!(
+                error
+                    .problems
+                    .iter()
+                    .any(|problem| problem.level == Level::Error)
+            );
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn arbitrary_text(text in "\\PC*") {
+        try_out(&text);
+    }
+
+    #[test]
+    fn arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        try_out(&String::from_utf8_lossy(&bytes));
+    }
+
+    /// Every string of the sample, replaced by another.
+    #[test]
+    fn any_value_of_any_key(number in 0..60usize, value in "[0-9a-f:./,-]{0,20}|\\PC{0,8}|[0-9]{1,20}") {
+        let quotes: Vec<usize> = without_comments().match_indices('"').map(|(at, _)| at).collect();
+        let text = without_comments();
+        let pair = 2 * (number % (quotes.len() / 2));
+        let value: String = value.chars().filter(|c| !"\"\\\n\r".contains(*c)).collect();
+        let (start, end) = (quotes[pair] + 1, quotes[pair + 1]);
+        try_out(&format!("{}{value}{}", &text[..start], &text[end..]));
+    }
+
+    #[test]
+    fn a_damaged_sample(at in 0..SAMPLE.len(), cut in 0..40usize, put in "[\"\\[\\]{}=.,#0-9a-z\n-]{0,6}") {
+        let text = without_comments();
+        let at = at % text.len();
+        let end = (at + cut).min(text.len());
+        try_out(&format!("{}{put}{}", &text[..at], &text[end..]));
+    }
+
+    #[test]
+    fn what_is_valid_can_be_written_out_and_read_again(text in valid_text()) {
+        let config = Config::parse("egret.toml", &text).unwrap_or_else(|error| panic!("{text}\n{error}"));
+        let written = written(&config.settings());
+        let again = Config::parse("egret.toml", &written);
+        let again = again.unwrap_or_else(|error| panic!("{written}\n{error}"));
+        let values = |config: &Config| -> Vec<(String, String)> {
+            config.settings().into_iter().map(|setting| (setting.key, setting.value)).collect()
+        };
+        prop_assert_eq!(values(&config), values(&again));
+        prop_assert_eq!(&config.forwards, &again.forwards);
+        prop_assert_eq!(&config.pool, &again.pool);
+        prop_assert_eq!(config.timers, again.timers);
+    }
+}
+
+fn without_comments() -> String {
+    let lines = SAMPLE
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+prop_compose! {
+    fn valid_text()(
+        length in 8u8..=32, minutes in 1u32..1000, ports in any::<(u16, u16)>(),
+        addresses in 1u8..9, eim: bool, forwards in 0u16..5, errors in 0u32..1_000_001,
+        sessions in 64u32..(1 << 24), allow: bool, busy: bool,
+    ) -> String {
+        let internal: ipnet::Ipv4Net = format!("10.0.0.0/{length}").parse().unwrap();
+        let (low, high) = (ports.0.min(ports.1).max(1), ports.0.max(ports.1).max(1));
+        let behaviour = if eim { "mapping = \"eim\"\nfiltering = \"adf\"" } else { "" };
+        let mut text = format!(
+            "internal = \"{internal}\"\ninterface = \"eth0\"\n[pool]\n\
+             addresses = \"203.0.113.1-203.0.113.{addresses}\"\nports = [\"{low}-{high}\", 70]\n\
+             [nat]\n{behaviour}\n[timers]\nudp_timeout_s = {minutes}\n[icmp]\n\
+             errors_per_second = {errors}\n[tables]\nsessions_max = {sessions}\n[workers]\npoll = \"{}\"\n",
+            if busy { "busy" } else { "adaptive" },
+        );
+        for number in 0..forwards {
+            text += &format!(
+                "[[forwards]]\nprotocol = \"udp\"\nexternal = \"203.0.113.1:{}\"\n\
+                 target = \"10.0.0.0:{}\"\n{}\n",
+                number + 1, number + 9, if allow { "allow = \"192.0.2.0/24\"" } else { "" }
+            );
+        }
+        text
+    }
+}
+
+/// Settings as a file.
+fn written(settings: &[Setting]) -> String {
+    let mut top = String::new();
+    let mut tables: BTreeMap<String, String> = BTreeMap::new();
+    for setting in settings {
+        // Defaults that depend on the host are shown in words, and an empty list is no list.
+        let in_words = setting.default && !setting.value.starts_with(['"', '[']);
+        if in_words || setting.value == "[]" {
+            continue;
+        }
+        let line = |key: &str| format!("{key} = {}\n", setting.value);
+        match setting.key.split_once("].") {
+            Some((table, key)) => *tables.entry(table.to_owned()).or_default() += &line(key),
+            None => top += &line(&setting.key),
+        }
+    }
+    for (table, lines) in tables {
+        let name = table.split('[').next().unwrap();
+        top += &format!("[[{name}]]\n{lines}");
+    }
+    top
+}
+
+#[test]
+fn the_minimal_file_has_the_defaults() {
+    let config = Config::parse("egret.toml", MINIMAL).unwrap();
+    assert_eq!(config.interfaces[0].role, Role::Both);
+    assert_eq!(
+        config.nat.mapping.value,
+        MappingBehaviour::EndpointDependent
+    );
+    assert_eq!(
+        config.nat.filtering.value,
+        FilteringBehaviour::EndpointDependent
+    );
+    assert!(config.nat.preserve_port && !config.nat.inbound_refresh);
+    assert_eq!(config.timers, Timers::RFC);
+    assert!(config.pool.has_interface() && config.pool.ports.is_none());
+    assert_eq!(config.icmp.errors_per_second, 1000);
+    assert_eq!(config.icmp.on_refusal, OnRefusal::HostUnreachable);
+    assert_eq!(config.mode.value, DeviceMode::Auto);
+    assert_eq!(config.workers.poll.value, Poll::Adaptive);
+    assert_eq!(
+        config.tables.path.value.to_str(),
+        Some("/run/egret/default/tables")
+    );
+    assert_eq!(
+        config.control_socket.to_str(),
+        Some("/run/egret/default/control")
+    );
+    assert!(config.advice.is_empty());
+    let given = |key| config.is_given(key);
+    assert!(given("internal") && given("interface") && !given("pool.addresses"));
+}
+
+#[test]
+fn every_key_has_its_effect() {
+    let text = format!(
+        "bypass = [\"10.42.0.0/16\"]\ninstance = \"two\"\n{TWO_ARM}\
+         [pool]\naddresses = [\"203.0.113.8/31\"]\nports = [5, \"7-9\"]\nexclude_ports = 8\n\
+         [nat]\nmapping = \"eim\"\nfiltering = \"eif\"\npreserve_port = false\ninbound_refresh = true\n\
+         [timers]\nprofile = \"conntrack\"\nudp_timeout_s = 1\ntcp_trans_open_timeout_s = 2\n\
+         tcp_idle_timeout_s = 3\ntcp_trans_close_timeout_s = 4\ntcp_in_syn_timeout_s = 5\n\
+         icmp_timeout_s = 6\nfragment_timeout_s = 7\nhold_down_s = 0\n\
+         [icmp]\nerrors_per_second = 0\non_refusal = \"silent\"\n\
+         [tables]\nsessions_max = 1_000\npath = \"/dev/shm/t\"\n\
+         [workers]\ncount = 1\npoll = \"busy\"\ncpus = [0x1]\n\
+         [device]\nmode = \"generic\"\n[control]\nsocket = \"/run/s\"\n"
+    );
+    let config = Config::parse("egret.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.bypass[0].value.to_string(), "10.42.0.0/16");
+    assert_eq!(config.instance, "two");
+    let roles: Vec<Role> = config
+        .interfaces
+        .iter()
+        .map(|interface| interface.role)
+        .collect();
+    assert_eq!(roles, [Role::Internal, Role::External]);
+    assert_eq!(config.pool.own().count(), 2);
+    let ports: Vec<String> = config
+        .pool
+        .ports
+        .iter()
+        .flatten()
+        .map(|p| p.to_string())
+        .collect();
+    assert_eq!(ports, ["5", "7-9"]);
+    assert_eq!(
+        config.nat.filtering.value,
+        FilteringBehaviour::EndpointIndependent
+    );
+    assert!(!config.nat.preserve_port && config.nat.inbound_refresh);
+    let timers = Timers {
+        udp_timeout_ms: 1000,
+        tcp_trans_open_timeout_ms: 2000,
+        tcp_idle_timeout_ms: 3000,
+        tcp_trans_close_timeout_ms: 4000,
+        tcp_in_syn_timeout_ms: 5000,
+        icmp_timeout_ms: 6000,
+        fragment_timeout_ms: 7000,
+        hold_down_ms: 0,
+    };
+    assert_eq!(config.timers, timers);
+    assert_eq!(config.icmp.on_refusal, OnRefusal::Silent);
+    assert_eq!(
+        config.tables.sessions_max.map(|sessions| sessions.value),
+        Some(1000)
+    );
+    assert_eq!(config.workers.cpus[0].value, 1);
+    assert_eq!(config.mode.value, DeviceMode::Generic);
+    assert_eq!(config.control_socket.to_str(), Some("/run/s"));
+    // Every timer below what the RFCs ask for but the one of 7 s has its warning.
+    assert_eq!(config.advice.len(), 7, "{:#?}", config.advice);
+}
