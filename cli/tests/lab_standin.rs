@@ -202,7 +202,7 @@ fn run(topology: Topology, fault: Fault, names: &[&str]) -> Vec<Report> {
         names.len(),
         "a check of {names:?} does not exist"
     );
-    let mut reports =
+    let (mut reports, _) =
         run_checks(&lab, &mut gateway, &checks, &Progress::new()).expect("the checks run");
     reports.push(stop(&lab, &mut gateway));
     reports

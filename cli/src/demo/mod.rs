@@ -18,6 +18,7 @@ pub mod traceroute;
 pub mod udp;
 pub mod unsolicited;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -100,10 +101,10 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
             .iter()
             .filter(|c| options.only.is_empty() || options.only.iter().any(|name| name == c.name))
             .collect();
-        let ended = run_checks(&lab, &mut engine, &checks, &progress)?;
-        if let Ok(Some(status)) = engine.status() {
-            drops.push(report::drops(topology.name(), &status.drops));
-        }
+        let (ended, counters) = run_checks(&lab, &mut engine, &checks, &progress)?;
+        let told =
+            |(moment, counters): &(&str, _)| report::drops(topology.name(), moment, counters);
+        drops.extend(counters.iter().map(told));
         if ended.iter().any(Report::failed) {
             progress.line(&format!(
                 "the gateway's log ends with\n{}",
@@ -177,6 +178,9 @@ fn print(json: bool, reports: &[Report], drops: &[String], elapsed: Duration) {
     println!("\n{result}, in {:.1} s", elapsed.as_secs_f64());
 }
 
+/// Drop counters by reason, with the moment they were read at.
+pub type Drops = Vec<(&'static str, BTreeMap<String, u64>)>;
+
 /// Runs checks on a gateway that serves, watching all the while that nothing untranslated leaves.
 ///
 /// # Errors
@@ -186,11 +190,15 @@ pub fn run_checks(
     gateway: &mut dyn Gateway,
     checks: &[&Check],
     progress: &Progress,
-) -> Result<Vec<Report>, LabError> {
+) -> Result<(Vec<Report>, Drops), LabError> {
     let topology = lab.topology.name();
     let mut watch = Watch::begin(lab)?;
     let mut reports = Vec::new();
-    let mut stage = Stage { lab, gateway };
+    let mut stage = Stage {
+        lab,
+        gateway,
+        drops: Vec::new(),
+    };
     for check in checks {
         let name = format!("demo/{topology}/{}", check.name);
         progress.step(&format!("{name}: {}", check.about));
@@ -208,6 +216,8 @@ pub fn run_checks(
         });
         reports.last().inspect(|report| progress.ended(report));
     }
+    // A gateway that is gone by now has failed a check already.
+    let _ = stage.note_drops("at the end");
     for (name, verdict) in [
         ("nothing-untranslated", watch.verdict(lab)),
         ("invariants", invariants(stage.gateway)),
@@ -221,7 +231,7 @@ pub fn run_checks(
         });
         reports.last().inspect(|report| progress.ended(report));
     }
-    Ok(reports)
+    Ok((reports, stage.drops))
 }
 
 /// Are the gateway's own tables in order, as it says itself?

@@ -86,19 +86,18 @@ pub fn table(reports: &[Report]) -> String {
     text
 }
 
-/// The drop counters of one topology's gateway.
-pub fn drops(topology: &str, drops: &BTreeMap<String, u64>) -> String {
+/// The drop counters of one topology's gateway, as they were read at some moment.
+pub fn drops(topology: &str, moment: &str, drops: &BTreeMap<String, u64>) -> String {
     let counted: Vec<String> = drops
         .iter()
         .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| format!("{reason} {count}"))
         .collect();
-    let counted = if counted.is_empty() {
-        "none".to_owned()
-    } else {
-        counted.join(", ")
+    let counted = match counted.as_slice() {
+        [] => "none".to_owned(),
+        reasons => reasons.join(", "),
     };
-    format!("drops, {topology}: {counted}")
+    format!("drops, {topology}, {moment}: {counted}")
 }
 
 /// Says on standard error what goes on: a spinner on a terminal, else plain lines.
