@@ -14,9 +14,9 @@ pub struct DetachArgs {
 pub fn run(args: &DetachArgs) -> ExitCode {
     match engine::steering::detach_all(&args.instance) {
         Ok(0) => println!("nothing was attached for the instance `{}`", args.instance),
-        Ok(count) => {
-            println!("detached from {count} interface(s); the kernel handles all their traffic now")
-        }
+        Ok(count) => println!(
+            "detached from {count} interface(s); the kernel handles all their traffic now"
+        ),
         Err(error) => {
             eprintln!("egret detach: {error}");
             return ExitCode::from(2);
