@@ -266,8 +266,9 @@ impl<'m, W: Word> Nat<'m, W> {
         if !absent(&even.tuple()) || !absent(&odd.tuple()) {
             return false;
         }
-        halves[0].set_link(0);
-        halves[1].set_link(0);
+        for (half, snapshot) in halves.into_iter().zip([&even, &odd]) {
+            half.fill(&snapshot.side());
+        }
         let hashes = [self.hash(&even.tuple()), self.hash(&odd.tuple())];
         let list = even.meta().shared().then(|| self.filter_key(&even, &odd));
         if !self.enter(session, list, hashes) {
