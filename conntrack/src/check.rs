@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::age::tick;
 use crate::config::{ExternalAddress, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
-use crate::half::{Side, Snapshot, agree, being_written};
+use crate::half::{Snapshot, agree, being_written};
 use crate::layout::PORT_WORDS;
 use crate::mapping::Mapping;
 use crate::nat::Nat;
@@ -109,7 +109,7 @@ impl<W: Word> Nat<'_, W> {
                 name(&format!("{tuple} is not found"))
             })?;
             hold(
-                snapshot.deltas >> 32 == side_of(snapshot).deltas() >> 32,
+                snapshot.deltas >> 32 == snapshot.side().deltas() >> 32,
                 || name("deltas"),
             )?;
         }
@@ -380,17 +380,5 @@ fn right_cell(policy: &Policy, census: &Census, place: Place, cell: Cell) -> boo
             let external = Endpoint::new(address.addr, place.port);
             policy.forward(0, place.protocol, external).is_some()
         }),
-    }
-}
-
-fn side_of(snapshot: &Snapshot) -> Side {
-    let (source, destination) = snapshot.written();
-    Side {
-        tuple: snapshot.tuple(),
-        source,
-        destination,
-        direction: snapshot.meta().direction(),
-        mapping: snapshot.mapping(),
-        shared: snapshot.meta().shared(),
     }
 }
