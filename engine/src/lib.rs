@@ -34,3 +34,4 @@ pub mod steering;
 pub mod steward;
 pub mod wire;
 pub mod worker;
+pub mod xdp_features;
