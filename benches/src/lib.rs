@@ -1,1 +1,71 @@
-//! Benchmarks of Egret: inputs shared by the criterion benches.
+//! What the benches share: tables in memory, a policy, and flows to translate.
+
+use std::sync::atomic::AtomicU64;
+
+use conntrack::{
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Identity, MappingBehaviour, Nat,
+    Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
+};
+
+/// A small fast generator (SplitMix64): the same sequence in every run.
+#[derive(Clone, Debug)]
+pub struct Sequence(pub u64);
+
+impl Random for Sequence {
+    fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+}
+
+/// Tables on the heap for `sessions_max` sessions; the memory is never given back.
+pub fn tables(sessions_max: u32, addresses_max: u16) -> Nat<'static> {
+    let size = TableSize { sessions_max, addresses_max };
+    let words = |count: usize| -> &'static [AtomicU64] {
+        Box::leak((0..count).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().into_boxed_slice())
+    };
+    let identity = Identity { boot_id: [1; 16] };
+    Nat::create(
+        words(size.words()),
+        words(size.owned_words()),
+        size,
+        identity,
+        &mut Sequence(7),
+    )
+    .expect("the sizes are in range and the memory is large enough")
+}
+
+/// The two-line file's behaviour over `addresses` own addresses.
+pub fn policy(addresses: u16) -> Policy {
+    let mut ports = PortSet::empty();
+    ports.insert_range(1024, 65535);
+    let own = |slot: u16| ExternalAddress {
+        addr: [198, 18, (slot >> 8) as u8, slot as u8].into(),
+        slot,
+        kind: AddressKind::Own,
+        ports: [ports.clone(), ports.clone(), ports.clone()],
+    };
+    Policy {
+        mapping: MappingBehaviour::EndpointDependent,
+        filtering: FilteringBehaviour::EndpointDependent,
+        preserve_port: true,
+        inbound_refresh: false,
+        timers: Timers::RFC,
+        addresses: (0..addresses).map(own).collect(),
+        forwards: Vec::new(),
+    }
+}
+
+/// UDP flow number `number`: 16,384 internal endpoints to as many remotes as it takes.
+pub fn flow(number: u32) -> Tuple {
+    let (internal, remote) = (number % 16_384, number / 16_384);
+    let addr = |base: [u8; 2], low: u32| [base[0], base[1], (low >> 8) as u8, low as u8].into();
+    Tuple {
+        protocol: Protocol::Udp,
+        source: Endpoint::new(addr([10, 77], internal / 64), 10_000 + (internal % 64) as u16),
+        destination: Endpoint::new(addr([203, 0], remote), 53),
+    }
+}

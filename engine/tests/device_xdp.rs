@@ -153,6 +153,15 @@ fn talk(wire: &Wire, flows: u16) {
     }
 }
 
+/// Ends the workers when the test ends, also when it fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
     if !privileged(test) {
         return;
@@ -170,7 +179,15 @@ fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
     let (mut steering, devices) = wire.gateway.enter(|| {
         let mut steering = wire.steering(&instance.0);
         let devices: Vec<_> = (0..workers)
-            .map(|worker| XdpDevice::open(&wire.config(worker, workers)).unwrap())
+            .map(|worker| {
+                // So few that every slot goes round several times.
+                let slots_max = 200 * queues / workers;
+                let config = XdpConfig {
+                    slots_max,
+                    ..wire.config(worker, workers)
+                };
+                XdpDevice::open(&config).unwrap()
+            })
             .collect();
         for device in &devices {
             assert_eq!(device.wait_fds().len() as u32, 2 * queues / workers);
@@ -184,14 +201,15 @@ fn between_veths(test: &str, mode: XdpMode, queues: u32, workers: u32) {
         (steering, devices)
     });
     std::thread::scope(|scope| {
+        let running = Stop(&stop);
         let workers: Vec<_> = devices
             .into_iter()
             .zip(&carried)
             .map(|(device, carried)| scope.spawn(|| carry(device, macs, &stop, carried)))
             .collect();
-        talk(&wire, if queues > 1 { 24 } else { 3 });
+        talk(&wire, if queues > 1 { 24 } else { 12 });
         wire.gateway.enter(|| steering.detach().unwrap());
-        stop.store(true, Ordering::Relaxed);
+        drop(running);
         for worker in workers {
             let device = worker.join().unwrap();
             let places = device.places();

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use super::Drops;
 use crate::lab::plan::{EXTERNAL, SERVERS};
 use crate::lab::{Gateway, Lab, LabError};
 
@@ -12,6 +13,21 @@ pub struct Stage<'a> {
     pub lab: &'a Lab,
     /// What translates in its gateway namespace; it serves when a check begins and when it ends.
     pub gateway: &'a mut dyn Gateway,
+    /// Drop counters, with the moment they were read at: a restart begins some of them anew.
+    pub drops: Drops,
+}
+
+impl Stage<'_> {
+    /// Reads the drop counters, if this gateway has any.
+    ///
+    /// # Errors
+    /// It should have and does not answer.
+    pub fn note_drops(&mut self, moment: &'static str) -> Result<(), LabError> {
+        if let Some(status) = self.gateway.status()? {
+            self.drops.push((moment, status.drops));
+        }
+        Ok(())
+    }
 }
 
 /// How a check ends: what was seen, commonly the source endpoint that the servers saw.
@@ -134,7 +150,11 @@ pub const CHECKS: &[Check] = &[
 
 /// Passes the result of a probe on, as a failure of what was expected of it.
 pub fn expect<T>(expected: impl Into<String>, result: io::Result<T>) -> Result<T, Miss> {
-    result.map_err(|error| Miss::failed(expected, error.to_string()))
+    result.map_err(|error| match error.kind() {
+        // What a socket says when its time is over.
+        io::ErrorKind::WouldBlock => Miss::failed(expected, "no answer in time"),
+        _ => Miss::failed(expected, error.to_string()),
+    })
 }
 
 /// Is it the gateway's external address that the server saw?

@@ -18,10 +18,12 @@ pub mod traceroute;
 pub mod udp;
 pub mod unsolicited;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::lab::capture::Pick;
+use crate::lab::link::End;
 use crate::lab::owner::{clean_up_on_signals, remove_leftovers};
 use crate::lab::plan::{INTERNAL, ROUTER_LINK};
 use crate::lab::{Capture, EngineProcess, Gateway, Lab, LabError, LabOptions, Topology};
@@ -99,10 +101,10 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
             .iter()
             .filter(|c| options.only.is_empty() || options.only.iter().any(|name| name == c.name))
             .collect();
-        let ended = run_checks(&lab, &mut engine, &checks, &progress)?;
-        if let Ok(Some(status)) = engine.status() {
-            drops.push(report::drops(topology.name(), &status.drops));
-        }
+        let (ended, counters) = run_checks(&lab, &mut engine, &checks, &progress)?;
+        let told =
+            |(moment, counters): &(&str, _)| report::drops(topology.name(), moment, counters);
+        drops.extend(counters.iter().map(told));
         if ended.iter().any(Report::failed) {
             progress.line(&format!(
                 "the gateway's log ends with\n{}",
@@ -113,7 +115,9 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
         if options.keep {
             standing.push((engine, lab));
         } else {
-            engine.stop()?;
+            let report = stop(&lab, &mut engine);
+            progress.ended(&report);
+            reports.push(report);
         }
     }
     drop(progress);
@@ -125,6 +129,36 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
         eprintln!("{}", how_to_enter(&lab));
     }
     Ok(held)
+}
+
+/// Ends a gateway in good order: it says so by its status, and leaves no program behind.
+pub fn stop(lab: &Lab, gateway: &mut dyn Gateway) -> Report {
+    let begun = Instant::now();
+    let mut verdict = || -> Verdict {
+        let expected = "ends in good order after SIGTERM";
+        gateway
+            .stop()
+            .map_err(|error| Miss::failed(expected, error.to_string()))?;
+        for name in [lab.topology.internal_link(), lab.topology.external_link()] {
+            let link = End {
+                namespace: &lab.gateway,
+                name,
+            };
+            if link.facts()?.has_xdp {
+                let expected = "the interfaces are left as they were found";
+                return Err(Miss::failed(expected, format!("{name} has an XDP program")));
+            }
+        }
+        Ok("interfaces as they were found".to_owned())
+    };
+    let verdict = verdict();
+    let name = format!("demo/{}/stop", lab.topology.name());
+    Report {
+        name,
+        verdict,
+        packets: 0,
+        elapsed: begun.elapsed(),
+    }
 }
 
 /// Says on standard output what came of it.
@@ -144,6 +178,9 @@ fn print(json: bool, reports: &[Report], drops: &[String], elapsed: Duration) {
     println!("\n{result}, in {:.1} s", elapsed.as_secs_f64());
 }
 
+/// Drop counters by reason, with the moment they were read at.
+pub type Drops = Vec<(&'static str, BTreeMap<String, u64>)>;
+
 /// Runs checks on a gateway that serves, watching all the while that nothing untranslated leaves.
 ///
 /// # Errors
@@ -153,11 +190,15 @@ pub fn run_checks(
     gateway: &mut dyn Gateway,
     checks: &[&Check],
     progress: &Progress,
-) -> Result<Vec<Report>, LabError> {
+) -> Result<(Vec<Report>, Drops), LabError> {
     let topology = lab.topology.name();
     let mut watch = Watch::begin(lab)?;
     let mut reports = Vec::new();
-    let mut stage = Stage { lab, gateway };
+    let mut stage = Stage {
+        lab,
+        gateway,
+        drops: Vec::new(),
+    };
     for check in checks {
         let name = format!("demo/{topology}/{}", check.name);
         progress.step(&format!("{name}: {}", check.about));
@@ -175,6 +216,8 @@ pub fn run_checks(
         });
         reports.last().inspect(|report| progress.ended(report));
     }
+    // A gateway that is gone by now has failed a check already.
+    let _ = stage.note_drops("at the end");
     for (name, verdict) in [
         ("nothing-untranslated", watch.verdict(lab)),
         ("invariants", invariants(stage.gateway)),
@@ -188,7 +231,7 @@ pub fn run_checks(
         });
         reports.last().inspect(|report| progress.ended(report));
     }
-    Ok(reports)
+    Ok((reports, stage.drops))
 }
 
 /// Are the gateway's own tables in order, as it says itself?

@@ -19,7 +19,7 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
     let mut seen = shrink(lab, &far.namespace, SECOND_ADDRESSES[1], far_mtu)?;
     if lab.topology == Topology::TwoArm {
         let own = shrink(lab, &near.namespace, SECOND_ADDRESSES[0], external_mtu)?;
-        seen = format!("{seen}; own link: {own}");
+        seen = format!("{seen}; {own}");
     }
     Ok(seen)
 }
@@ -61,5 +61,5 @@ fn shrink(lab: &Lab, server: &Namespace, to: Ipv4Addr, mtu: u32) -> Verdict {
             return Err(Miss::failed(expected, format!("another got {stray:?}")));
         }
     }
-    Ok(format!("{seen}, MTU {mtu} told by {}", message.source))
+    Ok(format!("{seen}, {} said {mtu}", message.source))
 }

@@ -69,7 +69,7 @@ impl Report {
 /// The table of all checks, and below it what failed and how.
 pub fn table(reports: &[Report]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::ASCII_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["check", "seen as source", "packets", "time", "result"]);
     for report in reports {
         table.add_row(report.row());
@@ -86,19 +86,18 @@ pub fn table(reports: &[Report]) -> String {
     text
 }
 
-/// The drop counters of one topology's gateway.
-pub fn drops(topology: &str, drops: &BTreeMap<String, u64>) -> String {
+/// The drop counters of one topology's gateway, as they were read at some moment.
+pub fn drops(topology: &str, moment: &str, drops: &BTreeMap<String, u64>) -> String {
     let counted: Vec<String> = drops
         .iter()
         .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| format!("{reason} {count}"))
         .collect();
-    let counted = if counted.is_empty() {
-        "none".to_owned()
-    } else {
-        counted.join(", ")
+    let counted = match counted.as_slice() {
+        [] => "none".to_owned(),
+        reasons => reasons.join(", "),
     };
-    format!("drops, {topology}: {counted}")
+    format!("drops, {topology}, {moment}: {counted}")
 }
 
 /// Says on standard error what goes on: a spinner on a terminal, else plain lines.
@@ -139,11 +138,6 @@ impl Progress {
     /// A check ended.
     pub fn ended(&self, report: &Report) {
         self.line(&format!("  {:8} {}", report.result(), report.name));
-        if let Err(Miss::Failed { expected, seen }) = &report.verdict {
-            self.line(&format!(
-                "           expected: {expected}\n           seen:     {seen}"
-            ));
-        }
     }
 }
 

@@ -35,6 +35,7 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
     let host_service = TcpService::start(&lab.gateway, HOST_PORT)?;
     let mut open = open_all(lab)?;
 
+    stage.note_drops("before the restart")?;
     let killed = Instant::now();
     stage.gateway.kill();
     let meanwhile = while_dead(lab, &mut open);

@@ -5,7 +5,7 @@ use crate::lab::tcp::{TcpService, exchange};
 
 const PORT: u16 = 5001;
 /// Bytes of each direction of each connection.
-const LENGTH: u64 = 3 << 20;
+const LENGTH: u64 = 4 << 20;
 
 /// Runs the check.
 pub fn run(stage: &mut Stage<'_>) -> Verdict {

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::LinkAddr;
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkXdp, XdpAttached};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -35,6 +35,8 @@ pub struct Facts {
     pub receive_queues: u32,
     /// Transmit queues.
     pub transmit_queues: u32,
+    /// Is an XDP program attached?
+    pub has_xdp: bool,
 }
 
 impl End<'_> {
@@ -60,6 +62,10 @@ impl End<'_> {
                 LinkAttribute::Mtu(mtu) => facts.mtu = mtu,
                 LinkAttribute::NumRxQueues(count) => facts.receive_queues = count,
                 LinkAttribute::NumTxQueues(count) => facts.transmit_queues = count,
+                LinkAttribute::Xdp(programs) => {
+                    let none = LinkXdp::Attached(XdpAttached::None);
+                    facts.has_xdp = !programs.contains(&none);
+                }
                 _ => {}
             }
         }

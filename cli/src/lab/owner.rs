@@ -2,6 +2,8 @@
 //! and after SIGKILL only until the next start.
 
 use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -47,13 +49,11 @@ impl Owner {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{prefix}-{}-{number}", std::process::id());
-        let directory = directory(&name);
-        let failed = || LabError::system(format!("making {}", directory.display()));
         let mut registry = open_registry();
-        fs::create_dir_all(&directory).map_err(failed())?;
-        let lock = File::create(lock_path(&name)).map_err(failed())?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, errno)| failed()(errno.into()))?;
+        let lock = lock_new(&name).map_err(LabError::system(format!(
+            "making {}",
+            directory(&name).display()
+        )))?;
         registry.get_or_insert_default().push(name.clone());
         Ok(Owner {
             name,
@@ -122,6 +122,22 @@ fn directory(name: &str) -> PathBuf {
 
 fn lock_path(name: &str) -> PathBuf {
     directory(name).join("owner")
+}
+
+/// Makes a lab's directory and takes its lock.
+fn lock_new(name: &str) -> io::Result<Flock<File>> {
+    let path = lock_path(name);
+    loop {
+        fs::create_dir_all(directory(name))?;
+        let lock = File::create(&path)?;
+        // Another process that removes leftovers may have taken it first, and removes it.
+        let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
+        if fs::metadata(&path)
+            .is_ok_and(|there| lock.metadata().is_ok_and(|m| m.ino() == there.ino()))
+        {
+            return Ok(lock);
+        }
+    }
 }
 
 /// Removes a lab: its processes, its namespaces, its files.
