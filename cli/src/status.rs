@@ -10,7 +10,7 @@ use serde_json::Value;
 #[derive(clap::Args, Clone, Debug)]
 pub struct StatusArgs {
     /// Name of the gateway's instance
-    #[arg(long, default_value = "egret")]
+    #[arg(long, default_value = "default")]
     pub instance: String,
     /// Its control socket [default: /run/egret/INSTANCE/control]
     #[arg(long, value_name = "PATH")]

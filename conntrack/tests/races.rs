@@ -209,7 +209,7 @@ fn churn(rig: &Rig, clock: &AtomicU64, mut random: Seeded) {
         Signal::Udp,
         Signal::IcmpQuery,
     ];
-    for _ in 0..60_000 {
+    for _ in 0..150_000 {
         let now = Time(clock.fetch_add(random.below(40), Relaxed));
         if random.below(20) == 0 {
             rig.nat.sweep(&rig.policy, now, 30);

@@ -21,7 +21,7 @@ use crate::own_address::Announcement;
 use crate::packet::{self, Body, Packet};
 use crate::rewrite;
 use crate::rulebook::Rulebook;
-use crate::route::{Forwarding, Routes};
+use crate::route::{Forwarding, NoRoute, Routes};
 use crate::stats::WorkerStats;
 use crate::wire::{ethernet, ipv4};
 
@@ -137,8 +137,9 @@ impl<R: Random> Gateway<R> {
     /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
     /// expired, at a pace that visits the whole table once in `cycle_ms`.
     pub fn sweep(&mut self, now: Time, elapsed_ms: u64, cycle_ms: u64) {
-        let slots = u64::from(self.shared.size.sessions_max) * elapsed_ms / cycle_ms;
-        let budget = slots.clamp(64, 65_536) as u32;
+        let size = self.shared.size;
+        let records = 2 * u64::from(size.sessions_max) + size.owned_words() as u64;
+        let budget = (records * elapsed_ms / cycle_ms).clamp(64, 65_536) as u32;
         self.shared.nat.sweep(&self.policy, now, budget);
         self.shared.rulebook.carry(&self.shared.nat, now);
     }
@@ -369,11 +370,14 @@ impl<R: Random> Gateway<R> {
     /// Steps 7 and 8: the next hop, the MTU, and then the bytes. The hop comes before the rewrite
     /// because an ICMP error must quote the packet as its sender knows it.
     fn forward(&mut self, frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) -> Verdict {
-        let Some(number) = self.next_hop(rewrite) else {
-            return Verdict::Reply {
-                kind: ErrorKind::HostUnreachable,
-                reason: DropReason::NoRoute,
-            };
+        let number = match self.next_hop(rewrite) {
+            Ok(number) => number,
+            // For the moment only: no reason to tell the sender.
+            Err(NoRoute::TableFull) => return Verdict::Drop(DropReason::HoldFull),
+            Err(no_route) => {
+                let kind = ErrorKind::HostUnreachable;
+                return Verdict::Reply { kind, reason: no_route.into() };
+            }
         };
         let hop = self.shared.forwarding.hops().load(number);
         let too_big = packet.ipv4.total_len > hop.mtu;
@@ -407,14 +411,15 @@ impl<R: Random> Gateway<R> {
 
     /// The next hop: remembered in the session while routes are unchanged, else looked up and
     /// remembered.
-    fn next_hop(&self, rewrite: &Rewrite) -> Option<HopNumber> {
+    fn next_hop(&self, rewrite: &Rewrite) -> Result<HopNumber, NoRoute> {
         let forwarding = &self.shared.forwarding;
-        forwarding.decode_if_current(&self.routes, rewrite.next_hop).or_else(|| {
-            let hop = forwarding.next_hop(&self.routes, rewrite.destination.addr).ok()?;
-            let remembered = forwarding.encode(&self.routes, hop);
-            self.shared.nat.set_next_hop(rewrite.session, remembered);
-            Some(hop)
-        })
+        if let Some(hop) = forwarding.decode_if_current(&self.routes, rewrite.next_hop) {
+            return Ok(hop);
+        }
+        let hop = forwarding.next_hop(&self.routes, rewrite.destination.addr)?;
+        let remembered = forwarding.encode(&self.routes, hop);
+        self.shared.nat.set_next_hop(rewrite.session, remembered);
+        Ok(hop)
     }
 
     /// Writes the Ethernet addresses for a resolved hop.

@@ -100,16 +100,10 @@ impl Answer for Status<'_> {
     }
 
     fn invariants(&self) -> Value {
-        let total = Snapshot::sum(self.stats.iter().map(|stats| stats.snapshot()));
-        let policy = self.shared.rulebook.load();
-        let tables = self.shared.nat.check(&policy, clock::now());
-        let held = match total.imbalance() {
-            0 => tables.map_err(|violation| violation.to_string()),
-            lost => Err(format!("{lost} frames are not accounted for")),
-        };
-        match held {
+        let counters: Vec<Snapshot> = self.stats.iter().map(|stats| stats.snapshot()).collect();
+        match crate::invariants::check(&self.shared, &counters, clock::now()) {
             Ok(()) => json!({ "invariants": "ok" }),
-            Err(why) => json!({ "invariants": why }),
+            Err(why) => json!({ "invariants": why.to_string() }),
         }
     }
 }

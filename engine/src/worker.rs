@@ -19,6 +19,8 @@ use crate::wire::ethernet;
 
 /// Frames taken from one interface in a round.
 pub const BATCH: usize = 64;
+/// Frames that may wait for room in one interface's transmit ring.
+const TRANSMIT_MAX: usize = 2048;
 /// Time between two sweep slices.
 const SWEEP_INTERVAL_MS: u64 = 10;
 /// Time in which the whole table is swept once: an expired session is absent at once, but holds
@@ -43,6 +45,8 @@ pub struct Worker<D, H, R> {
     prepared: Vec<Prepared>,
     /// Frames to send, by egress interface.
     transmit: Vec<Vec<Frame>>,
+    /// How many of them found no room in the ring and are counted as held, by interface.
+    queued: Vec<usize>,
     /// A packet that is being cut into fragments.
     scratch: Vec<u8>,
     swept_at: Time,
@@ -68,7 +72,8 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             hold: HoldQueue::default(),
             batch: Vec::with_capacity(BATCH),
             prepared: Vec::with_capacity(BATCH),
-            transmit: (0..interfaces).map(|_| Vec::with_capacity(2048)).collect(),
+            transmit: (0..interfaces).map(|_| Vec::with_capacity(TRANSMIT_MAX)).collect(),
+            queued: vec![0; interfaces],
             scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
             identification: 0,
@@ -309,7 +314,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
 
     fn push(&mut self, frame: Frame, interface: u8) {
         let queue = &mut self.transmit[usize::from(interface)];
-        if queue.len() < queue.capacity() {
+        if queue.len() < TRANSMIT_MAX {
             queue.push(frame);
         } else {
             self.drop(frame, DropReason::TxFull);
@@ -338,12 +343,18 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         }
     }
 
-    /// Step 10: hands the queues to the device; what does not fit stays for the next round.
+    /// Step 10: hands the queues to the device; what does not fit waits for the next round.
     fn send(&mut self) {
         for (interface, queue) in self.transmit.iter_mut().enumerate() {
             if !queue.is_empty() {
                 let sent = self.device.transmit(interface, queue);
                 self.stats.transmitted[interface].add(sent as u64);
+                // The oldest go first.
+                let released = sent.min(self.queued[interface]);
+                let waited = self.queued[interface] - released;
+                self.stats.released.add(released as u64);
+                self.stats.held.add((queue.len() - waited) as u64);
+                self.queued[interface] = queue.len();
             }
         }
         self.device.flush();

@@ -20,7 +20,10 @@ pub struct MemoryDevice {
     memory: Vec<u8>,
     free: Vec<u32>,
     interfaces: Vec<Interface>,
+    /// Slots that somebody has.
+    taken: Vec<bool>,
     transmit_room: usize,
+    forgetful: bool,
     flushes: u64,
 }
 
@@ -31,7 +34,9 @@ impl MemoryDevice {
             memory: vec![0; slots as usize * FRAME_SIZE],
             free: (0..slots).rev().collect(),
             interfaces: (0..interfaces).map(|_| Interface::default()).collect(),
+            taken: vec![false; slots as usize],
             transmit_room: usize::MAX,
+            forgetful: false,
             flushes: 0,
         }
     }
@@ -59,6 +64,11 @@ impl MemoryDevice {
     /// Bounds the frames that an interface's transmit ring takes between two flushes.
     pub fn set_transmit_room(&mut self, frames: usize) {
         self.transmit_room = frames;
+    }
+
+    /// Does not keep what is transmitted, and then allocates nothing.
+    pub fn set_forgetful(&mut self, forgetful: bool) {
+        self.forgetful = forgetful;
     }
 
     /// How often the device was flushed.
@@ -99,8 +109,10 @@ impl Device for MemoryDevice {
             .saturating_sub(self.interfaces[interface].pending);
         let count = room.min(frames.len());
         for frame in frames.drain(..count) {
-            let bytes = self.bytes(&frame).to_vec();
-            self.interfaces[interface].transmitted.push(bytes);
+            if !self.forgetful {
+                let bytes = self.bytes(&frame).to_vec();
+                self.interfaces[interface].transmitted.push(bytes);
+            }
             self.free(frame);
         }
         self.interfaces[interface].pending += count;
@@ -115,19 +127,14 @@ impl Device for MemoryDevice {
     }
 
     fn allocate(&mut self) -> Option<Frame> {
-        self.free.pop().map(|slot| Frame {
-            slot,
-            offset: HEADROOM as u16,
-            len: 0,
-        })
+        let slot = self.free.pop()?;
+        self.taken[slot as usize] = true;
+        Some(Frame { slot, offset: HEADROOM as u16, len: 0 })
     }
 
     fn free(&mut self, frame: Frame) {
-        debug_assert!(
-            !self.free.contains(&frame.slot),
-            "slot {} freed twice",
-            frame.slot
-        );
+        let taken = std::mem::take(&mut self.taken[frame.slot as usize]);
+        assert!(taken, "slot {} freed twice", frame.slot);
         self.free.push(frame.slot);
     }
 
