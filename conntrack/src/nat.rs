@@ -50,7 +50,7 @@ pub(crate) struct Arrival<'t> {
 }
 
 /// How often a packet starts over because its session changed under it.
-const RETRIES: usize = 8;
+const RETRIES: u32 = 16;
 
 impl<'m, W: Word> Nat<'m, W> {
     /// The sections over the words. The hash keys are read from the header.
@@ -172,7 +172,7 @@ impl<'m, W: Word> Nat<'m, W> {
         arrival: &Arrival,
         random: &mut impl Random,
     ) -> Result<Rewrite, Refusal> {
-        for _ in 0..RETRIES {
+        for round in 0..RETRIES {
             if let Some(seen) = self.live(at, arrival.tuple, arrival.hash)? {
                 if !is_of(realm, &seen.snapshot) {
                     return Err(Refusal::NoSession);
@@ -189,6 +189,7 @@ impl<'m, W: Word> Nat<'m, W> {
             if let Some(rewrite) = opened? {
                 return Ok(rewrite);
             }
+            W::pause(round);
         }
         Err(Refusal::Contended)
     }
