@@ -11,11 +11,12 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, tick_differs};
 use crate::endpoint::Tuple;
-use crate::half::{HALF_WORDS, Half, Meta, Side, Snapshot, being_written};
+use crate::half::{HALF_WORDS, Half, Side, Snapshot, being_written};
 use crate::hash::Key;
 use crate::layout::header;
 use crate::mapping::NewMapping;
 use crate::memo::Remote;
+use crate::meta::Meta;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
 use crate::signal::Signal;
