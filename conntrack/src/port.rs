@@ -19,6 +19,9 @@ use crate::word::Word;
 const KIND_SHIFT: u32 = 29;
 const VALUE_MASK: u32 = (1 << KIND_SHIFT) - 1;
 
+/// Rounds that a session waits for a port that is changing.
+const JOIN_ROUNDS: u32 = 2_000;
+
 /// What a port is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cell {
@@ -167,14 +170,19 @@ impl<W: Word> Ports<'_, W> {
         Ok(())
     }
 
-    /// Adds a session to a free or overloaded port; the error is what it is used for.
+    /// Adds a session to a free or overloaded port; the error is what it is used for. Waits for a
+    /// worker that is changing it: it may be the last port that will do.
     pub fn join(&self, place: Place) -> Result<(), Cell> {
         let mut found = Cell::Free;
-        loop {
+        for round in 0..JOIN_ROUNDS {
             let joined = match found {
                 Cell::Free => self.claim(place, Cell::Overloaded(1)),
                 Cell::Overloaded(count) if count < VALUE_MASK => {
                     self.swap(place, found, Cell::Overloaded(count + 1))
+                }
+                Cell::Changing => {
+                    W::pause(round);
+                    Err(self.cell(place))
                 }
                 other => return Err(other),
             };
@@ -183,6 +191,7 @@ impl<W: Word> Ports<'_, W> {
                 Err(now) => found = now,
             }
         }
+        Err(Cell::Changing)
     }
 
     /// Takes a session off an overloaded port; the last one frees it.
