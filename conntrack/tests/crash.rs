@@ -119,7 +119,9 @@ fn prepare(nat: &Gateway, policy: &Policy) {
     }
 }
 
-fn operations(policy: &Policy) -> Vec<(&'static str, Box<dyn Fn(&Gateway) + '_>)> {
+type Operation<'a> = (&'static str, Box<dyn Fn(&Gateway) + 'a>);
+
+fn operations(policy: &Policy) -> Vec<Operation<'_>> {
     let later = START.plus_ms(400_000);
     let mut other = policy.clone();
     other.forwards = vec![forward(TCP, "198.51.100.1:5000", "10.0.0.9:80", &[])];
