@@ -82,7 +82,7 @@ pub fn host_for(config: &Config, arms: &[Arm]) -> HostFacts {
         listeners: Some(Vec::new()),
         dnat: Some(Vec::new()),
         ip_forward: Some(false),
-        capabilities: Some(Capabilities { net_admin: true, net_raw: true, bpf: true, sys_admin: false }),
+        capabilities: Some(Capabilities { net_admin: true, net_raw: true, sys_admin: false }),
         ram_bytes: Some(4 << 30),
         cpus: (0..256).collect(),
         ..HostFacts::default()
