@@ -181,6 +181,11 @@ impl Lab {
         (self.options.external_mtu, self.options.far_mtu)
     }
 
+    /// The switch of the clients' segment; its port `gw` faces the gateway.
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
+    }
+
     /// What the gateway's neighbours sent to it and received from it so far.
     ///
     /// # Errors
