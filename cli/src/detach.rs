@@ -6,7 +6,7 @@ use std::process::ExitCode;
 #[derive(clap::Args, Clone, Debug)]
 pub struct DetachArgs {
     /// Name of the gateway's instance
-    #[arg(long, default_value = "egret")]
+    #[arg(long, default_value = "default")]
     pub instance: String,
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 #[derive(clap::Args, Clone, Debug)]
 pub struct StatusArgs {
     /// Name of the gateway's instance
-    #[arg(long, default_value = "egret")]
+    #[arg(long, default_value = "default")]
     pub instance: String,
     /// Its control socket [default: /run/egret/INSTANCE/control]
     #[arg(long, value_name = "PATH")]
@@ -47,7 +47,7 @@ fn number(value: &Value) -> String {
     let digits = value.as_u64().unwrap_or(0).to_string();
     let mut out = String::new();
     for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);

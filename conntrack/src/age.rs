@@ -6,9 +6,9 @@
 
 use crate::config::{FilteringBehaviour, MappingBehaviour, Policy, Timers};
 use crate::endpoint::Protocol;
-use crate::half::{Meta, TimeoutClass};
 use crate::layout::{PORT_WORDS, header};
 use crate::mapping::Mapping;
+use crate::meta::{Meta, TimeoutClass};
 use crate::nat::Nat;
 use crate::time::Time;
 use crate::verdict::Direction;

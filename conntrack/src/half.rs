@@ -25,134 +25,12 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::hash::{Key, pack_addresses, pack_ports, unpack};
-use crate::tcp::State;
+use crate::meta::Meta;
 use crate::verdict::{Direction, NextHop, Rewrite, SessionRef};
 use crate::word::{ROUNDS_MAX, Word};
 
 /// Words in a half: 64 bytes.
 pub(crate) const HALF_WORDS: usize = 8;
-
-/// Index of the timeout that a session is under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum TimeoutClass {
-    /// `udp`
-    Udp = 0,
-    /// `tcp-trans-open`
-    TcpTransOpen = 1,
-    /// `tcp-idle`
-    TcpIdle = 2,
-    /// `tcp-trans-close`
-    TcpTransClose = 3,
-    /// `icmp`
-    Icmp = 4,
-}
-
-impl TimeoutClass {
-    pub(crate) const ALL: [TimeoutClass; 5] = [
-        TimeoutClass::Udp,
-        TimeoutClass::TcpTransOpen,
-        TimeoutClass::TcpIdle,
-        TimeoutClass::TcpTransClose,
-        TimeoutClass::Icmp,
-    ];
-}
-
-/// The lower half of word 0: what a half is, besides its endpoints.
-///
-/// Bits 0-1 protocol index, 2 valid, 3 initiator's half, 4 opened from outside, 5-6 direction,
-/// 7-10 TCP state, 11 under an `eim` mapping.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Meta(pub u32);
-
-impl Meta {
-    const VALID: u32 = 1 << 2;
-    const INITIATOR: u32 = 1 << 3;
-    const OPENED_OUTSIDE: u32 = 1 << 4;
-    const STATE_SHIFT: u32 = 7;
-    const STATE_MASK: u32 = 0xf << Meta::STATE_SHIFT;
-    const SHARED: u32 = 1 << 11;
-
-    pub fn new(protocol: Protocol, direction: Direction, state: State) -> Meta {
-        Meta(
-            protocol.index() as u32
-                | Meta::VALID
-                | (direction as u32) << 5
-                | (state as u32) << Meta::STATE_SHIFT,
-        )
-    }
-
-    /// Marks the half whose packets are the initiator's.
-    pub fn with_initiator(self, yes: bool) -> Meta {
-        Meta(self.0 | if yes { Meta::INITIATOR } else { 0 })
-    }
-
-    pub fn with_opened_outside(self, yes: bool) -> Meta {
-        Meta(self.0 | if yes { Meta::OPENED_OUTSIDE } else { 0 })
-    }
-
-    /// Marks a half whose mapping is `eim`: shared by sessions, with a stamp of its own.
-    pub fn with_shared(self, yes: bool) -> Meta {
-        Meta(self.0 | if yes { Meta::SHARED } else { 0 })
-    }
-
-    pub fn with_state(self, state: State) -> Meta {
-        Meta(self.0 & !Meta::STATE_MASK | (state as u32) << Meta::STATE_SHIFT)
-    }
-
-    pub fn invalid(self) -> Meta {
-        Meta(self.0 & !Meta::VALID)
-    }
-
-    #[inline(always)]
-    pub fn valid(self) -> bool {
-        self.0 & Meta::VALID != 0
-    }
-
-    #[inline(always)]
-    pub fn initiator(self) -> bool {
-        self.0 & Meta::INITIATOR != 0
-    }
-
-    #[inline(always)]
-    pub fn opened_outside(self) -> bool {
-        self.0 & Meta::OPENED_OUTSIDE != 0
-    }
-
-    #[inline(always)]
-    pub fn shared(self) -> bool {
-        self.0 & Meta::SHARED != 0
-    }
-
-    #[inline(always)]
-    pub fn protocol(self) -> Protocol {
-        // Two bits hold 3, too, but nothing writes it; a stray 3 reads as ICMP.
-        Protocol::ALL[(self.0 & 3).min(2) as usize]
-    }
-
-    #[inline(always)]
-    pub fn direction(self) -> Direction {
-        match self.0 >> 5 & 3 {
-            0 => Direction::Outbound,
-            1 => Direction::Inbound,
-            _ => Direction::Hairpin,
-        }
-    }
-
-    #[inline(always)]
-    pub fn state(self) -> State {
-        State::from_bits(self.0 >> Meta::STATE_SHIFT)
-    }
-
-    #[inline(always)]
-    pub fn class(self) -> TimeoutClass {
-        match self.protocol() {
-            Protocol::Tcp => self.state().class(),
-            Protocol::Udp => TimeoutClass::Udp,
-            Protocol::Icmp => TimeoutClass::Icmp,
-        }
-    }
-}
 
 /// A consistent copy of a half's structural words.
 #[derive(Clone, Copy)]
@@ -509,6 +387,8 @@ impl<'m, W: Word> Half<'m, W> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::meta::TimeoutClass;
+    use crate::tcp::State;
     use std::sync::atomic::AtomicU64;
 
     fn words() -> [AtomicU64; HALF_WORDS] {
@@ -621,6 +501,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::tcp::State;
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicU64;
 

@@ -3,6 +3,15 @@
 //! The crate knows endpoints and time as values; it knows no bytes, frames, devices, files,
 //! clocks or threads. Every operation takes `&self`, the current [`Time`] and, where a choice must
 //! not be guessed, a [`Random`] source, so the same code runs in a simulated world.
+//!
+//! Use: [`Nat::create`] or [`Nat::open`], then [`Nat::apply_policy`] until it says done, now and
+//! after every change of policy; [`Nat::translate`] for each packet and [`Nat::sweep`] between
+//! batches, from any number of threads.
+//!
+//! Map: `nat` look-up and hit; `open`, `overload` new sessions; `session` making, ending, changing
+//! them; `mapping`, `port`, `filter`, `memo` what they need; `age` time; `reload`, `restart` change
+//! of policy, of process; `status`, `check` what there is, whether it is sound; `half`, `meta`,
+//! `index`, `pool`, `lock`, `hash`, `word`, `layout` the memory.
 
 pub mod config;
 pub mod endpoint;
@@ -21,6 +30,7 @@ mod layout;
 mod lock;
 mod mapping;
 mod memo;
+mod meta;
 mod nat;
 mod open;
 mod overload;
@@ -40,8 +50,8 @@ pub use config::{
     Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
-pub use half::TimeoutClass;
 pub use layout::TableSize;
+pub use meta::TimeoutClass;
 pub use nat::Nat;
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};

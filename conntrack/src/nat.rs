@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::age::At;
 use crate::config::Policy;
 use crate::endpoint::{Protocol, Tuple};
-use crate::half::{HALF_WORDS, Snapshot, TimeoutClass};
+use crate::half::{HALF_WORDS, Snapshot};
 use crate::hash::{HashKeys, Key};
 use crate::index::Index;
 use crate::layout::{Layout, PROTOCOLS, SESSION_WORDS, TableSize, header};
 use crate::lock::Locks;
 use crate::mapping::Mappings;
 use crate::memo::Memos;
+use crate::meta::TimeoutClass;
 use crate::pool::Pool;
 use crate::port::Ports;
 use crate::prefetch::prefetch;
@@ -50,7 +51,7 @@ pub(crate) struct Arrival<'t> {
 }
 
 /// How often a packet starts over because its session changed under it.
-const RETRIES: usize = 8;
+const RETRIES: u32 = 16;
 
 impl<'m, W: Word> Nat<'m, W> {
     /// The sections over the words. The hash keys are read from the header.
@@ -172,7 +173,7 @@ impl<'m, W: Word> Nat<'m, W> {
         arrival: &Arrival,
         random: &mut impl Random,
     ) -> Result<Rewrite, Refusal> {
-        for _ in 0..RETRIES {
+        for round in 0..RETRIES {
             if let Some(seen) = self.live(at, arrival.tuple, arrival.hash)? {
                 if !is_of(realm, &seen.snapshot) {
                     return Err(Refusal::NoSession);
@@ -189,6 +190,7 @@ impl<'m, W: Word> Nat<'m, W> {
             if let Some(rewrite) = opened? {
                 return Ok(rewrite);
             }
+            W::pause(round);
         }
         Err(Refusal::Contended)
     }

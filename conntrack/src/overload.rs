@@ -57,6 +57,7 @@ impl<W: Word> Nat<'_, W> {
         if self.sessions.is_empty() {
             return Err(Refusal::SessionsFull);
         }
+        let mut exact = true;
         for turn in 0..addresses.len() {
             let address = &addresses[(paired + turn) % addresses.len()];
             if address.slot >= self.ports.slots() {
@@ -73,14 +74,15 @@ impl<W: Word> Nat<'_, W> {
                 Some(Tried::Made(rewrite)) => return Ok(Some(rewrite)),
                 Some(Tried::There) => return Ok(None),
                 Some(Tried::Refused(refusal)) => return Err(refusal),
-                _ => {}
+                _ => exact &= search.exact,
             }
         }
         // Another worker may have taken the last port for this very session: it holds the lock
-        // until the session is complete.
+        // until the session is complete. And if a port was changing, it is worth another look.
         let _held = self.locks.hold([arrival.hash])?;
         match self.find(arrival.tuple, arrival.hash)? {
             Some(seen) if self.lives(at, &seen) => Ok(None),
+            _ if !exact => Ok(None),
             _ => Err(Refusal::PortsExhausted),
         }
     }

@@ -19,6 +19,12 @@ use crate::word::Word;
 const KIND_SHIFT: u32 = 29;
 const VALUE_MASK: u32 = (1 << KIND_SHIFT) - 1;
 
+/// Tries for a random start within a set: with half of it gaps, one search in 65,536 fails them all.
+const STARTS_MAX: usize = 16;
+
+/// Rounds that a session waits for a port that is changing.
+const JOIN_ROUNDS: u32 = 2_000;
+
 /// What a port is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cell {
@@ -167,14 +173,19 @@ impl<W: Word> Ports<'_, W> {
         Ok(())
     }
 
-    /// Adds a session to a free or overloaded port; the error is what it is used for.
+    /// Adds a session to a free or overloaded port; the error is what it is used for. Waits for a
+    /// worker that is changing it: it may be the last port that will do.
     pub fn join(&self, place: Place) -> Result<(), Cell> {
         let mut found = Cell::Free;
-        loop {
+        for round in 0..JOIN_ROUNDS {
             let joined = match found {
                 Cell::Free => self.claim(place, Cell::Overloaded(1)),
                 Cell::Overloaded(count) if count < VALUE_MASK => {
                     self.swap(place, found, Cell::Overloaded(count + 1))
+                }
+                Cell::Changing => {
+                    W::pause(round);
+                    Err(self.cell(place))
                 }
                 other => return Err(other),
             };
@@ -183,6 +194,7 @@ impl<W: Word> Ports<'_, W> {
                 Err(now) => found = now,
             }
         }
+        Err(Cell::Changing)
     }
 
     /// Takes a session off an overloaded port; the last one frees it.
@@ -349,6 +361,23 @@ impl<W: Word> Ports<'_, W> {
     }
 }
 
+/// A random port of the set, each as likely as the others (RFC 6056): a start in a gap would make the
+/// port behind the gap the likeliest. In a set full of gaps the last try may lie in one.
+fn start_in(set: &PortSet, first: u16, last: u16, random: u64) -> u16 {
+    let span = u64::from(last - first) + 1;
+    let mut state = random;
+    let mut start = first;
+    for _ in 0..STARTS_MAX {
+        start = first + (((state >> 32) * span) >> 32) as u16;
+        if set.contains(start) {
+            break;
+        }
+        // Knuth's MMIX generator: the source's bits are spent, and these need not be guessed.
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+    }
+    start
+}
+
 /// Offers the ports of a set, masked word by word, from a random one on and around.
 pub(crate) fn search<T>(
     set: &PortSet,
@@ -358,8 +387,7 @@ pub(crate) fn search<T>(
 ) -> Option<T> {
     let (first, last) = set.bounds()?;
     let (low, high) = (usize::from(first) / 64, usize::from(last) / 64);
-    let span = u64::from(last - first) + 1;
-    let start = first + (((random >> 32) * span) >> 32) as u16;
+    let start = start_in(set, first, last, random);
     let at = usize::from(start) / 64;
     let above = u64::MAX << (start % 64);
     // The start's word is visited twice: its upper bits first, its lower bits last.
@@ -388,6 +416,23 @@ pub(crate) fn search<T>(
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn the_port_behind_a_gap_is_no_likelier_than_others() {
+        let mut set = PortSet::empty();
+        set.insert_range(1024, 29_999);
+        set.insert_range(61_000, 65_535);
+        let mut state = 1_u64;
+        let mut behind_the_gap = 0;
+        for _ in 0..20_000 {
+            state = state.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(1);
+            let port = search(&set, state, |_| u64::MAX, Some).unwrap();
+            assert!(set.contains(port));
+            behind_the_gap += u32::from(port == 61_000);
+        }
+        // One in 33,512 draws is fair; without care it would be nearly every second one.
+        assert!(behind_the_gap < 20, "{behind_the_gap} of 20,000");
+    }
 
     struct Memory {
         tallies: Vec<AtomicU64>,

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::endpoint::{Protocol, Tuple};
-use crate::half::{Meta, Snapshot, agree};
+use crate::half::{Snapshot, agree};
 use crate::layout::{MAGIC, TableSize, header, layout_word};
 use crate::mapping::Mapping;
+use crate::meta::Meta;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
 use crate::time::Random;

@@ -11,11 +11,12 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, tick_differs};
 use crate::endpoint::Tuple;
-use crate::half::{HALF_WORDS, Half, Meta, Side, Snapshot, being_written};
+use crate::half::{HALF_WORDS, Half, Side, Snapshot, being_written};
 use crate::hash::Key;
 use crate::layout::header;
 use crate::mapping::NewMapping;
 use crate::memo::Remote;
+use crate::meta::Meta;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
 use crate::signal::Signal;
@@ -116,7 +117,7 @@ impl<'m, W: Word> Nat<'m, W> {
         let hashes = [0, 1].map(|side| self.hash(&plan.sides[side].tuple));
         let opener = plan.opener();
         let filter_hash = plan.filter_key().map(|key| self.keys.hash(&key));
-        for _ in 0..8 {
+        for round in 0..ROUNDS_MAX {
             let held = self
                 .locks
                 .hold([hashes[0], hashes[1], filter_hash.unwrap_or(hashes[0])])?;
@@ -134,7 +135,10 @@ impl<'m, W: Word> Nat<'m, W> {
                 return self.make_session(at, plan, hashes, length);
             };
             drop(held);
-            self.end_if_expired(at, session);
+            if !self.end_if_expired(at, session) {
+                // Another worker is at it.
+                W::pause(round);
+            }
         }
         Err(Refusal::Contended.into())
     }

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::endpoint::{Endpoint, Protocol, Tuple};
-use crate::half::{Snapshot, TimeoutClass};
+use crate::half::Snapshot;
 use crate::layout::header;
+use crate::meta::TimeoutClass;
 use crate::nat::Nat;
 use crate::tcp::State;
 use crate::time::Time;

@@ -5,7 +5,7 @@
 //! is open changes nothing (else SYN, RST, data from one side alone would make an established
 //! session).
 
-use crate::half::TimeoutClass;
+use crate::meta::TimeoutClass;
 use crate::signal::Signal;
 
 /// Where a TCP session is.

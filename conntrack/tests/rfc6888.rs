@@ -9,7 +9,8 @@ fn rfc6888_8_hold_down_only_without_an_exception() {
     for (filtering, held) in [(EIF, true), (ADF, false), (EDF, false)] {
         let mut rig = Rig::new(policy(EIM, filtering));
         let port = rig.udp("10.0.0.1:5000", "203.0.113.1:53").port;
-        rig.connect("10.0.0.1:6000", "203.0.113.1:80");
+        rig.out(Signal::TcpSyn, "10.0.0.1:6000", "203.0.113.1:80")
+            .unwrap();
         rig.wait(302_000);
         rig.sweep();
         assert_eq!(rig.nat.totals().ports_held, [0, u64::from(held), 0]);

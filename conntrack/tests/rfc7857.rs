@@ -59,19 +59,25 @@ fn rfc7857_3_a_released_port_is_found_again() {
         rig.wait(1);
     }
     let refused = Err(Refusal::PortsExhausted);
-    assert_eq!(rig.out(Udp, "10.9.0.1:7", "203.0.113.1:53"), refused);
-    assert_eq!(
-        rig.out(Udp, "10.9.0.1:7", "203.0.113.1:53"),
-        refused,
-        "by the memo"
-    );
+    let knock = |rig: &mut Rig| rig.out(Udp, "10.9.0.1:7", "203.0.113.1:53").map(|_| ());
+    assert_eq!(knock(&mut rig), refused);
     rig.udp("10.9.0.1:7", "203.0.113.2:53");
-    // Exactly one session expires.
-    rig.wait(300_000 - 1000);
+    // The first session's last millisecond.
+    rig.wait(300_000 - 1000 - 1);
+    assert!(
+        rig.now.0 % 1024 < 1023,
+        "the next millisecond is in the same tick"
+    );
+    assert_eq!(knock(&mut rig), refused);
+    assert_eq!(knock(&mut rig), refused, "by the memo");
+    rig.wait(1);
     rig.sweep();
     assert_eq!(rig.nat.totals().sessions, 1000);
-    rig.udp("10.9.0.1:7", "203.0.113.1:53");
-    assert_eq!(rig.out(Udp, "10.9.0.2:7", "203.0.113.1:53"), refused);
+    assert_eq!(knock(&mut rig), Ok(()), "released in the tick of the memo");
+    assert_eq!(
+        rig.out(Udp, "10.9.0.2:7", "203.0.113.1:53").map(|_| ()),
+        refused
+    );
     rig.check();
 }
 

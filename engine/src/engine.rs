@@ -325,9 +325,12 @@ struct Crew {
 
 type Stats = Arc<crossbeam_utils::CachePadded<WorkerStats>>;
 
+/// The worker threads, how to wake each, and what each counts.
+type Hired = (Vec<JoinHandle<()>>, Vec<Waker>, Vec<Stats>);
+
 impl Crew {
     /// Starts a thread for each device.
-    fn hire(&self, devices: Vec<XdpDevice>) -> io::Result<(Vec<JoinHandle<()>>, Vec<Waker>, Vec<Stats>)> {
+    fn hire(&self, devices: Vec<XdpDevice>) -> io::Result<Hired> {
         let mut threads = Vec::new();
         let mut wakers = Vec::new();
         let mut all_stats = Vec::new();

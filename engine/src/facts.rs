@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use crate::config::Config;
 use crate::device::sys::ethtool::{self, Offload};
 use crate::host::Host;
+use crate::xdp_features;
 use crate::plan::{
     Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload,
 };
@@ -66,6 +67,7 @@ fn interface(
     served: bool,
 ) -> NicFacts {
     let name = &facts.name;
+    let features = served.then(|| xdp_features::read(facts.ifindex).ok()).flatten();
     NicFacts {
         name: name.clone(),
         ifindex: facts.ifindex,
@@ -76,8 +78,8 @@ fn interface(
         addresses: facts.addresses.clone(),
         driver: ethtool::driver(name).unwrap_or_default(),
         rx_queues: ethtool::channels(name).map_or(0, |channels| u16::try_from(channels.receive).unwrap_or(u16::MAX)),
-        xdp_native: None,
-        xdp_zero_copy: None,
+        xdp_native: features.map(|features| features.native),
+        xdp_zero_copy: features.map(|features| features.zero_copy),
         xdp_mtu_max: None,
         vlan_offload: served.then(|| vlan_offload(name)).flatten(),
         rp_filter,

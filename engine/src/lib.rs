@@ -35,4 +35,5 @@ pub mod steering;
 pub mod steward;
 pub mod wire;
 pub mod worker;
+pub mod xdp_features;
 pub mod world;

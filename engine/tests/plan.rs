@@ -37,8 +37,8 @@ fn the_minimal_file_is_a_masquerade() {
     assert_eq!((plan.external, plan.workers), (0, 2));
     assert_eq!(plan.cpus, [0, 1]);
     assert_eq!(plan.shared_address, Some(Ipv4Addr::new(203, 0, 113, 5)));
-    // 4 GiB / 8 / 192 = 2.79 million.
-    assert_eq!(plan.sessions_max, 1 << 21);
+    // 4 GiB / 8 / 192 = 2.79 million, but no more than a million by default.
+    assert_eq!(plan.sessions_max, 1 << 20);
     let policy = &plan.policy;
     assert_eq!(policy.addresses.len(), 1);
     assert_eq!(policy.addresses[0].kind, AddressKind::Shared);
@@ -223,10 +223,10 @@ fn workers_are_as_many_as_cpus_and_queues_allow() {
 fn tables_are_sized_by_ram() {
     let sessions =
         |ram: Option<u64>| plan(MINIMAL, &host_with(|host| host.ram_bytes = ram)).sessions_max;
-    assert_eq!(sessions(Some(64 << 20)), 1 << 16);
+    assert_eq!(sessions(Some(64 << 20)), 1 << 18);
     assert_eq!(sessions(Some(1 << 30)), 1 << 19);
-    assert_eq!(sessions(Some(1 << 40)), 1 << 24);
-    assert_eq!(sessions(None), 1 << 16);
+    assert_eq!(sessions(Some(1 << 40)), 1 << 20);
+    assert_eq!(sessions(None), 1 << 18);
     let given = format!("{MINIMAL}[tables]\nsessions_max = 100000\n");
     assert_eq!(plan(&given, &host()).sessions_max, 100_000);
 }
@@ -273,4 +273,13 @@ fn what_could_not_be_read_is_said() {
         !ports(&plan.policy, 0, Protocol::Udp).contains(40000),
         "the kernel's default range"
     );
+}
+
+#[test]
+fn a_session_costs_at_most_192_bytes_whatever_the_ram() {
+    for ram in [64 << 20, 256 << 20, 512 << 20, 1 << 30, 8 << 30, 1_u64 << 40] {
+        let plan = plan(MINIMAL, &host_with(|host| host.ram_bytes = Some(ram)));
+        let each = plan.table_bytes as f64 / f64::from(plan.sessions_max);
+        assert!(each <= 192.0, "{each} bytes a session with {} sessions", plan.sessions_max);
+    }
 }

@@ -630,13 +630,13 @@ fn tables_too_large() {
         &format!("{MINIMAL}tables.sessions_max = 16000000\n"),
         &host,
         r#"
-error: the tables for 16000000 sessions take 2720 MiB, more than half of the 4096 MiB RAM
+error: the tables for 16000000 sessions take 2769 MiB, more than half of the 4096 MiB RAM
   --> egret.toml:3:23
    |
  3 | tables.sessions_max = 16000000
    |                       ^^^^^^^^
    = why: they are allocated at the start, and frames and the rest of the host need memory, too
-   = fix: write sessions_max = 2097152 in [tables], or less
+   = fix: write sessions_max = 1048576 in [tables], or less
 "#,
     );
 }
@@ -648,7 +648,7 @@ fn tables_have_no_room() {
         MINIMAL,
         &host,
         r#"
-error: the tables for 2097152 sessions take 360 MiB, but /run/egret/default/tables has room for 100 MiB
+error: the tables for 1048576 sessions take 183 MiB, but /run/egret/default/tables has room for 100 MiB
   = why: the file system is full or limited in size
   = fix: enlarge it (mount -o remount,size=...), or choose another `tables.path` or a smaller `tables.sessions_max`
 "#,
@@ -668,7 +668,7 @@ warning: `tables.sessions_max` is 100
  3 | tables.sessions_max = 100
    |                       ^^^
    = why: one web page opens dozens of sessions; new ones are refused when it is full
-   = fix: write 2097152 or leave the key out
+   = fix: write 1048576 or leave the key out
 "#,
     );
 }

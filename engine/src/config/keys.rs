@@ -131,7 +131,6 @@ pub const KEYS: &[Key] = &[
     key("timers", "tcp_trans_open_timeout_s", SECONDS, "240"),
     key("timers", "tcp_idle_timeout_s", SECONDS, "7440"),
     key("timers", "tcp_trans_close_timeout_s", SECONDS, "240"),
-    key("timers", "tcp_in_syn_timeout_s", SECONDS, "6"),
     key("timers", "icmp_timeout_s", SECONDS, "60"),
     key("timers", "fragment_timeout_s", SECONDS, "2"),
     key(

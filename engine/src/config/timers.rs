@@ -90,13 +90,6 @@ pub(super) const TIMERS: &[Timer] = &[
         breaks: "late segments of closed connections are refused",
     },
     Timer {
-        key: "tcp_in_syn_timeout_s",
-        field: |timers| &mut timers.tcp_in_syn_timeout_ms,
-        rfc_min_s: 6,
-        clause: "RFC 5382 REQ-4",
-        breaks: "peers that open to each other at the same time (hole punching) may fail",
-    },
-    Timer {
         key: "icmp_timeout_s",
         field: |timers| &mut timers.icmp_timeout_ms,
         rfc_min_s: 60,

@@ -10,12 +10,12 @@ const BYTES_PER_SESSION_MAX: u64 = 192;
 /// The table takes an eighth of the RAM by default.
 const RAM_SHARE: u64 = 8;
 /// Sessions by default on the smallest machine, and where the RAM is not known.
-const SESSIONS_LEAST: u32 = 1 << 17;
+const SESSIONS_LEAST: u32 = 1 << 18;
 /// Sessions by default on the largest machine; who needs more asks for it.
 const SESSIONS_MOST: u32 = 1 << 20;
 
 /// The number of sessions by default: the largest power of two whose table fits an eighth of the
-/// RAM, from 131,072 to 1,048,576.
+/// RAM, from 262,144 to 1,048,576.
 pub fn default_sessions(ram_bytes: Option<u64>) -> u32 {
     let fit = ram_bytes.unwrap_or(0) / RAM_SHARE / BYTES_PER_SESSION_MAX;
     let power = if fit == 0 { 0 } else { 1u64 << fit.ilog2() };
