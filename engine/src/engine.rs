@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::config::{Config, Poll, Problem};
 use crate::control::Control;
-use crate::device::sys::ethtool::{self, Offload};
+use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::{Found, MemFile};
 use crate::device::xdp::XdpDevice;
 use crate::fragment::{FragmentLimits, FragmentTable};
@@ -28,7 +28,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::ladder::{self, Rung};
 use crate::netlink::{self, NetlinkHandle, NetworkView};
 use crate::own_address::{self, Announcer};
-use crate::plan::Plan;
+use crate::plan::{HostFacts, Plan};
 use crate::poll::{self, Bed, PollMode};
 use crate::punt::Punt;
 use crate::random::WorkerRandom;
@@ -36,8 +36,9 @@ use crate::rulebook::{self, Rulebook};
 use crate::route::{Forwarding, ServedInterface};
 use crate::stats::WorkerStats;
 use crate::status::Status;
-use crate::steering::{Steering, SteeringSize};
+use crate::steering::{self, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
+use crate::undo::{self, Undo};
 use crate::worker::{Host, Worker};
 use crate::facts;
 
@@ -92,18 +93,45 @@ pub struct Engine {
     control: Option<(oneshot::Sender<()>, JoinHandle<Steward>)>,
     netlink: NetlinkHandle,
     tables: MemFile,
-    /// Interfaces whose VLAN receive offload was turned off, to be turned on again.
-    vlan_offloads: Vec<String>,
+    undo: Arc<Mutex<Undo>>,
 }
 
 impl Engine {
     /// Starts the gateway in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// What speaks against it, or the step that failed; the host is then as it was found.
+    /// What speaks against it, or the step that failed; the host is then as it was found: also the
+    /// program of a dead engine goes on dropping internal traffic.
     pub fn start(config: Config) -> Result<Engine, StartError> {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
+        let instance = config.instance.clone();
+        let size =
+            SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
+        let steering = Steering::open(&instance, size, random_mac())
+            .map_err(at("loading the steering program"))?;
+        let inherited = steering.is_inherited();
+        // With an error all that was made is dropped, the instance's lock, too.
+        Engine::start_steered(config, host, plan, steering).inspect_err(|_| {
+            if inherited {
+                warn!(
+                    "the program of the dead engine before this one goes on dropping internal \
+                     traffic; `egret detach --instance {instance}` ends that"
+                );
+            } else if let Err(error) = put_back(&instance) {
+                let error: &dyn std::error::Error = &error;
+                warn!(error, "something is left behind: `egret detach --instance {instance}`");
+            }
+        })
+    }
+
+    /// The rest of the start, with the instance's lock held.
+    fn start_steered(
+        config: Config,
+        host: HostFacts,
+        plan: Plan,
+        mut steering: Steering,
+    ) -> Result<Engine, StartError> {
         let instance = config.instance.clone();
         let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
 
@@ -112,11 +140,6 @@ impl Engine {
         }
         let tables = MemFile::open(&config.tables.path.value, size.words())
             .map_err(at("opening the tables"))?;
-        let steering_size =
-            SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
-        let mark = random_mac();
-        let mut steering = Steering::open(&instance, steering_size, mark)
-            .map_err(at("loading the steering program"))?;
         let nat = open_nat(&tables, &steering, size)?;
         rulebook::settle(&nat, &plan.policy, clock::now());
 
@@ -155,17 +178,14 @@ impl Engine {
                 .map_err(at("telling the steering program its settings"))?;
         steward.follow(&view).map_err(at("telling the steering program its settings"))?;
 
-        let vlan_offloads = turn_vlan_offload_off(&plan)?;
-        let attached = ladder::descend(&config, &plan, steward.steering());
-        let (devices, rung) = match attached {
-            Ok(attached) => attached,
-            Err(error) => {
-                restore_vlan_offload(&vlan_offloads);
-                // What the failed start left attached would only drop traffic.
-                let _ = steward.steering().detach();
-                return Err(at("binding AF_XDP sockets and attaching the program")(error));
-            }
-        };
+        let undo = Undo::open(&instance);
+        let undo = Arc::new(Mutex::new(undo));
+        turn_vlan_offload_off(&plan, &undo)?;
+        let (devices, rung) = ladder::descend(&config, &plan, steward.steering())
+            .map_err(at("binding AF_XDP sockets and attaching the program"))?;
+        if rung.way.is_generic() {
+            turn_merging_off(&plan, &undo);
+        }
 
         let stop = Arc::new(AtomicBool::new(false));
         let failed = Arc::new(AtomicBool::new(false));
@@ -189,6 +209,7 @@ impl Engine {
             rung: rung.clone(),
             view: netlink.view(),
             control_socket: config.control_socket.clone(),
+            undo: Arc::clone(&undo),
         };
         let control = governor.start(steward).map_err(at("starting the control thread"))?;
         Ok(Engine {
@@ -201,7 +222,7 @@ impl Engine {
             control: Some(control),
             netlink,
             tables,
-            vlan_offloads,
+            undo,
         })
     }
 
@@ -241,9 +262,20 @@ impl Engine {
         }
         drop(steward);
         self.netlink.stop();
-        restore_vlan_offload(&self.vlan_offloads);
+        lock(&self.undo).restore_offloads();
         drop(self.tables);
     }
+}
+
+/// Takes away all that a dead engine left, or one whose start failed: program, pins, changes.
+/// How many interfaces were freed.
+///
+/// # Errors
+/// It runs, or the kernel's refusal.
+pub fn put_back(instance: &str) -> Result<usize, StartError> {
+    let count = steering::detach_all(instance).map_err(at("detaching the steering program"))?;
+    undo::everything(instance).map_err(at("putting settings back"))?;
+    Ok(count)
 }
 
 /// Names of the punt TAPs begin with this; instances of one namespace are told apart by a hash,
@@ -284,32 +316,35 @@ fn open_nat(
         .map_err(at("making the tables"))
 }
 
-/// A hidden VLAN tag would make a tagged frame look untagged. Which interfaces were changed.
-fn turn_vlan_offload_off(plan: &Plan) -> Result<Vec<String>, StartError> {
-    let mut changed = Vec::new();
+/// A hidden VLAN tag would make a tagged frame look untagged.
+fn turn_vlan_offload_off(plan: &Plan, undo: &Mutex<Undo>) -> Result<(), StartError> {
     for planned in &plan.interfaces {
         let name = &planned.facts.name;
-        if !ethtool::offload(name, Offload::RxVlan).unwrap_or(false) {
-            continue;
-        }
-        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, false) {
-            restore_vlan_offload(&changed);
-            return Err(at("turning VLAN receive offload off")(format!(
+        lock(undo).turn_off(name, Offload::RxVlan).map_err(|error| {
+            at("turning VLAN receive offload off")(format!(
                 "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
                  use an interface whose driver can turn it off (`ethtool -k {name}`)"
-            )));
-        }
-        changed.push(name.clone());
+            ))
+        })?;
     }
-    Ok(changed)
+    Ok(())
 }
 
-fn restore_vlan_offload(names: &[String]) {
-    for name in names {
-        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, true) {
-            warn!(interface = %name, %error, "turning VLAN receive offload on again");
+/// In generic mode the program gets what the kernel has merged, and that fits no frame.
+fn turn_merging_off(plan: &Plan, undo: &Mutex<Undo>) {
+    for name in plan.interfaces.iter().map(|planned| &planned.facts.name) {
+        for which in [Offload::Gro, Offload::Lro] {
+            if let Err(error) = lock(undo).turn_off(name, which) {
+                let offload = which.name();
+                warn!(interface = %name, offload, %error, "merged packets will be lost");
+            }
         }
     }
+}
+
+/// The list, whatever happened to a thread that held it.
+fn lock(undo: &Mutex<Undo>) -> MutexGuard<'_, Undo> {
+    undo.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What every worker thread gets.
@@ -401,6 +436,7 @@ struct Governor {
     rung: Rung,
     view: watch::Receiver<Arc<NetworkView>>,
     control_socket: PathBuf,
+    undo: Arc<Mutex<Undo>>,
 }
 
 impl Governor {
@@ -409,7 +445,7 @@ impl Governor {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (control, announcer) = {
             let _context = runtime.enter();
-            (Control::listen(&self.control_socket)?, Announcer::open()?)
+            (Control::listen(&self.control_socket)?, Announcer::open(self.undo.clone())?)
         };
         let thread = std::thread::Builder::new().name("egret-control".into()).spawn(move || {
             let steward = RefCell::new(steward);

@@ -98,21 +98,26 @@ impl Pins {
 
     /// Detaches every pinned link and removes it; how many. Call it `at_home`.
     pub fn detach_links(&self) -> Result<usize, SteeringError> {
-        let mut detached = 0;
-        if !is_bpffs(&self.bpf()).unwrap_or(false) {
-            return Ok(0);
+        let links = self.links()?;
+        for path in &links {
+            detach(path)?;
         }
+        Ok(links.len())
+    }
+
+    /// Paths of the pinned links. Call it `at_home`.
+    pub fn links(&self) -> Result<Vec<PathBuf>, SteeringError> {
+        if !is_bpffs(&self.bpf()).unwrap_or(false) {
+            return Ok(Vec::new());
+        }
+        let mut links = Vec::new();
         for entry in fs::read_dir(self.bpf()).map_err(fail("reading the pin directory"))? {
-            let path = entry.map_err(fail("reading the pin directory"))?.path();
-            if path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("link_"))
-            {
-                detach(&path)?;
-                detached += 1;
+            let entry = entry.map_err(fail("reading the pin directory"))?;
+            if entry.file_name().to_string_lossy().starts_with("link_") {
+                links.push(entry.path());
             }
         }
-        Ok(detached)
+        Ok(links)
     }
 
     /// Removes the pinned maps, the BPF file system and the directory, unless something else is in
@@ -135,9 +140,26 @@ impl Pins {
     }
 }
 
-/// Detaches the link that is pinned at `path` and removes the pin. Call it `at_home`.
+/// The instance that attached this program to the interface, if one did. Call it `at_home`.
+pub(super) fn instance_of(ifindex: u32, program: u32) -> Option<String> {
+    let instances = fs::read_dir(ROOT).ok()?.flatten();
+    let attached = |dir: &PathBuf| {
+        // Namespaces number their interfaces alike: the program tells them apart.
+        let link = bpf::open_pin(&dir.join("bpf").join(format!("link_{ifindex}")));
+        let info = link.and_then(|link| bpf::link_info(link.as_fd()));
+        info.is_ok_and(|info| (info.ifindex, info.program) == (ifindex, program))
+    };
+    let dir = instances.map(|entry| entry.path()).find(attached)?;
+    Some(dir.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Detaches the link that is pinned at `path`, if there is one, and removes the pin. Call it
+/// `at_home`.
 pub(super) fn detach(path: &Path) -> Result<(), SteeringError> {
-    let link = bpf::open_pin(path).map_err(fail("opening a pinned link"))?;
+    let link = match bpf::open_pin(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.map_err(fail("opening a pinned link"))?,
+    };
     match bpf::detach_link(link.as_fd()) {
         // ENOLINK: its interface is gone.
         Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
