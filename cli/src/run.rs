@@ -77,16 +77,7 @@ fn serve(config: Config) -> ExitCode {
             return ExitCode::from(2);
         }
         Err(error) => {
-            let mut told = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                let text = error.to_string();
-                if !told.contains(&text) {
-                    told = format!("{told}: {text}");
-                }
-                cause = error.source();
-            }
-            eprintln!("egret run: {told}");
+            eprintln!("egret run: {}", with_causes(&error));
             return ExitCode::from(2);
         }
     };
@@ -100,4 +91,18 @@ fn serve(config: Config) -> ExitCode {
     let failed = engine.has_failed();
     engine.stop();
     ExitCode::from(u8::from(failed))
+}
+
+/// An error with its causes, each once.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !told.contains(&text) {
+            told = format!("{told}: {text}");
+        }
+        cause = error.source();
+    }
+    told
 }

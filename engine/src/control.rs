@@ -2,7 +2,7 @@
 //! object, and the connection ends. Requests: `status`, `invariants`.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,19 +36,22 @@ pub struct Control {
 impl Control {
     /// Listens on `path`. A file left behind by a dead engine is replaced; the caller holds the
     /// instance's lock, so no living engine listens on it.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or something other than a socket is there; the path is in the text.
     pub fn listen(path: &Path) -> io::Result<Control> {
-        Control::listen_on(path).map_err(|error| {
-            io::Error::new(error.kind(), format!("control socket {}: {error}", path.display()))
+        Control::bind(path).map_err(|error| {
+            let path = path.display();
+            io::Error::new(error.kind(), format!("control socket {path}: {error}"))
         })
     }
 
-    fn listen_on(path: &Path) -> io::Result<Control> {
+    fn bind(path: &Path) -> io::Result<Control> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        if std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket()) {
+            std::fs::remove_file(path)?;
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::clock;
 use crate::config::{Config, Poll, Problem};
 use crate::control::Control;
-use crate::device::sys::ethtool::{self, Offload};
+use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::{Found, MemFile};
 use crate::device::xdp::XdpDevice;
 use crate::fragment::{FragmentLimits, FragmentTable};
@@ -38,6 +38,7 @@ use crate::stats::WorkerStats;
 use crate::status::Status;
 use crate::steering::{self, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
+use crate::undo::{self, Undo};
 use crate::worker::{Host, Worker};
 use crate::facts;
 
@@ -82,72 +83,69 @@ impl Host for Kernel {
 
 /// A running gateway. End it with [`Engine::stop`]: dropped without, its parts end in no good order.
 pub struct Engine {
-    instance: String,
     plan: Plan,
     rung: Rung,
     staff: Staff,
     control: Option<(oneshot::Sender<()>, JoinHandle<Steward>)>,
     netlink: NetlinkHandle,
     tables: MemFile,
-    vlan_offload: VlanOffloadOff,
+    undo: Arc<Mutex<Undo>>,
 }
 
 impl Engine {
     /// Starts the gateway in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// What speaks against it, or the step that failed; the host is then as it was found. A steering
-    /// program of a dead engine goes on keeping everything untranslated inside.
+    /// What speaks against it, or the step that failed; the host is then as it was found: also the
+    /// program of a dead engine goes on dropping internal traffic.
     pub fn start(config: Config) -> Result<Engine, StartError> {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
-        let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
-        let (instance, path) = (config.instance.clone(), config.tables.path.value.clone());
-
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
-        }
-        let tables =
-            MemFile::open(&path, size.words()).map_err(at("opening the tables"))?;
-        let made_tables = tables.found() == Found::Created;
-        let steering_size =
+        let instance = config.instance.clone();
+        let size =
             SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
-        let steering = Steering::open(&instance, steering_size, random_mac())
-            .map_err(at("loading the steering program"));
-        let made_pins = steering.as_ref().is_ok_and(|steering| !steering.found_attached());
-        let started = steering
-            .and_then(|steering| Engine::start_with(config, host, plan, tables, steering));
-        if started.is_err() {
-            // Everything that the start held was given up with the error, the instance's lock, too.
-            if made_tables {
-                let _ = std::fs::remove_file(&path);
+        let steering = Steering::open(&instance, size, random_mac())
+            .map_err(at("loading the steering program"))?;
+        let inherited = steering.is_inherited();
+        // With an error all that was made is dropped, the instance's lock, too.
+        Engine::start_steered(config, host, plan, steering).inspect_err(|_| {
+            if inherited {
+                warn!(
+                    "the program of the dead engine before this one goes on dropping internal \
+                     traffic; `egret detach --instance {instance}` ends that"
+                );
+            } else if let Err(error) = put_back(&instance) {
+                let error: &dyn std::error::Error = &error;
+                warn!(error, "something is left behind: `egret detach --instance {instance}`");
             }
-            if made_pins
-                && let Err(error) = steering::detach_all(&instance)
-            {
-                warn!(%error, "the failed start leaves something behind; try `egret detach`");
-            }
-        }
-        started
+        })
     }
 
-    /// The steps after the tables and the steering program are there.
-    fn start_with(
+    /// The rest of the start, with the instance's lock held.
+    fn start_steered(
         config: Config,
         host: HostFacts,
         plan: Plan,
-        tables: MemFile,
         mut steering: Steering,
     ) -> Result<Engine, StartError> {
+        let instance = config.instance.clone();
         let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
+
+        if let Some(directory) = config.tables.path.value.parent() {
+            std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
+        }
+        let tables = MemFile::open(&config.tables.path.value, size.words())
+            .map_err(at("opening the tables"))?;
         let nat = open_nat(&tables, &steering, size)?;
         rulebook::settle(&nat, &plan.policy, clock::now());
+
         let forwarding = forwarding(&plan);
         let netlink = netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
         let view = netlink.view().borrow().clone();
+
         let names: Vec<&str> =
             plan.interfaces.iter().map(|planned| planned.facts.name.as_str()).collect();
-        let punt = Punt::open(&mut steering, &punt_prefix(&config.instance), &names)
+        let punt = Punt::open(&mut steering, &punt_prefix(&instance), &names)
             .map_err(at("making the punt devices"))?;
         let shared = Arc::new(Shared {
             nat,
@@ -164,13 +162,15 @@ impl Engine {
                 .map_err(at("telling the steering program its settings"))?;
         steward.follow(&view).map_err(at("telling the steering program its settings"))?;
 
-        let vlan_offload = VlanOffloadOff::turn(&plan)?;
-        let (devices, rung) =
-            ladder::descend(&config, &plan, steward.steering()).map_err(|error| {
-                // What the failed start left attached would only drop traffic.
-                let _ = steward.steering().detach();
-                at("binding AF_XDP sockets and attaching the program")(error)
-            })?;
+        let undo = Undo::open(&instance);
+        let undo = Arc::new(Mutex::new(undo));
+        turn_vlan_offload_off(&plan, &undo)?;
+        let (devices, rung) = ladder::descend(&config, &plan, steward.steering())
+            .map_err(at("binding AF_XDP sockets and attaching the program"))?;
+        if rung.way.is_generic() {
+            turn_merging_off(&plan, &undo);
+        }
+
         let mut staff = Staff::new(&shared, punt, &config, &plan);
         let stats = staff.hire(devices).map_err(at("starting the workers"))?;
         let governor = Governor {
@@ -178,20 +178,12 @@ impl Engine {
             stats,
             rung: rung.clone(),
             view: netlink.view(),
-            control_socket: config.control_socket,
+            control_socket: config.control_socket.clone(),
+            undo: Arc::clone(&undo),
             failed: Arc::clone(&staff.failed),
         };
         let control = governor.start(steward).map_err(at("starting the control thread"))?;
-        Ok(Engine {
-            instance: config.instance,
-            plan,
-            rung,
-            staff,
-            control: Some(control),
-            netlink,
-            tables,
-            vlan_offload,
-        })
+        Ok(Engine { plan, rung, staff, control: Some(control), netlink, tables, undo })
     }
 
     /// The plan that it runs by, with its warnings.
@@ -217,15 +209,13 @@ impl Engine {
             let _ = end.send(());
             thread.join().ok()
         });
-        if steward.is_none()
-            && let Err(error) = steering::detach_all(&self.instance)
-        {
-            error!(%error, "the control thread panicked and the program is still attached");
+        if steward.is_none() {
+            error!("the control thread panicked: `egret detach` takes its program away");
         }
         self.staff.dismiss();
         drop(steward);
         self.netlink.stop();
-        drop(self.vlan_offload);
+        lock(&self.undo).restore_offloads();
         drop(self.tables);
     }
 }
@@ -246,6 +236,17 @@ fn fragments(config: &Config) -> FragmentTable {
         ..FragmentLimits::default()
     };
     FragmentTable::new(&limits, conntrack::Random::next_u64(&mut WorkerRandom::from_system()))
+}
+
+/// Takes away all that a dead engine left, or one whose start failed: program, pins, changes.
+/// How many interfaces were freed.
+///
+/// # Errors
+/// It runs, or the kernel's refusal.
+pub fn put_back(instance: &str) -> Result<usize, StartError> {
+    let count = steering::detach_all(instance).map_err(at("detaching the steering program"))?;
+    undo::everything(instance).map_err(at("putting settings back"))?;
+    Ok(count)
 }
 
 /// Names of the punt TAPs begin with this; instances of one namespace are told apart by a hash,
@@ -286,38 +287,35 @@ fn open_nat(
         .map_err(at("making the tables"))
 }
 
-/// Interfaces whose VLAN receive offload was turned off: a hidden VLAN tag would make a tagged frame
-/// look untagged. Dropping it turns the offload on again.
-struct VlanOffloadOff(Vec<String>);
+/// A hidden VLAN tag would make a tagged frame look untagged.
+fn turn_vlan_offload_off(plan: &Plan, undo: &Mutex<Undo>) -> Result<(), StartError> {
+    for planned in &plan.interfaces {
+        let name = &planned.facts.name;
+        lock(undo).turn_off(name, Offload::RxVlan).map_err(|error| {
+            at("turning VLAN receive offload off")(format!(
+                "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
+                 use an interface whose driver can turn it off (`ethtool -k {name}`)"
+            ))
+        })?;
+    }
+    Ok(())
+}
 
-impl VlanOffloadOff {
-    fn turn(plan: &Plan) -> Result<VlanOffloadOff, StartError> {
-        let mut changed = VlanOffloadOff(Vec::new());
-        for planned in &plan.interfaces {
-            let name = &planned.facts.name;
-            if !ethtool::offload(name, Offload::RxVlan).unwrap_or(false) {
-                continue;
+/// In generic mode the program gets what the kernel has merged, and that fits no frame.
+fn turn_merging_off(plan: &Plan, undo: &Mutex<Undo>) {
+    for name in plan.interfaces.iter().map(|planned| &planned.facts.name) {
+        for which in [Offload::Gro, Offload::Lro] {
+            if let Err(error) = lock(undo).turn_off(name, which) {
+                let offload = which.name();
+                warn!(interface = %name, offload, %error, "merged packets will be lost");
             }
-            ethtool::set_offload(name, Offload::RxVlan, false).map_err(|error| {
-                at("turning VLAN receive offload off")(format!(
-                    "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
-                     use an interface whose driver can turn it off (`ethtool -k {name}`)"
-                ))
-            })?;
-            changed.0.push(name.clone());
         }
-        Ok(changed)
     }
 }
 
-impl Drop for VlanOffloadOff {
-    fn drop(&mut self) {
-        for name in &self.0 {
-            if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, true) {
-                warn!(interface = %name, %error, "turning VLAN receive offload on again");
-            }
-        }
-    }
+/// The list, whatever happened to a thread that held it.
+fn lock(undo: &Mutex<Undo>) -> MutexGuard<'_, Undo> {
+    undo.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 type Stats = Arc<crossbeam_utils::CachePadded<WorkerStats>>;
@@ -444,6 +442,7 @@ struct Governor {
     rung: Rung,
     view: watch::Receiver<Arc<NetworkView>>,
     control_socket: PathBuf,
+    undo: Arc<Mutex<Undo>>,
     failed: Arc<AtomicBool>,
 }
 
@@ -453,7 +452,7 @@ impl Governor {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (control, announcer) = {
             let _context = runtime.enter();
-            (Control::listen(&self.control_socket)?, Announcer::open()?)
+            (Control::listen(&self.control_socket)?, Announcer::open(self.undo.clone())?)
         };
         let failed = Arc::clone(&self.failed);
         let thread = std::thread::Builder::new().name("egret-control".into()).spawn(move || {

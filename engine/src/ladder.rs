@@ -22,6 +22,13 @@ pub struct Way {
     copy: CopyMode,
 }
 
+impl Way {
+    /// Does the program run behind the driver, on what the kernel may have merged already?
+    pub fn is_generic(self) -> bool {
+        self.xdp == XdpMode::Generic
+    }
+}
+
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.xdp, self.copy) {
@@ -73,6 +80,10 @@ pub fn descend(
     plan: &Plan,
     steering: &mut Steering,
 ) -> Result<(Vec<XdpDevice>, Rung), LadderError> {
+    for planned in &plan.interfaces {
+        // Another's program on the interface stands in every way.
+        steering.may_attach(&planned.facts.name)?;
+    }
     let mut refused = Vec::new();
     for &way in ways(config.mode.value) {
         match try_way(way, plan, steering) {
@@ -80,7 +91,6 @@ pub fn descend(
                 info!(mode = %way, "frames are exchanged");
                 return Ok((devices, Rung { way, refused }));
             }
-            // Another's program on the interface stands in every way.
             Err(error @ LadderError::Steering(SteeringError::Occupied { .. })) => return Err(error),
             Err(error) => {
                 warn!(mode = %way, %error, "does not work here");

@@ -33,6 +33,7 @@ pub mod stats;
 pub mod status;
 pub mod steering;
 pub mod steward;
+pub mod undo;
 pub mod wire;
 pub mod worker;
 pub mod xdp_features;

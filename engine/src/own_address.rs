@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use conntrack::AddressKind;
@@ -11,14 +12,16 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use tracing::warn;
 
 use crate::gateway::Shared;
+use crate::undo::{Change, Undo};
 use crate::wire::arp;
 
 /// The kernel's table of local addresses (`RT_TABLE_LOCAL`).
 const TABLE_LOCAL: u32 = 255;
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK: u32 = 1;
-/// Marks our routes, so that they are told from the administrator's (`ip route ... proto 186`).
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(186);
+/// Marks our routes, so that they are told from the administrator's (`ip route ... proto 231`): a
+/// number that nothing in iproute2's table of routing protocols has.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(231);
 
 fn route(addr: Ipv4Addr) -> rtnetlink::packet_route::route::RouteMessage {
     RouteMessageBuilder::<Ipv4Addr>::new()
@@ -57,6 +60,22 @@ async fn remove(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
     }
 }
 
+/// Takes away local routes of a dead engine, in the network namespace of the calling thread.
+///
+/// # Errors
+/// The first one that is still there.
+pub fn remove_all(addrs: &[Ipv4Addr]) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        for &addr in addrs {
+            remove(&handle, addr).await?;
+        }
+        Ok(())
+    })
+}
+
 /// How often the announcements of a burst go out, and how many there are: one may be lost, and
 /// switches forget.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -77,16 +96,27 @@ pub struct Announcer {
     handle: Handle,
     /// Addresses with a local route of ours.
     routed: Vec<Ipv4Addr>,
+    /// Those with one of a dead engine before us.
+    inherited: Vec<Ipv4Addr>,
+    undo: Arc<Mutex<Undo>>,
     announced: Vec<(u8, [u8; 6], Ipv4Addr)>,
     left: u32,
 }
 
 impl Announcer {
     /// Opens its netlink connection, in the network namespace of the calling thread.
-    pub fn open() -> io::Result<Announcer> {
+    pub fn open(undo: Arc<Mutex<Undo>>) -> io::Result<Announcer> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Announcer { handle, routed: Vec::new(), announced: Vec::new(), left: 0 })
+        let inherited = lock(&undo).routes();
+        Ok(Announcer {
+            handle,
+            routed: Vec::new(),
+            inherited,
+            undo,
+            announced: Vec::new(),
+            left: 0,
+        })
     }
 
     /// Routes the pool's own addresses to the host, and puts the next round of announcements into
@@ -97,17 +127,7 @@ impl Announcer {
             let own = policy.addresses.iter().filter(|own| own.kind == AddressKind::Own);
             own.map(|own| own.addr).collect()
         };
-        for &addr in &wanted {
-            if self.routed.contains(&addr) {
-                continue;
-            }
-            // Noted first: the engine may be stopped between the request and its answer.
-            self.routed.push(addr);
-            if let Err(error) = add(&self.handle, addr).await {
-                self.routed.pop();
-                warn!(%addr, %error, "nobody answers ARP for this pool address; trying again");
-            }
-        }
+        self.follow(&wanted).await;
         let links = shared.links.load_full();
         let external = links.links.iter().zip(0u8..).filter(|(link, _)| link.role.is_external());
         let now: Vec<_> = external
@@ -130,12 +150,36 @@ impl Announcer {
         }
     }
 
-    /// Takes the local routes away.
-    pub async fn stop(&mut self) {
-        for addr in std::mem::take(&mut self.routed) {
-            if let Err(error) = remove(&self.handle, addr).await {
-                warn!(%addr, %error, "a local route is left behind");
+    /// Routes exactly these addresses to the host.
+    async fn follow(&mut self, wanted: &[Ipv4Addr]) {
+        let inherited = std::mem::take(&mut self.inherited);
+        let there = inherited.iter().chain(&self.routed);
+        for &addr in there.filter(|addr| !wanted.contains(addr)) {
+            match remove(&self.handle, addr).await {
+                Ok(()) => lock(&self.undo).remove(&Change::Route(addr)),
+                Err(error) => warn!(%addr, %error, "a local route is left behind"),
             }
         }
+        for &addr in wanted.iter().filter(|addr| !self.routed.contains(addr)) {
+            let noted = lock(&self.undo).add(Change::Route(addr));
+            let added = match noted {
+                Ok(()) => add(&self.handle, addr).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = added {
+                warn!(%addr, %error, "nobody will answer ARP for this pool address");
+            }
+        }
+        self.routed = wanted.to_vec();
     }
+
+    /// Takes the local routes away.
+    pub async fn stop(&mut self) {
+        self.follow(&[]).await;
+    }
+}
+
+/// The list, whatever happened to a thread that held it.
+fn lock(undo: &Mutex<Undo>) -> MutexGuard<'_, Undo> {
+    undo.lock().unwrap_or_else(PoisonError::into_inner)
 }

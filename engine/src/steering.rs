@@ -71,8 +71,8 @@ pub enum SteeringError {
     },
     /// Another XDP program is attached to the interface.
     #[error(
-        "{interface} has an XDP program already ({mode}, id {program}): `bpftool prog show id \
-         {program}` names it, `ip link set dev {interface} xdp off` removes it if it is not needed"
+        "{interface} has an XDP program already ({mode}, id {program}): {}",
+        remedy(interface, *program, instance.as_deref())
     )]
     Occupied {
         /// Name of the interface.
@@ -81,6 +81,8 @@ pub enum SteeringError {
         program: u32,
         /// How it is attached.
         mode: &'static str,
+        /// The instance of Egret that it belongs to.
+        instance: Option<String>,
     },
     /// The program could not be attached.
     #[error("attaching to {interface} in {mode} mode: {why}")]
@@ -104,6 +106,20 @@ pub enum SteeringError {
     /// The program could not be run on a frame.
     #[error("running the steering program on a frame: {0}")]
     Judge(String),
+}
+
+/// What to do about a program that is in the way.
+fn remedy(interface: &str, program: u32, instance: Option<&str>) -> String {
+    match instance {
+        Some(instance) => format!(
+            "it is that of the engine with `instance = \"{instance}\"`; one interface has one \
+             engine: stop that one, or, if it is dead, `egret detach --instance {instance}`"
+        ),
+        None => format!(
+            "`bpftool prog show id {program}` names it, `ip link set dev {interface} xdp off` \
+             removes it if it is not needed"
+        ),
+    }
 }
 
 /// Sizes of the maps: they cannot grow later.
@@ -192,8 +208,9 @@ pub struct Steering {
     pins: Pins,
     owned: &'static [AtomicU64],
     mark: [u8; 6],
+    /// Links were pinned already.
+    inherited: bool,
     attached: Vec<u32>,
-    found_attached: bool,
 }
 
 impl std::fmt::Debug for Steering {
@@ -214,11 +231,11 @@ impl Steering {
         size: SteeringSize,
         mark: [u8; 6],
     ) -> Result<Steering, SteeringError> {
-        let (pins, found_attached, mut ebpf) = at_home(|| {
+        let (pins, inherited, mut ebpf) = at_home(|| {
             let pins = Pins::open(instance)?;
-            let found_attached = pins.has_links()?;
+            let inherited = !pins.links()?.is_empty();
             let ebpf = maps::load(&pins, size)?;
-            Ok((pins, found_attached, ebpf))
+            Ok((pins, inherited, ebpf))
         })?;
         let mark = maps::settle_mark(&mut ebpf, mark)?;
         let words = usize::from(size.addresses_max) * OWNED_WORDS;
@@ -237,14 +254,9 @@ impl Steering {
             pins,
             owned,
             mark,
+            inherited,
             attached: Vec::new(),
-            found_attached,
         })
-    }
-
-    /// Was the program of a dead engine of this instance still attached somewhere?
-    pub fn found_attached(&self) -> bool {
-        self.found_attached
     }
 
     /// The ownership bitmap: `addresses_max * 3 * 1024` words. Word
@@ -334,15 +346,7 @@ impl Steering {
                 pins::detach(&pin)?;
             }
             if let Some(other) = link::attached_xdp(ifindex).map_err(unknown)? {
-                return Err(SteeringError::Occupied {
-                    interface: interface.to_owned(),
-                    program: other.program,
-                    mode: match other.mode {
-                        Some(XdpMode::Native) => "native",
-                        Some(XdpMode::Generic) => "generic",
-                        None => "hardware",
-                    },
-                });
+                return Err(occupied(interface, ifindex, other));
             }
             if !KernelVersion::current().is_ok_and(|version| version >= LINKS_SINCE) {
                 return Err(why("Linux 5.9 or later is needed".to_owned()));
@@ -365,6 +369,31 @@ impl Steering {
             self.attached.push(ifindex);
         }
         Ok(())
+    }
+
+    /// Is the interface without an XDP program, or with that of this instance? Asked before sockets
+    /// are bound, which would fail for another reason.
+    pub fn may_attach(&self, interface: &str) -> Result<(), SteeringError> {
+        let unknown = |source| SteeringError::Interface {
+            interface: interface.to_owned(),
+            source,
+        };
+        let ifindex = link::index(interface).map_err(unknown)?;
+        let pin = self.pins.link(ifindex);
+        at_home(|| {
+            let ours = bpf::open_pin(&pin).and_then(|link| bpf::link_info(link.as_fd()));
+            match link::attached_xdp(ifindex).map_err(unknown)? {
+                Some(other) if !ours.is_ok_and(|ours| ours.ifindex == ifindex) => {
+                    Err(occupied(interface, ifindex, other))
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Did an earlier engine of this instance leave its program attached?
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     /// Detaches the program from one interface, as when it is to be attached in another mode. One
@@ -473,6 +502,20 @@ pub fn detach_all(instance: &str) -> Result<usize, SteeringError> {
         pins.remove()?;
         Ok(detached)
     })
+}
+
+/// Another's program is attached. Call it `at_home`.
+fn occupied(interface: &str, ifindex: u32, other: link::AttachedXdp) -> SteeringError {
+    SteeringError::Occupied {
+        interface: interface.to_owned(),
+        program: other.program,
+        mode: match other.mode {
+            Some(XdpMode::Native) => "native",
+            Some(XdpMode::Generic) => "generic",
+            None => "hardware",
+        },
+        instance: pins::instance_of(ifindex, other.program),
+    }
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, SteeringError> {

@@ -160,7 +160,11 @@ impl UdpFlow {
         self.socket.set_read_timeout(Some(limit))?;
         let mut buffer = vec![0; 65_536];
         loop {
-            let length = self.socket.recv(&mut buffer)?;
+            let length = match self.socket.recv(&mut buffer) {
+                // A wait with a limit is not taken up again by the kernel after a signal.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                length => length?,
+            };
             // An answer to an earlier try, which came late, is none to this one.
             if length == payload.len() + 6 && buffer[6..length] == *payload {
                 let address = Ipv4Addr::new(buffer[0], buffer[1], buffer[2], buffer[3]);

@@ -97,7 +97,7 @@ fn echo(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(SILENCE * 4))?;
     let mut buffer = [0; 4096];
     loop {
-        match stream.read(&mut buffer)? {
+        match read(stream, &mut buffer)? {
             0 => return stream.shutdown(Shutdown::Write),
             count => stream.write_all(&buffer[..count])?,
         }
@@ -135,14 +135,25 @@ fn send(mut stream: &TcpStream, mut content: Content, length: u64) -> io::Result
     Ok(())
 }
 
-fn receive(mut stream: &TcpStream, mut content: Content, length: u64) -> io::Result<()> {
+/// Reads what is there. A read with a time limit is not taken up again by the kernel when a signal
+/// comes by.
+fn read(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+fn receive(stream: &TcpStream, mut content: Content, length: u64) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     let mut left = length;
     while left > 0 {
         let room = buffer
             .len()
             .min(usize::try_from(left).unwrap_or(usize::MAX));
-        let count = stream.read(&mut buffer[..room]).map_err(|error| {
+        let count = read(stream, &mut buffer[..room]).map_err(|error| {
             let done = length - left;
             io::Error::new(
                 error.kind(),

@@ -96,13 +96,17 @@ impl Pins {
         self.bpf().join(format!("link_{ifindex}"))
     }
 
-    /// Is a link pinned, as by an engine that died? Call it `at_home`.
-    pub fn has_links(&self) -> Result<bool, SteeringError> {
-        Ok(!self.links()?.is_empty())
+    /// Detaches every pinned link and removes it; how many. Call it `at_home`.
+    pub fn detach_links(&self) -> Result<usize, SteeringError> {
+        let links = self.links()?;
+        // One that fails does not keep the others attached; the first failure is told.
+        let failures: Vec<SteeringError> =
+            links.iter().filter_map(|link| detach(link).err()).collect();
+        failures.into_iter().next().map_or(Ok(links.len()), Err)
     }
 
-    /// The paths of the pinned links.
-    fn links(&self) -> Result<Vec<PathBuf>, SteeringError> {
+    /// Paths of the pinned links. Call it `at_home`.
+    pub fn links(&self) -> Result<Vec<PathBuf>, SteeringError> {
         if !is_bpffs(&self.bpf()).unwrap_or(false) {
             return Ok(Vec::new());
         }
@@ -114,15 +118,6 @@ impl Pins {
             }
         }
         Ok(links)
-    }
-
-    /// Detaches every pinned link and removes it; how many. Call it `at_home`.
-    pub fn detach_links(&self) -> Result<usize, SteeringError> {
-        let links = self.links()?;
-        // One that fails does not keep the others attached; the first failure is told.
-        let failures: Vec<SteeringError> =
-            links.iter().filter_map(|link| detach(link).err()).collect();
-        failures.into_iter().next().map_or(Ok(links.len()), Err)
     }
 
     /// Removes the pinned maps, the BPF file system and the directory, unless something else is in
@@ -145,9 +140,26 @@ impl Pins {
     }
 }
 
-/// Detaches the link that is pinned at `path` and removes the pin. Call it `at_home`.
+/// The instance that attached this program to the interface, if one did. Call it `at_home`.
+pub(super) fn instance_of(ifindex: u32, program: u32) -> Option<String> {
+    let instances = fs::read_dir(ROOT).ok()?.flatten();
+    let attached = |dir: &PathBuf| {
+        // Namespaces number their interfaces alike: the program tells them apart.
+        let link = bpf::open_pin(&dir.join("bpf").join(format!("link_{ifindex}")));
+        let info = link.and_then(|link| bpf::link_info(link.as_fd()));
+        info.is_ok_and(|info| (info.ifindex, info.program) == (ifindex, program))
+    };
+    let dir = instances.map(|entry| entry.path()).find(attached)?;
+    Some(dir.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Detaches the link that is pinned at `path`, if there is one, and removes the pin. Call it
+/// `at_home`.
 pub(super) fn detach(path: &Path) -> Result<(), SteeringError> {
-    let link = bpf::open_pin(path).map_err(fail("opening a pinned link"))?;
+    let link = match bpf::open_pin(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        result => result.map_err(fail("opening a pinned link"))?,
+    };
     match bpf::detach_link(link.as_fd()) {
         // ENOLINK: its interface is gone.
         Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
