@@ -296,7 +296,19 @@ impl Play<'_> {
         self.forget_sent();
     }
 
+    /// Lets a change of policy reach the tables, before another one comes.
+    fn settle(&mut self) {
+        for _ in 0..1_000 {
+            if self.world.shared().rulebook.is_settled() {
+                return;
+            }
+            self.world.pass_ms(10, 10);
+        }
+        panic!("a change of policy does not end");
+    }
+
     fn policy(&mut self) {
+        self.settle();
         let number = self.input.byte() % self.policies.len();
         self.eim |= self.policies[number].contains("eim");
         let text = format!("internal = \"10.77.0.0/24\"\n{}{}", self.base, self.policies[number]);
@@ -307,6 +319,7 @@ impl Play<'_> {
     }
 
     fn address(&mut self) {
+        self.settle();
         let addresses = match self.input.byte() % 4 {
             0 => Vec::new(),
             1 => vec![(LATER, 24)],
