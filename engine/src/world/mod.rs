@@ -53,7 +53,8 @@ pub struct Setup {
     pub slots: u32,
     /// Sessions, unless the configuration says how many.
     pub sessions_max: u32,
-    /// Places for pool addresses; none: as many as the plan asks for.
+    /// Places for pool addresses; none: as many as the plan asks for, which is one more than there
+    /// are addresses. Fewer than addresses panic.
     pub addresses_max: Option<u16>,
     /// Next hops.
     pub hops_max: u32,
@@ -182,7 +183,7 @@ impl World {
         let plan = Plan::make(&config, &host).map_err(WorldError::Plan)?;
         let size = TableSize {
             sessions_max: config.tables.sessions_max.map_or(setup.sessions_max, |max| max.value),
-            addresses_max: setup.addresses_max.unwrap_or(plan.addresses_max).max(plan.addresses_max),
+            addresses_max: setup.addresses_max.unwrap_or(plan.addresses_max),
         };
         let mut places = Slots::new(size.addresses_max);
         let policy = policy_for(&config, plan.shared_address, &host, &mut places);
