@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use conntrack::{
-    AddressKind, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal,
+    AddressKind, Direction, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal,
     TableSize, Time, Tuple,
 };
 use crossbeam_queue::ArrayQueue;
@@ -290,6 +290,14 @@ impl<R: Random> Gateway<R> {
                 .shared
                 .nat
                 .embedded(&embedded.tuple, now)
+                .and_then(|rewrite| match (rewrite.direction, place.realm) {
+                    // A quote of the other side's packet: nobody but its sender is told of it.
+                    (Direction::Inbound, Realm::Internal)
+                    | (Direction::Outbound | Direction::Hairpin, Realm::External) => {
+                        Err(Refusal::NoSession)
+                    }
+                    _ => Ok(rewrite),
+                })
                 .map_err(|refusal| match self.refused(refusal, place) {
                     Verdict::Punt => Verdict::Punt,
                     _ => Verdict::Drop(DropReason::IcmpNoSession),
@@ -380,6 +388,13 @@ impl<R: Random> Gateway<R> {
             }
         };
         let hop = self.shared.forwarding.hops().load(number);
+        // While a link inside is down its prefix falls to the default route, which leads outside.
+        if rewrite.direction != Direction::Outbound && !self.leads_inside(hop.interface) {
+            return Verdict::Reply {
+                kind: ErrorKind::HostUnreachable,
+                reason: DropReason::NoRoute,
+            };
+        }
         let too_big = packet.ipv4.total_len > hop.mtu;
         if too_big && packet.ipv4.dont_fragment {
             return Verdict::Reply {
@@ -420,6 +435,10 @@ impl<R: Random> Gateway<R> {
         let remembered = forwarding.encode(&self.routes, hop);
         self.shared.nat.set_next_hop(rewrite.session, remembered);
         Ok(hop)
+    }
+
+    fn leads_inside(&self, interface: u8) -> bool {
+        self.links.links.get(usize::from(interface)).is_some_and(|link| link.role.is_internal())
     }
 
     /// Writes the Ethernet addresses for a resolved hop.
