@@ -36,11 +36,15 @@ impl World {
             let (free, slots) = (memory.free_count(), memory.slots());
             let found = free + memory.waiting() + device.late() + held;
             if found != slots {
-                return Err(Violation(format!("worker {number}: {found} of {slots} frames found")));
+                return Err(Violation(format!(
+                    "worker {number}: {found} of {slots} frames found"
+                )));
             }
             let lost = worker.stats().snapshot().imbalance();
             if lost != 0 {
-                return Err(Violation(format!("worker {number}: {lost} frames not counted")));
+                return Err(Violation(format!(
+                    "worker {number}: {lost} frames not counted"
+                )));
             }
             owned += held as u64;
         }
@@ -48,7 +52,9 @@ impl World {
         let waiting = owned + self.shared.fragments.totals().copies as u64;
         let told = total.held.wrapping_sub(total.released);
         if waiting != told {
-            return Err(Violation(format!("{told} frames are told to wait, {waiting} do")));
+            return Err(Violation(format!(
+                "{told} frames are told to wait, {waiting} do"
+            )));
         }
         Ok(())
     }
@@ -85,7 +91,10 @@ impl World {
         let owned: u32 = self.owned.iter().map(ones).sum();
         let policy = self.policy();
         let known = |forward: &&conntrack::Forward| {
-            policy.addresses.iter().any(|own| own.addr == forward.external.addr)
+            policy
+                .addresses
+                .iter()
+                .any(|own| own.addr == forward.external.addr)
         };
         let forwards = policy.forwards.iter().filter(known).count();
         let waiting = self.snapshot().held - self.snapshot().released;

@@ -40,7 +40,9 @@ pub use inspect::{inspect, repair, transport_is_right};
 pub use setup::{Setup, WorldError};
 
 /// Every world's tables are of one boot.
-const IDENTITY: Identity = Identity { boot_id: *b"world in memory." };
+const IDENTITY: Identity = Identity {
+    boot_id: *b"world in memory.",
+};
 
 /// The host beside the gateway: keeps what is punted to it.
 #[derive(Debug, Default)]
@@ -87,7 +89,10 @@ fn words(len: usize) -> &'static [AtomicU64] {
     let mut free = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
     match free.iter().position(|words| words.len() == len) {
         Some(place) => free.swap_remove(place),
-        None => (0..len).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak(),
+        None => (0..len)
+            .map(|_| AtomicU64::new(0))
+            .collect::<Vec<_>>()
+            .leak(),
     }
 }
 
@@ -107,12 +112,21 @@ impl World {
     pub fn with(config: &str, setup: Setup) -> Result<World, WorldError> {
         let config = Config::parse("world.toml", config)?;
         let internal: Vec<Ipv4Net> = config.internal.iter().map(|prefix| prefix.value).collect();
-        let usual = || config.interfaces.iter().map(|i| Arm::of(i.role, &internal)).collect();
+        let usual = || {
+            config
+                .interfaces
+                .iter()
+                .map(|i| Arm::of(i.role, &internal))
+                .collect()
+        };
         let arms: Vec<Arm> = setup.arms.clone().unwrap_or_else(usual);
         let host = host_for(&config, &arms);
         let plan = Plan::make(&config, &host).map_err(WorldError::Plan)?;
         let size = TableSize {
-            sessions_max: config.tables.sessions_max.map_or(setup.sessions_max, |max| max.value),
+            sessions_max: config
+                .tables
+                .sessions_max
+                .map_or(setup.sessions_max, |max| max.value),
             addresses_max: setup.addresses_max.unwrap_or(plan.addresses_max),
         };
         let mut places = Slots::new(size.addresses_max);
@@ -122,7 +136,11 @@ impl World {
         let nat = Nat::create(words, owned, size, IDENTITY, &mut random)
             .expect("the words are of this size");
         settle(&nat, &policy, setup.start);
-        let count = config.workers.count.map_or(setup.workers, |count| count.value).max(1);
+        let count = config
+            .workers
+            .count
+            .map_or(setup.workers, |count| count.value)
+            .max(1);
         let interfaces = config.interfaces.len();
         let shared = shared(&setup, &config, &arms, nat, size, policy, count);
         let now = setup.start;
@@ -154,11 +172,15 @@ impl World {
             let mut memory = MemoryDevice::new(interfaces, self.setup.slots);
             memory.set_forgetful(!self.setup.record);
             let device = FaultDevice::new(memory, interfaces, self.setup.faults, seed);
-            let host = Recorder { forgets: !self.setup.record, ..Recorder::default() };
+            let host = Recorder {
+                forgets: !self.setup.record,
+                ..Recorder::default()
+            };
             let random = WorkerRandom::from_seed(seed);
             let gateway = Gateway::new(Arc::clone(&self.shared), number, random);
             let stats = Arc::new(WorkerStats::new(interfaces));
-            self.workers.push(Worker::new(device, host, gateway, stats, errors_per_second));
+            self.workers
+                .push(Worker::new(device, host, gateway, stats, errors_per_second));
         }
     }
 
@@ -171,9 +193,13 @@ impl World {
         let count = self.workers.len() as u32;
         let policy = Policy::clone(&self.policy());
         let size = self.shared.size;
-        let nat = Nat::open(self.words, self.owned, size, IDENTITY).expect("tables of this process");
+        let nat =
+            Nat::open(self.words, self.owned, size, IDENTITY).expect("tables of this process");
         settle(&nat, &policy, self.now);
-        let setup = Setup { seed: self.setup.seed.wrapping_add(1000), ..self.setup.clone() };
+        let setup = Setup {
+            seed: self.setup.seed.wrapping_add(1000),
+            ..self.setup.clone()
+        };
         self.shared = shared(&setup, &self.config, &self.arms, nat, size, policy, count);
         self.hire(count);
     }
@@ -238,7 +264,9 @@ impl World {
     /// What was given to the host since the last call, with the interface that it came by.
     pub fn take_punted(&mut self) -> Vec<(u8, Vec<u8>)> {
         let workers = self.workers.iter_mut();
-        workers.flat_map(|worker| std::mem::take(&mut worker.host().punted)).collect()
+        workers
+            .flat_map(|worker| std::mem::take(&mut worker.host().punted))
+            .collect()
     }
 
     /// Sum of all workers' counters.
@@ -320,7 +348,9 @@ impl World {
     pub fn set_neighbour(&self, destination: Ipv4Addr, state: HopState) -> bool {
         let forwarding = &self.shared.forwarding;
         let routes = forwarding.routes().load();
-        let Ok(number) = forwarding.next_hop(&routes, destination) else { return false };
+        let Ok(number) = forwarding.next_hop(&routes, destination) else {
+            return false;
+        };
         let hops = forwarding.hops();
         hops.set(number, mac_of(hops.load(number).addr), state);
         while let Some(asked) = hops.next_request() {
@@ -342,11 +372,19 @@ impl World {
 
     /// Gives the external interface other addresses, or none; conntrack follows.
     pub fn set_external(&mut self, addresses: Vec<Ipv4Net>) {
-        let external = self.config.interfaces.iter().position(|i| i.role.is_external());
+        let external = self
+            .config
+            .interfaces
+            .iter()
+            .position(|i| i.role.is_external());
         let external = external.expect("a checked configuration has one");
         let kept = |net: &Ipv4Net| self.config.is_internal(net.addr());
-        let inside: Vec<Ipv4Net> =
-            self.arms[external].addresses.iter().copied().filter(kept).collect();
+        let inside: Vec<Ipv4Net> = self.arms[external]
+            .addresses
+            .iter()
+            .copied()
+            .filter(kept)
+            .collect();
         self.arms[external].addresses = addresses.into_iter().chain(inside).collect();
         self.follow();
     }
@@ -360,7 +398,9 @@ impl World {
     /// Takes up another configuration for the same interfaces. False, and nothing changes, when it
     /// has others, does not fit the host, or asks for more pool addresses than the tables have.
     pub fn reconfigure(&mut self, text: &str) -> bool {
-        let Ok(config) = Config::parse("world.toml", text) else { return false };
+        let Ok(config) = Config::parse("world.toml", text) else {
+            return false;
+        };
         let host = host_for(&config, &self.arms);
         if config.interfaces != self.config.interfaces {
             return false;
@@ -377,9 +417,16 @@ impl World {
     /// Links, routes and policy as arms and configuration say.
     fn follow(&mut self) {
         self.host = host_for(&self.config, &self.arms);
-        self.shared.links.store(Arc::new(links_of(&self.config, &self.arms)));
+        self.shared
+            .links
+            .store(Arc::new(links_of(&self.config, &self.arms)));
         self.publish_routes();
-        let policy = policy_for(&self.config, self.external_address(), &self.host, &mut self.places);
+        let policy = policy_for(
+            &self.config,
+            self.external_address(),
+            &self.host,
+            &mut self.places,
+        );
         if policy != *self.policy() {
             self.shared.rulebook.publish(policy);
         }
@@ -387,13 +434,29 @@ impl World {
 
     /// As the steward chooses it: the one in force while the interface has it.
     fn external_address(&self) -> Option<Ipv4Addr> {
-        let external = self.config.interfaces.iter().position(|i| i.role.is_external())?;
-        let present: Vec<Ipv4Addr> =
-            self.arms[external].addresses.iter().map(Ipv4Net::addr).collect();
+        let external = self
+            .config
+            .interfaces
+            .iter()
+            .position(|i| i.role.is_external())?;
+        let present: Vec<Ipv4Addr> = self.arms[external]
+            .addresses
+            .iter()
+            .map(Ipv4Net::addr)
+            .collect();
         let policy = self.policy();
-        let current = policy.addresses.iter().find(|own| own.kind == AddressKind::Shared);
-        let outside = present.iter().find(|addr| !self.config.is_internal(**addr)).copied();
-        current.map(|own| own.addr).filter(|addr| present.contains(addr)).or(outside)
+        let current = policy
+            .addresses
+            .iter()
+            .find(|own| own.kind == AddressKind::Shared);
+        let outside = present
+            .iter()
+            .find(|addr| !self.config.is_internal(**addr))
+            .copied();
+        current
+            .map(|own| own.addr)
+            .filter(|addr| present.contains(addr))
+            .or(outside)
     }
 
     /// The policy in force.
@@ -465,8 +528,10 @@ fn shared(
     });
     let forwarding = Forwarding::new(served.collect(), setup.hops_max, random.next_u64() as u32);
     forwarding.publish(&routes_for(config, arms, &setup.routes));
-    let limits =
-        FragmentLimits { timeout_ms: config.timers.fragment_timeout_ms, ..setup.fragments };
+    let limits = FragmentLimits {
+        timeout_ms: config.timers.fragment_timeout_ms,
+        ..setup.fragments
+    };
     Arc::new(Shared {
         nat,
         size,
