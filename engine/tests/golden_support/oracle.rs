@@ -89,11 +89,13 @@ fn packet(ip: &Ipv4Header, payload: &[u8]) -> String {
     }
 }
 
+/// Source, destination, protocol, identification.
+type Datagram = ([u8; 4], [u8; 4], u8, u16);
+
 /// Checks every checksum of the frames: IPv4 headers, TCP, UDP and ICMP, those of datagrams whose
 /// fragments are all there, and those that ICMP errors quote.
 pub fn check<'f>(frames: impl IntoIterator<Item = &'f [u8]>) -> Result<(), String> {
-    let mut datagrams: BTreeMap<([u8; 4], [u8; 4], u8, u16), Vec<(Ipv4Header, Vec<u8>)>> =
-        BTreeMap::new();
+    let mut datagrams: BTreeMap<Datagram, Vec<(Ipv4Header, Vec<u8>)>> = BTreeMap::new();
     for frame in frames {
         let sliced = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
         let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
