@@ -156,12 +156,12 @@ fn world() -> World {
 
 /// Everything, with a minute or more between, so that sessions expire and make room.
 fn everything(world: &mut World, kinds: &[Frames]) -> u64 {
-    let mut count = 0;
+    let mut count = 0_u64;
     for kind in kinds {
         for (interface, frame) in kind {
             assert!(world.inject(*interface, frame));
             count += 1;
-            if count % 48 == 0 {
+            if count.is_multiple_of(48) {
                 world.round();
             }
         }
