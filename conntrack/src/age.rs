@@ -159,6 +159,16 @@ impl<W: Word> Nat<'_, W> {
         swept
     }
 
+    /// Frees all ports of an (address, protocol) whose hold-down is over: what a search does that
+    /// found nothing. Were there any?
+    pub(crate) fn end_all_holds(&self, at: &At, slot: u16, protocol: Protocol) -> bool {
+        let ended = self.ports.end_all_holds(slot, protocol, at.tick()) > 0;
+        if ended {
+            self.memos.void();
+        }
+        ended
+    }
+
     /// Positions 0.. are the sessions, then the mappings, then the port words of each table.
     fn section(&self, position: u64) -> Section {
         let records = u64::from(self.size.sessions_max);

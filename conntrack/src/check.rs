@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::age::tick;
 use crate::config::{ExternalAddress, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
-use crate::half::{Side, Snapshot, agree, being_written};
+use crate::half::{Snapshot, agree, being_written};
 use crate::layout::PORT_WORDS;
 use crate::mapping::Mapping;
 use crate::nat::Nat;
@@ -109,7 +109,7 @@ impl<W: Word> Nat<'_, W> {
                 name(&format!("{tuple} is not found"))
             })?;
             hold(
-                snapshot.deltas >> 32 == side_of(snapshot).deltas() >> 32,
+                snapshot.deltas >> 32 == snapshot.side().deltas() >> 32,
                 || name("deltas"),
             )?;
         }
@@ -272,7 +272,7 @@ impl<W: Word> Nat<'_, W> {
             for protocol in Protocol::ALL {
                 let mut held = 0;
                 for word in 0..PORT_WORDS {
-                    let (busy, owned) = self.ports.bits(slot, protocol, word);
+                    let owned = self.ports.owned_bits(slot, protocol, word);
                     for bit in 0..64 {
                         let place = Place {
                             slot,
@@ -281,10 +281,10 @@ impl<W: Word> Nat<'_, W> {
                         };
                         let cell = self.ports.cell(place);
                         let name = |what: &str| format!("{place:?} is {cell:?}: {what}");
-                        let (busy, owned) = (busy >> bit & 1 == 1, owned >> bit & 1 == 1);
                         let used = cell != Cell::Free;
-                        hold(busy == used, || name("busy bit"))?;
-                        hold(owned == used, || name("ownership bit"))?;
+                        hold(owned >> bit & 1 == u64::from(used), || {
+                            name("ownership bit")
+                        })?;
                         held += u32::from(matches!(cell, Cell::Held(_)));
                         found.0 += usize::from(matches!(cell, Cell::Exclusive(_)));
                         found.1 += usize::from(matches!(cell, Cell::Overloaded(_)));
@@ -380,17 +380,5 @@ fn right_cell(policy: &Policy, census: &Census, place: Place, cell: Cell) -> boo
             let external = Endpoint::new(address.addr, place.port);
             policy.forward(0, place.protocol, external).is_some()
         }),
-    }
-}
-
-fn side_of(snapshot: &Snapshot) -> Side {
-    let (source, destination) = snapshot.written();
-    Side {
-        tuple: snapshot.tuple(),
-        source,
-        destination,
-        direction: snapshot.meta().direction(),
-        mapping: snapshot.mapping(),
-        shared: snapshot.meta().shared(),
     }
 }

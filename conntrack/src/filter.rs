@@ -10,7 +10,7 @@ use crate::half::{Side, Snapshot};
 use crate::hash::Key;
 use crate::mapping::Mapping;
 use crate::nat::Nat;
-use crate::session::Plan;
+use crate::session::{Plan, Seen};
 use crate::verdict::Refusal;
 use crate::word::Word;
 use std::net::Ipv4Addr;
@@ -23,21 +23,22 @@ fn key_of(remote: u32, external: u32, key: &Key) -> Key {
     }
 }
 
+impl Plan {
+    /// The list that the session will belong to, if its even half has an `eim` mapping.
+    pub(crate) fn filter_key(&self) -> Option<Key> {
+        let [even, odd]: &[Side; 2] = &self.sides;
+        let back = Key::of(&odd.tuple);
+        let remote = even.tuple.destination.addr.to_bits();
+        even.shared
+            .then(|| key_of(remote, back.addresses as u32, &back))
+    }
+}
+
 impl<W: Word> Nat<'_, W> {
     /// The list a session belongs to: (external endpoint, remote address as the internal side
     /// knows it).
     pub(crate) fn filter_key(&self, even: &Snapshot, odd: &Snapshot) -> Key {
         key_of(even.addresses as u32, odd.addresses as u32, &odd.key())
-    }
-
-    /// The hash of the list that a planned session will belong to, if any.
-    pub(crate) fn filter_hash(&self, plan: &Plan) -> Option<u64> {
-        let [even, odd]: &[Side; 2] = &plan.sides;
-        even.shared.then(|| {
-            let remote = even.tuple.destination.addr.to_bits();
-            let key = Key::of(&odd.tuple);
-            self.keys.hash(&key_of(remote, key.addresses as u32, &key))
-        })
     }
 
     fn key_of_session(&self, session: u32) -> Option<Key> {
@@ -56,11 +57,10 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// Lists a session that is being made: under the list's lock and the session's write bit.
-    pub(crate) fn enlist(&self, session: u32) -> bool {
+    pub(crate) fn enlist(&self, session: u32, key: &Key) -> bool {
         let (even, odd) = (self.half(2 * session), self.half(2 * session + 1));
-        let key = self.filter_key(&even.read_held(), &odd.read_held());
-        let Some(first) = self.first_listed(&key) else {
-            return self.filters.insert(self.keys.hash(&key), session);
+        let Some(first) = self.first_listed(key) else {
+            return self.filters.insert(self.keys.hash(key), session);
         };
         let next = self.half(2 * first).link();
         even.set_link(next);
@@ -113,7 +113,7 @@ impl<W: Word> Nat<'_, W> {
         let mut next = self.first_listed(&key).unwrap_or(0);
         while next != 0 {
             let snapshot = self.half(2 * next).read().ok_or(Refusal::Contended)?;
-            let seen = crate::session::Seen {
+            let seen = Seen {
                 half: 2 * next,
                 snapshot,
             };

@@ -212,6 +212,19 @@ impl Snapshot {
         unpack(self.new_addresses, self.ports as u32)
     }
 
+    /// What the half was made of.
+    pub fn side(&self) -> Side {
+        let (source, destination) = self.written();
+        Side {
+            tuple: self.tuple(),
+            source,
+            destination,
+            direction: self.meta().direction(),
+            mapping: self.mapping(),
+            shared: self.meta().shared(),
+        }
+    }
+
     #[inline(always)]
     pub fn rewrite(&self, half: u32) -> Rewrite {
         let (source, destination) = self.written();

@@ -11,10 +11,9 @@
 //! | sessions | 16 each | two halves of 8 words; number 0 is not used |
 //! | mappings | 4 each | number 0 is not used |
 //! | tallies | 3 an address | held ports, by protocol |
-//! | busy | 3 x 1024 an address | one bit a port |
 //! | cells | 3 x 32768 an address | 32 bits a port |
 //!
-//! The ownership bitmap (3 x 1024 words an address) lies in memory of its own. Everything is
+//! The ownership bitmap (3 x 1024 words an address, one bit a port) lies in memory of its own. Everything is
 //! position-independent and in the machine's byte order. Lines are lines only if the memory starts
 //! on a 64-byte boundary; nothing breaks if it does not.
 
@@ -34,7 +33,7 @@ pub(crate) const MEMO_WORDS: usize = 4;
 pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;
 /// Words in a mapping.
 pub(crate) const MAPPING_WORDS: usize = 4;
-/// Bitmap words for the ports of one (address, protocol).
+/// Ownership words for the ports of one (address, protocol).
 pub(crate) const PORT_WORDS: usize = 1024;
 /// Cell words for the ports of one (address, protocol).
 pub(crate) const CELL_WORDS: usize = 32_768;
@@ -131,7 +130,6 @@ pub(crate) struct Layout {
     pub sessions: Range<usize>,
     pub mappings: Range<usize>,
     pub tallies: Range<usize>,
-    pub busy: Range<usize>,
     pub cells: Range<usize>,
     end: usize,
 }
@@ -157,7 +155,6 @@ impl Layout {
             sessions: section(records * SESSION_WORDS),
             mappings: section(records * MAPPING_WORDS),
             tallies: section(tables),
-            busy: section(tables * PORT_WORDS),
             cells: section(tables * CELL_WORDS),
             end,
         }
@@ -236,7 +233,6 @@ mod tests {
             &layout.sessions,
             &layout.mappings,
             &layout.tallies,
-            &layout.busy,
             &layout.cells,
         ];
         for pair in sections.windows(2) {

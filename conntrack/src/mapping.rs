@@ -348,14 +348,12 @@ impl<W: Word> Nat<'_, W> {
             return Some(port);
         }
         let start = random.next_u64();
-        self.ports
-            .search_free(slot, protocol, set, start, claim)
-            .or_else(|| {
-                let ended = self.ports.end_all_holds(slot, protocol, at.tick());
-                (ended > 0)
-                    .then(|| self.ports.search_free(slot, protocol, set, start, claim))
-                    .flatten()
-            })
+        let search = || self.ports.search_free(slot, protocol, set, start, claim);
+        search().or_else(|| {
+            self.end_all_holds(at, slot, protocol)
+                .then(search)
+                .flatten()
+        })
     }
 
     /// Takes a session off a mapping and ends the mapping if nothing else keeps it: UDP and ICMP

@@ -3,7 +3,11 @@
 //!
 //! A cell of four words, found by the remote's hash:
 //! 0 the remote endpoint and the address slot, 1 state (generation << 8 | protocol << 1 | set),
-//! 2 the epoch it was set in, 3 a released port worth trying.
+//! 2 the epoch and the tick it was set in, 3 a released port worth trying.
+//!
+//! A memo holds for the rest of its tick (1.024 s): sessions may expire without being swept. An
+//! exhausted remote has a session on every port, so all scans of a tick together look at no more
+//! ports than there are sessions.
 //!
 //! A scan that found nothing may set its memo only if no session of a remote of this cell, and no
 //! endpoint outside overloading (the epoch), was released since before the scan. A release bumps
@@ -43,7 +47,7 @@ impl Remote {
 /// What a cell looked like before a scan.
 pub(crate) struct Before {
     state: u64,
-    epoch: u64,
+    when: u64,
 }
 
 pub(crate) struct Memos<'m, W> {
@@ -57,18 +61,18 @@ impl<W: Word> Memos<'_, W> {
     }
 
     /// `Err`: known to be exhausted. `Ok`: what a scan must show to [`Memos::set`].
-    pub fn look(&self, remote: &Remote) -> Result<Before, ()> {
+    pub fn look(&self, remote: &Remote, tick: u32) -> Result<Before, ()> {
         let cell = self.cell(remote);
-        let epoch = self.epoch.load(Acquire);
+        let when = self.epoch.load(Acquire) << 32 | u64::from(tick);
         let state = cell[1].load(Acquire);
         let set = state & 0xff == remote.mark()
             && cell[0].load(Relaxed) == remote.key()
-            && cell[2].load(Relaxed) == epoch;
+            && cell[2].load(Relaxed) == when;
         W::fence(Acquire);
         if set && cell[1].load(Relaxed) == state {
             Err(())
         } else {
-            Ok(Before { state, epoch })
+            Ok(Before { state, when })
         }
     }
 
@@ -84,7 +88,7 @@ impl<W: Word> Memos<'_, W> {
         }
         W::fence(Release);
         cell[0].store(remote.key(), Relaxed);
-        cell[2].store(before.epoch, Relaxed);
+        cell[2].store(before.when, Relaxed);
         // Fails if a session was released meanwhile: then the scan proves nothing.
         let _ = cell[1].compare_exchange(unset, unset | remote.mark(), AcqRel, Relaxed);
     }
@@ -131,27 +135,31 @@ mod tests {
             endpoint: Endpoint::new([203, 0, 113, 7].into(), 53),
             slot: 1,
         };
-        let set = || memos.set(&remote, &memos.look(&remote).ok().unwrap());
+        let set = || memos.set(&remote, &memos.look(&remote, 7).ok().unwrap());
         set();
-        assert!(memos.look(&remote).is_err());
-        assert!(memos.look(&Remote { slot: 2, ..remote }).is_ok());
+        assert!(memos.look(&remote, 7).is_err());
+        assert!(memos.look(&Remote { slot: 2, ..remote }, 7).is_ok());
         assert!(
             memos
-                .look(&Remote {
-                    protocol: Protocol::Tcp,
-                    ..remote
-                })
+                .look(
+                    &Remote {
+                        protocol: Protocol::Tcp,
+                        ..remote
+                    },
+                    7
+                )
                 .is_ok()
         );
+        assert!(memos.look(&remote, 8).is_ok(), "another tick");
         memos.release(&remote, 4000);
         assert_eq!(memos.hint(&remote), Some(4000));
-        assert!(memos.look(&remote).is_ok());
+        assert!(memos.look(&remote, 7).is_ok());
         set();
         memos.void();
-        assert!(memos.look(&remote).is_ok());
-        let before = memos.look(&remote).ok().unwrap();
+        assert!(memos.look(&remote, 7).is_ok());
+        let before = memos.look(&remote, 7).ok().unwrap();
         memos.release(&remote, 4001);
         memos.set(&remote, &before);
-        assert!(memos.look(&remote).is_ok(), "released during the scan");
+        assert!(memos.look(&remote, 7).is_ok(), "released during the scan");
     }
 }

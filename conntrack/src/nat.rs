@@ -95,7 +95,6 @@ impl<'m, W: Word> Nat<'m, W> {
             },
             ports: Ports {
                 tallies: &words[layout.tallies],
-                busy: &words[layout.busy],
                 cells: &words[layout.cells],
                 owned,
                 in_use: &header[header::PORTS_IN_USE..][..PROTOCOLS],
@@ -174,8 +173,10 @@ impl<'m, W: Word> Nat<'m, W> {
         random: &mut impl Random,
     ) -> Result<Rewrite, Refusal> {
         for _ in 0..RETRIES {
-            let live = self.live(at, arrival.tuple, arrival.hash)?;
-            if let Some(seen) = live.filter(|seen| is_of(realm, &seen.snapshot)) {
+            if let Some(seen) = self.live(at, arrival.tuple, arrival.hash)? {
+                if !is_of(realm, &seen.snapshot) {
+                    return Err(Refusal::NoSession);
+                }
                 match self.hit(at, &seen, arrival.signal, arrival.length)? {
                     Some(rewrite) => return Ok(rewrite),
                     None => continue,

@@ -95,7 +95,7 @@ impl<W: Word> Nat<'_, W> {
             endpoint: search.target.endpoint,
             slot,
         };
-        let before = self.memos.look(&remote).ok()?;
+        let before = self.memos.look(&remote, search.at.tick()).ok()?;
 
         let wanted = search.arrival.tuple.source.port;
         let kept = policy.preserve_port && set.contains(wanted);
@@ -111,7 +111,7 @@ impl<W: Word> Nat<'_, W> {
         if let Some(done) = free(search) {
             return Some(done);
         }
-        if self.ports.end_all_holds(slot, protocol, search.at.tick()) > 0
+        if self.end_all_holds(search.at, slot, protocol)
             && let Some(done) = free(search)
         {
             return Some(done);

@@ -1,13 +1,13 @@
 //! External endpoints: which are in use, and by what.
 //!
-//! A (address slot, protocol) has a 32-bit cell a port, a `busy` bit a port for scanning, and an
-//! `owned` bit a port in the bitmap that steering reads. A cell is
+//! A (address slot, protocol) has a 32-bit cell a port, and a bit a port in the ownership bitmap,
+//! which steering reads and the search for a free port scans. A cell is
 //! `kind << 29 | value`: free (0), changing, exclusive (mapping), overloaded (sessions),
 //! fixed (a forward's place in the policy), held (tick until which).
 //!
 //! Every way from free to not free and back leads through *changing*, and only the worker that
-//! made it so touches the two bits then. So a claim and a release of one port never interleave,
-//! and the owned bit is set exactly while the cell is not free.
+//! made it so touches the bit then. So a claim and a release of one port never interleave, and the
+//! bit is set exactly while the cell is not free.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
@@ -75,7 +75,7 @@ impl Place {
         table_of(self.slot, self.protocol)
     }
 
-    /// Word and bit of the bitmaps; the owned bitmap has the same layout.
+    /// Word and bit of the ownership bitmap.
     fn bit(self) -> (usize, u64) {
         (
             self.table() * PORT_WORDS + usize::from(self.port) / 64,
@@ -99,7 +99,6 @@ fn table_of(slot: u16, protocol: Protocol) -> usize {
 pub(crate) struct Ports<'m, W> {
     /// A word an (address, protocol): held ports (upper half), tick of the last pass over them.
     pub tallies: &'m [W],
-    pub busy: &'m [W],
     pub cells: &'m [W],
     pub owned: &'m [W],
     /// Three counters: ports of dynamic mappings by protocol.
@@ -140,9 +139,7 @@ impl<W: Word> Ports<'_, W> {
         let (word, bit) = place.bit();
         if to == Cell::Free {
             self.owned[word].fetch_and(!bit, AcqRel);
-            self.busy[word].fetch_and(!bit, AcqRel);
         } else {
-            self.busy[word].fetch_or(bit, AcqRel);
             self.owned[word].fetch_or(bit, AcqRel);
         }
         let (word, shift) = place.cell();
@@ -252,11 +249,11 @@ impl<W: Word> Ports<'_, W> {
 
     /// Frees the ports of 64 whose hold-down is over; returns how many.
     pub fn end_holds(&self, slot: u16, protocol: Protocol, word: usize, tick: u32) -> u32 {
-        let mut busy = self.busy[table_of(slot, protocol) * PORT_WORDS + word].load(Acquire);
+        let mut owned = self.owned[table_of(slot, protocol) * PORT_WORDS + word].load(Acquire);
         let mut ended = 0;
-        while busy != 0 {
-            let port = (word * 64) as u16 + busy.trailing_zeros() as u16;
-            busy &= busy - 1;
+        while owned != 0 {
+            let port = (word * 64) as u16 + owned.trailing_zeros() as u16;
+            owned &= owned - 1;
             let place = Place {
                 slot,
                 protocol,
@@ -303,18 +300,17 @@ impl<W: Word> Ports<'_, W> {
         search(
             set,
             random,
-            |word| !self.busy[table + word].load(Relaxed),
+            |word| !self.owned[table + word].load(Relaxed),
             take,
         )
     }
 
-    /// All bits of the bitmaps at one word: (busy, owned).
-    pub fn bits(&self, slot: u16, protocol: Protocol, word: usize) -> (u64, u64) {
-        let at = table_of(slot, protocol) * PORT_WORDS + word;
-        (self.busy[at].load(Relaxed), self.owned[at].load(Relaxed))
+    /// The ownership bits of 64 ports.
+    pub fn owned_bits(&self, slot: u16, protocol: Protocol, word: usize) -> u64 {
+        self.owned[table_of(slot, protocol) * PORT_WORDS + word].load(Relaxed)
     }
 
-    /// Writes a cell without its bits. Only whoever holds the tables alone.
+    /// Writes a cell without its bit. Only whoever holds the tables alone.
     pub fn set_cell(&self, place: Place, cell: Cell) {
         let (word, shift) = place.cell();
         let pair = self.cells[word].load(Relaxed);
@@ -322,8 +318,8 @@ impl<W: Word> Ports<'_, W> {
         self.cells[word].store(set, Relaxed);
     }
 
-    /// Derives bitmaps and counts from the cells. Only whoever holds the tables alone; but steering
-    /// reads the ownership bitmap meanwhile, so each word goes from old to right in one store.
+    /// Derives bitmap and counts from the cells. Only whoever holds the tables alone; but steering
+    /// reads the bitmap meanwhile, so each word goes from old to right in one store.
     pub fn derive(&self) {
         for protocol in Protocol::ALL {
             let mut in_use = 0;
@@ -344,7 +340,6 @@ impl<W: Word> Ports<'_, W> {
                         let dynamic = matches!(cell, Cell::Exclusive(_) | Cell::Overloaded(_));
                         in_use += u64::from(dynamic);
                     }
-                    self.busy[table * PORT_WORDS + word].store(bits, Relaxed);
                     self.owned[table * PORT_WORDS + word].store(bits, Release);
                 }
                 self.tallies[table].store(held << 32, Relaxed);
@@ -396,7 +391,6 @@ mod tests {
 
     struct Memory {
         tallies: Vec<AtomicU64>,
-        busy: Vec<AtomicU64>,
         cells: Vec<AtomicU64>,
         owned: Vec<AtomicU64>,
         in_use: Vec<AtomicU64>,
@@ -407,7 +401,6 @@ mod tests {
             let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect();
             Memory {
                 tallies: zeros(3),
-                busy: zeros(3 * PORT_WORDS),
                 cells: zeros(3 * CELL_WORDS),
                 owned: zeros(3 * PORT_WORDS),
                 in_use: zeros(3),
@@ -416,7 +409,6 @@ mod tests {
         fn ports(&self) -> Ports<'_, AtomicU64> {
             Ports {
                 tallies: &self.tallies,
-                busy: &self.busy,
                 cells: &self.cells,
                 owned: &self.owned,
                 in_use: &self.in_use,

@@ -202,11 +202,11 @@ impl<W: Word> Nat<'_, W> {
         protocol: Protocol,
         word: usize,
     ) {
-        let (mut busy, _) = self.ports.bits(slot, protocol, word);
+        let mut owned = self.ports.owned_bits(slot, protocol, word);
         let address = policy.address_in(slot).map(|address| address.addr);
-        while busy != 0 {
-            let port = (word * 64) as u16 + busy.trailing_zeros() as u16;
-            busy &= busy - 1;
+        while owned != 0 {
+            let port = (word * 64) as u16 + owned.trailing_zeros() as u16;
+            owned &= owned - 1;
             let place = Place {
                 slot,
                 protocol,

@@ -266,10 +266,12 @@ impl<'m, W: Word> Nat<'m, W> {
         if !absent(&even.tuple()) || !absent(&odd.tuple()) {
             return false;
         }
-        halves[0].set_link(0);
-        halves[1].set_link(0);
+        for (half, snapshot) in halves.into_iter().zip([&even, &odd]) {
+            half.fill(&snapshot.side());
+        }
         let hashes = [self.hash(&even.tuple()), self.hash(&odd.tuple())];
-        if !self.enter(session, even.meta().shared(), hashes) {
+        let list = even.meta().shared().then(|| self.filter_key(&even, &odd));
+        if !self.enter(session, list, hashes) {
             return false;
         }
         for number in self.mappings_of(&even, &odd).into_iter().flatten() {

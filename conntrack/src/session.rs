@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use crate::age::{At, tick_differs};
 use crate::endpoint::Tuple;
 use crate::half::{HALF_WORDS, Half, Meta, Side, Snapshot, being_written};
+use crate::hash::Key;
 use crate::layout::header;
 use crate::mapping::NewMapping;
 use crate::memo::Remote;
@@ -114,7 +115,7 @@ impl<'m, W: Word> Nat<'m, W> {
     pub(crate) fn establish(&self, at: &At, plan: Plan, length: u32) -> Result<Rewrite, NotMade> {
         let hashes = [0, 1].map(|side| self.hash(&plan.sides[side].tuple));
         let opener = plan.opener();
-        let filter_hash = self.filter_hash(&plan);
+        let filter_hash = plan.filter_key().map(|key| self.keys.hash(&key));
         for _ in 0..8 {
             let held = self
                 .locks
@@ -162,7 +163,7 @@ impl<'m, W: Word> Nat<'m, W> {
             let first = u32::from(side == plan.opener());
             half.reset_stamp(at.stamp(), first, u64::from(first * length));
         }
-        if !self.enter(number, plan.sides[0].shared, hashes) {
+        if !self.enter(number, plan.filter_key(), hashes) {
             halves[1].unlock(Meta(0));
             halves[0].unlock(Meta(0));
             self.unback(at, &plan);
@@ -221,7 +222,7 @@ impl<'m, W: Word> Nat<'m, W> {
     }
 
     /// Enters both halves into the index, and the session into its filter list.
-    pub(crate) fn enter(&self, number: u32, shared: bool, hashes: [u64; 2]) -> bool {
+    pub(crate) fn enter(&self, number: u32, list: Option<Key>, hashes: [u64; 2]) -> bool {
         let halves = [2 * number, 2 * number + 1];
         if !self.tuples.insert(hashes[0], halves[0]) {
             return false;
@@ -230,7 +231,7 @@ impl<'m, W: Word> Nat<'m, W> {
             self.tuples.remove(hashes[0], halves[0]);
             return false;
         }
-        let listed = !shared || self.enlist(number);
+        let listed = list.is_none_or(|key| self.enlist(number, &key));
         if !listed {
             self.tuples.remove(hashes[0], halves[0]);
             self.tuples.remove(hashes[1], halves[1]);

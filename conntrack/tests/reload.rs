@@ -1,0 +1,126 @@
+//! A changed policy: what contradicts it ends, everything else goes on.
+
+mod common;
+use common::*;
+use conntrack::Refusal;
+use conntrack::Signal::{TcpData, TcpSyn, Udp};
+
+#[test]
+fn a_lost_address_takes_its_sessions_along() {
+    for mapping in [EIM, EDM] {
+        let mut policy = policy(mapping, EDF);
+        policy
+            .addresses
+            .push(external("198.51.100.2", 1, 1024, 65535));
+        let mut rig = Rig::new(policy);
+        let before: Vec<_> = (1..=30)
+            .map(|host| rig.udp(&format!("10.0.0.{host}:5000"), "203.0.113.1:53"))
+            .collect();
+        // The address changes; the new one is in the old one's slot.
+        rig.policy.addresses[1] = external("198.51.100.3", 1, 1024, 65535);
+        rig.apply();
+        rig.check();
+        let kept = before
+            .iter()
+            .filter(|e| e.addr == addr("198.51.100.1"))
+            .count() as u64;
+        assert!(kept > 0 && kept < 30);
+        assert_eq!(rig.nat.totals().sessions, kept);
+        for (host, old) in (1..=30).zip(before) {
+            let now = rig.udp(&format!("10.0.0.{host}:5000"), "203.0.113.1:53");
+            assert_ne!(now.addr, addr("198.51.100.2"));
+            if old.addr == addr("198.51.100.1") {
+                assert_eq!(now, old, "an untouched mapping stays");
+            }
+        }
+        rig.check();
+    }
+}
+
+#[test]
+fn forwards_come_change_and_go() {
+    let mut rig = Rig::new(policy(EDM, EDF));
+    let web = ep("198.51.100.1:8080");
+    // A dynamic mapping sits where the forward will be.
+    let dynamic = rig.connect("10.0.0.9:8080", "203.0.113.1:80");
+    assert_eq!(dynamic, web);
+    rig.policy.forwards = vec![forward(TCP, "198.51.100.1:8080", "10.0.0.2:80", &[])];
+    rig.apply();
+    rig.check();
+    assert_eq!(rig.nat.totals().removed, 1);
+    assert_eq!(
+        rig.out(TcpData, "10.0.0.9:8080", "203.0.113.1:80"),
+        Err(Refusal::TcpMidstream)
+    );
+    rig.back(TcpSyn, "203.0.113.1:7", web).unwrap();
+    rig.back(TcpSyn, "192.0.2.1:7", web).unwrap();
+    // An allow-list that leaves one of them out.
+    rig.policy.forwards[0].allow = vec!["203.0.113.0/24".parse().unwrap()];
+    rig.apply();
+    assert_eq!(rig.nat.totals().sessions, 1);
+    assert_eq!(
+        rig.back(TcpSyn, "192.0.2.1:7", web),
+        Err(Refusal::ForwardDenied)
+    );
+    // Another target.
+    rig.policy.forwards[0].target = ep("10.0.0.3:80");
+    rig.apply();
+    assert_eq!(rig.nat.totals().sessions, 0);
+    let there = rig.back(TcpSyn, "203.0.113.1:7", web).unwrap();
+    assert_eq!(there.destination, ep("10.0.0.3:80"));
+    rig.check();
+    rig.policy.forwards.clear();
+    rig.apply();
+    assert_eq!(
+        rig.back(TcpSyn, "203.0.113.1:7", web),
+        Err(Refusal::NoSession)
+    );
+    rig.assert_empty();
+}
+
+#[test]
+fn behaviours_change_under_living_sessions() {
+    let mut rig = Rig::new(policy(EIM, EDF));
+    let external = rig.udp("10.0.0.1:5000", "203.0.113.1:53");
+    rig.policy = policy(EDM, EDF);
+    rig.apply();
+    assert_eq!(rig.udp("10.0.0.1:5000", "203.0.113.1:53"), external);
+    let other = rig.udp("10.0.0.1:5000", "203.0.113.2:53");
+    assert_ne!(other, external, "an exclusive endpoint is not overloaded");
+    rig.policy = policy(EIM, EIF);
+    rig.apply();
+    assert_eq!(rig.udp("10.0.0.1:5000", "203.0.113.3:53"), external);
+    assert!(rig.back(Udp, "192.0.2.1:1", external).is_ok());
+    rig.check();
+}
+
+#[test]
+fn a_smaller_pool_keeps_old_ports_and_gives_no_more_of_them() {
+    let mut rig = Rig::new(policy(EDM, EDF));
+    let old = rig.udp("10.0.0.1:5000", "203.0.113.1:53");
+    rig.policy.addresses = vec![external("198.51.100.1", 0, 40000, 40001)];
+    rig.apply();
+    assert_eq!(rig.udp("10.0.0.1:5000", "203.0.113.1:53"), old);
+    for port in 1..=2 {
+        assert!(rig.udp(&format!("10.0.0.2:{port}"), "203.0.113.1:53").port >= 40000);
+    }
+    let more = rig.out(Udp, "10.0.0.2:3", "203.0.113.1:53");
+    assert_eq!(more, Err(Refusal::PortsExhausted));
+    // A larger pool lifts the exhaustion at once.
+    rig.policy.addresses = vec![external("198.51.100.1", 0, 40000, 40002)];
+    rig.apply();
+    assert_eq!(rig.udp("10.0.0.2:3", "203.0.113.1:53").port, 40002);
+    rig.check();
+}
+
+#[test]
+fn no_pool_no_mapping() {
+    let mut rig = Rig::new(policy(EIM, EDF));
+    rig.policy.addresses.clear();
+    rig.apply();
+    let refused = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
+    assert_eq!(refused, Err(Refusal::NoExternalAddress));
+    rig.policy.mapping = EDM;
+    let refused = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
+    assert_eq!(refused, Err(Refusal::NoExternalAddress));
+}
