@@ -125,7 +125,7 @@ impl<W: Word> Nat<'_, W> {
 
     /// Who may be reached through an external endpoint by a remote address: a forward's target, or
     /// the internal endpoint of an `eim` mapping that filtering opens. The mapping is joined.
-    fn behind(
+    pub(crate) fn behind(
         &self,
         at: &At,
         protocol: Protocol,
