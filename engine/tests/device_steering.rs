@@ -363,6 +363,10 @@ fn rule_4_internal_sources() {
             "spoofed"
         );
         assert_eq!(bench.packet(EXTERNAL, &from(REMOTE, GATEWAY)), PASS);
+        // The host's own services on the shared address are spared it, too.
+        assert_eq!(bench.packet(EXTERNAL, &from(INSIDE, HOST)), DROP, "spoofed");
+        assert_eq!(bench.packet(INTERNAL, &from(INSIDE, HOST)), PASS);
+        assert_eq!(bench.packet(ONE_ARM, &from(INSIDE, HOST)), PASS);
     });
 }
 

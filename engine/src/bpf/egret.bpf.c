@@ -315,6 +315,11 @@ int egret_steer(struct xdp_md *ctx)
 			return to_engine(ctx, interface, COUNT_FRAGMENTS, XDP_PASS);
 		if (shared_is_owned(external, ip, end))
 			return to_engine(ctx, interface, COUNT_SHARED, XDP_DROP);
+		// The host trusts internal sources no less than clients do.
+		if (!(interface->role & ROLE_INTERNAL) && in_prefixes(&internals, ip->source)) {
+			count(COUNT_SPOOFED);
+			return XDP_DROP;
+		}
 		return pass();
 	}
 
