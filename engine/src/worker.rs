@@ -54,7 +54,8 @@ pub struct Worker<D, H, R> {
 }
 
 impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
-    /// A worker that sends at most `errors_per_second` ICMP errors of Egret's own.
+    /// A worker that sends at most `errors_per_second` ICMP errors of Egret's own, shared out by
+    /// [`Limiters`].
     pub fn new(
         device: D,
         host: H,
