@@ -10,13 +10,15 @@ use crate::wire::{checksum, ethernet, icmp, ipv4, put16};
 /// Bytes of the longest packet that [`write_error`] makes, IPv4 header included (RFC 1812 section
 /// 4.3.2.3).
 pub const ERROR_LEN_MAX: usize = 576;
+/// Bytes of an error before its quote, IPv4 header included.
+pub const QUOTE_OFFSET: usize = ipv4::HEADER_LEN + icmp::HEADER_LEN;
 /// Bytes of the offending packet that are quoted at most.
-pub const QUOTE_LEN_MAX: usize = ERROR_LEN_MAX - ipv4::HEADER_LEN - icmp::HEADER_LEN;
+pub const QUOTE_LEN_MAX: usize = ERROR_LEN_MAX - QUOTE_OFFSET;
 
 /// TTL of the errors.
 const ERROR_TTL: u8 = 64;
 /// Bytes of the frame before the quote.
-const HEADERS_LEN: usize = IP + ipv4::HEADER_LEN + icmp::HEADER_LEN;
+const HEADERS_LEN: usize = IP + QUOTE_OFFSET;
 
 /// Which error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

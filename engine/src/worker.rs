@@ -261,7 +261,11 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             return self.drop(frame, reason);
         };
         self.identification = self.identification.wrapping_add(1);
+        // The answer fits the link that it leaves by, however small.
+        let mtu = self.gateway.links().links.get(usize::from(ingress)).map_or(0, |link| link.mtu);
+        let quoted = usize::from(mtu).saturating_sub(icmp::QUOTE_OFFSET);
         let (offset, len) = (self.device.offset(&frame), frame.len());
+        let len = len.min(ethernet::HEADER_LEN + quoted);
         let slot = self.device.resize(&mut frame, offset, len);
         let (offset, len) =
             icmp::write_error(slot, offset, len, packet, kind, source, self.identification);

@@ -31,6 +31,7 @@ pub mod wait;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use engine::device::sys::ethtool::{self, Offload};
 use ipnet::Ipv4Net;
 
 pub use capture::Capture;
@@ -180,6 +181,11 @@ impl Lab {
         (self.options.external_mtu, self.options.far_mtu)
     }
 
+    /// The switch of the clients' segment; its port `gw` faces the gateway.
+    pub fn switch(&self) -> &Namespace {
+        &self.switch
+    }
+
     /// What the gateway's neighbours sent to it and received from it so far.
     ///
     /// # Errors
@@ -228,6 +234,31 @@ impl Lab {
             namespace: pod,
             address,
         })
+    }
+
+    /// Lets the gateway's neighbours cut TCP streams into packets themselves, as over a real wire:
+    /// in generic mode the gateway would be handed packets of up to 64 KiB.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn split_towards_gateway(&self) -> Result<(), LabError> {
+        let mut links = vec![(&self.switch, "gw")];
+        if self.topology == Topology::TwoArm {
+            links.push((&self.router, plan::ROUTER_LINK));
+        }
+        for (namespace, link) in links {
+            let off = || {
+                for offload in [Offload::Tso, Offload::Gso] {
+                    ethtool::set_offload(link, offload, false)?;
+                }
+                Ok(())
+            };
+            namespace.run(off).map_err(LabError::system(format!(
+                "turning segmentation offload off on {link} in {}",
+                namespace.name()
+            )))?;
+        }
+        Ok(())
     }
 
     fn end_gateway<'a>(&'a self, name: &'a str) -> End<'a> {

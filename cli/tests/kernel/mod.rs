@@ -94,6 +94,14 @@ impl Stand {
         Stand { engine, lab }
     }
 
+    /// Generic mode gets merged packets as they are, too big for a frame: the gateway's neighbours
+    /// send single ones. (Attached natively, the program does that to a veth by itself.)
+    pub fn split_for_generic_mode(&self) {
+        self.lab
+            .split_towards_gateway()
+            .unwrap_or_else(|e| panic!("{e}"));
+    }
+
     /// What the control socket answers to `status`.
     pub fn status(&self) -> serde_json::Value {
         engine::control::ask(&EngineProcess::control_path(&self.lab), "status")

@@ -35,7 +35,7 @@ use crate::worker::{Host, Worker};
 pub use facts::{
     Arm, EXTERNAL, UPSTREAM, host_for, mac_of, mac_of_interface, routes_for, unicast_route,
 };
-pub use inspect::{inspect, repair};
+pub use inspect::{inspect, repair, transport_is_right};
 
 /// Every world's tables are of one boot.
 const IDENTITY: Identity = Identity { boot_id: *b"world in memory." };
@@ -479,7 +479,8 @@ impl World {
                 let frames = worker.device().inner_mut().take_transmitted(interface);
                 for frame in &frames {
                     if let Err(what) = inspect(frame, interface as u8, &links, transport) {
-                        let what = format!("{what} (interface {interface}): {frame:02x?}");
+                        let start = &frame[..frame.len().min(80)];
+                        let what = format!("{what} (interface {interface}): {start:02x?}");
                         self.violation.get_or_insert(Violation(what));
                     }
                 }
@@ -495,9 +496,6 @@ impl World {
     /// # Errors
     /// The first that does not hold.
     pub fn check_invariants(&mut self) -> Result<(), Violation> {
-        if let Some(violation) = &self.violation {
-            return Err(violation.clone());
-        }
         self.check_frames()?;
         let counters: Vec<Snapshot> = self.workers.iter().map(|w| w.stats().snapshot()).collect();
         invariants::check(&self.shared, &counters, self.now)
@@ -508,6 +506,9 @@ impl World {
     /// # Errors
     /// The first that does not hold.
     pub fn check_frames(&mut self) -> Result<(), Violation> {
+        if let Some(violation) = &self.violation {
+            return Err(violation.clone());
+        }
         let mut owned = 0;
         for (number, worker) in self.workers.iter_mut().enumerate() {
             let held = worker.frames_owned();

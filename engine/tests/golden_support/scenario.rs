@@ -38,7 +38,9 @@ impl Scenario {
         self
     }
 
+    /// Something happens, one millisecond after the frame before.
     pub fn event(&mut self, event: &str) -> &mut Scenario {
+        self.now += 1;
         self.events.push(format!("{} {event}", self.now));
         self
     }

@@ -1,0 +1,619 @@
+//! Starting and ending: the host is left as it was found, engines keep off each other, a restart is
+//! quick, an idle gateway sleeps, and what cannot be run says why.
+
+mod kernel;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use egret_cli::demo::check::{at, endpoint};
+use egret_cli::demo::setup::{self, Tuning};
+use egret_cli::lab::plan::{EXTERNAL, ROUTER_LINK, SERVERS};
+use egret_cli::lab::service::{UdpFlow, UdpService};
+use egret_cli::lab::tcp::{EchoConnection, TcpService, exchange};
+use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Namespace, Topology, wait};
+use engine::device::sys::ethtool::{self, Offload};
+use kernel::{EGRET, Said, Stand, build, command, have, ip, is_root, run, succeed};
+
+const PREFIX: &str = "egret-tl";
+const LIMIT: Duration = Duration::from_secs(20);
+const OWN: &str = "192.0.2.3";
+
+/// A pool of one address of Egret's own.
+fn own_pool() -> String {
+    format!("\n[pool]\naddresses = [\"{OWN}\"]\n")
+}
+
+/// What is set on the gateway and on its neighbours' ends of its links, as text.
+fn snapshot(lab: &Lab) -> String {
+    let gateway = &lab.gateway;
+    let mut text = String::new();
+    for line in [
+        "-d link",
+        "address",
+        "-4 route show table all",
+        "rule",
+        "netconf",
+    ] {
+        text += &format!(
+            "ip {line}:\n{}",
+            ip(gateway, line).replace(" tentative", "")
+        );
+    }
+    let managed = ip(gateway, "-d neighbour");
+    text += &format!(
+        "managed neighbours: {}\n",
+        managed.matches("managed").count()
+    );
+    text += &succeed(gateway, command("tc").args(["qdisc", "show"]), LIMIT).text();
+    let mut ends = vec![
+        (gateway, lab.topology.internal_link()),
+        (lab.switch(), "gw"),
+    ];
+    if lab.topology == Topology::TwoArm {
+        ends.extend([
+            (gateway, lab.topology.external_link()),
+            (&lab.router, ROUTER_LINK),
+        ]);
+    }
+    for (namespace, link) in ends {
+        text += &format!(
+            "{} {link}: {}\n",
+            namespace.name(),
+            offloads(namespace, link)
+        );
+    }
+    text += &format!("kept in /run: {:?}\n", kept(lab));
+    text
+}
+
+/// The offloads that are on.
+fn offloads(namespace: &Namespace, link: &str) -> String {
+    let on = namespace.run(|| {
+        let is_on = |which: &Offload| ethtool::offload(link, *which).unwrap_or(false);
+        Ok(Offload::ALL
+            .iter()
+            .filter(|which| is_on(which))
+            .map(|which| which.name())
+            .collect())
+    });
+    let on: Vec<&str> = on.expect("asking about offloads");
+    on.join(" ")
+}
+
+/// What the instance keeps in /run, but for its tables.
+fn kept(lab: &Lab) -> Vec<String> {
+    let entries = fs::read_dir(format!("/run/egret/{}", lab.name()));
+    let names = entries.into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name != "tables").collect()
+}
+
+/// Differences of two snapshots, a line each.
+fn difference(before: &str, after: &str) -> String {
+    let only = |a: &str, b: &str, sign: char| {
+        let missing = a
+            .lines()
+            .filter(|line| !b.lines().any(|other| other == *line));
+        missing
+            .map(|line| format!("{sign} {line}\n"))
+            .collect::<String>()
+    };
+    only(before, after, '-') + &only(after, before, '+')
+}
+
+/// Some TCP and UDP through the gateway.
+fn some_traffic(lab: &Lab) {
+    let server = &lab.servers[0].namespace;
+    let tcp = TcpService::start(server, 5001).expect("a server");
+    let udp = UdpService::start(server, SERVERS[0], [7000]).expect("a server");
+    for client in &lab.clients {
+        exchange(&client.namespace, at(0, 5001), 256 << 10, 1).expect("bytes through the gateway");
+        let flow = UdpFlow::open(&client.namespace, 0, at(0, 7000)).expect("a flow");
+        flow.ask(b"question", 3, LIMIT / 20).expect("an answer");
+    }
+    drop((tcp, udp));
+}
+
+/// A lab with an engine of this mode and pool that is ready to start, and how it is found.
+fn found(topology: Topology, mode: &str, more: String) -> (Stand, String) {
+    let tuning = Tuning {
+        mode: Some(mode.to_owned()),
+        more,
+        ..Tuning::default()
+    };
+    let stand = Stand::prepare(LabOptions::new(PREFIX, topology), &tuning);
+    if mode == "generic" {
+        stand.split_for_generic_mode();
+    }
+    // What the engine wants off is on at first.
+    let internal = topology.internal_link();
+    let on = || {
+        ethtool::set_offload(internal, Offload::Gro, true)?;
+        ethtool::set_offload(internal, Offload::RxVlan, true)
+    };
+    stand.lab.gateway.run(on).expect("turning offloads on");
+    // IPv6 settles in its own time.
+    wait::until(LIMIT, || {
+        !ip(&stand.lab.gateway, "address").contains("tentative")
+    });
+    let before = snapshot(&stand.lab);
+    (stand, before)
+}
+
+fn left_as_found(topology: Topology, mode: &str, more: String) {
+    if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
+        return;
+    }
+    let (mut stand, before) = found(topology, mode, more);
+    for _ in 0..2 {
+        stand
+            .engine
+            .start()
+            .unwrap_or_else(|error| panic!("{error}"));
+        some_traffic(&stand.lab);
+        let during = difference(&before, &snapshot(&stand.lab));
+        for sign in ["xdp", "egret", "rxvlan"] {
+            assert!(
+                during.contains(sign),
+                "no sign of {sign} while it runs:\n{during}"
+            );
+        }
+        stand
+            .engine
+            .stop()
+            .unwrap_or_else(|error| panic!("{error}"));
+        // The kernel takes TAPs and programs away in its own time.
+        let settled = wait::until(LIMIT / 10, || snapshot(&stand.lab) == before);
+        assert!(settled, "{}", difference(&before, &snapshot(&stand.lab)));
+    }
+}
+
+#[test]
+fn sigterm_leaves_the_host_as_found_copy_two_arm() {
+    left_as_found(Topology::TwoArm, "copy", own_pool());
+}
+
+#[test]
+fn sigterm_leaves_the_host_as_found_copy_one_arm() {
+    left_as_found(Topology::OneArm, "copy", String::new());
+}
+
+#[test]
+fn sigterm_leaves_the_host_as_found_generic_one_arm() {
+    left_as_found(Topology::OneArm, "generic", own_pool());
+}
+
+#[test]
+fn sigterm_leaves_the_host_as_found_generic_two_arm() {
+    left_as_found(Topology::TwoArm, "generic", String::new());
+}
+
+/// `egret` with words, in the gateway's namespace.
+fn egret(lab: &Lab, words: &[&str]) -> Said {
+    run(&lab.gateway, Command::new(EGRET).args(words), LIMIT)
+}
+
+#[test]
+fn after_sigkill_internal_traffic_stops_until_detach_puts_everything_back() {
+    if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
+        return;
+    }
+    let (mut stand, before) = found(Topology::TwoArm, "copy", own_pool());
+    stand
+        .engine
+        .start()
+        .unwrap_or_else(|error| panic!("{error}"));
+    some_traffic(&stand.lab);
+    let name = stand.lab.name().to_owned();
+    let refused = egret(&stand.lab, &["detach", "--instance", &name]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("is running"), "{}", refused.stderr);
+    some_traffic(&stand.lab);
+
+    stand.engine.kill();
+    let server = &stand.lab.servers[0];
+    let service = UdpService::start(&server.namespace, server.address, [7001]).expect("a server");
+    let flow = UdpFlow::open(&stand.lab.clients[0].namespace, 0, at(0, 7001)).expect("a flow");
+    flow.ask(b"anybody", 3, LIMIT / 100)
+        .expect_err("nobody translates");
+    let link = ip(&stand.lab.gateway, "link show lan0");
+    assert!(link.contains("xdp"), "the program stays: {link}");
+    let host = TcpService::start(&stand.lab.gateway, 2222).expect("a server");
+    exchange(&server.namespace, endpoint(EXTERNAL, 2222), 64 << 10, 3).expect("host traffic");
+    drop((service, host));
+
+    let detached = egret(&stand.lab, &["detach", "--instance", &name]);
+    assert!(detached.status.success(), "{detached:?}");
+    assert!(
+        detached.text().contains("2 interface"),
+        "{}",
+        detached.text()
+    );
+    let settled = wait::until(LIMIT / 10, || snapshot(&stand.lab) == before);
+    assert!(settled, "{}", difference(&before, &snapshot(&stand.lab)));
+    let again = egret(&stand.lab, &["detach", "--instance", &name]);
+    assert!(
+        again.status.success() && again.text().contains("nothing"),
+        "{again:?}"
+    );
+    stand
+        .engine
+        .start()
+        .unwrap_or_else(|error| panic!("{error}"));
+    some_traffic(&stand.lab);
+    stand.stop();
+}
+
+/// `egret run` with a file of this text, which must not start.
+fn refused(lab: &Lab, text: &str) -> Said {
+    let path = lab.directory().join("refused.toml");
+    fs::write(&path, text).expect("writing a configuration");
+    let said = egret(lab, &["run", "--config", &path.display().to_string()]);
+    assert_eq!(said.status.code(), Some(2), "{text}\n{said:?}");
+    said
+}
+
+#[test]
+fn a_second_engine_is_refused_and_the_first_goes_on() {
+    if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
+        return;
+    }
+    let stand = Stand::start(
+        LabOptions::new(PREFIX, Topology::TwoArm),
+        &Tuning::default(),
+    );
+    let lab = &stand.lab;
+    let during = snapshot(lab);
+    let config = setup::config(lab, &Tuning::default());
+    let other = |text: &str| {
+        let (from, to) = (
+            format!("instance = \"{}\"", lab.name()),
+            "instance = \"egret-tl-other\"",
+        );
+        text.replace(&from, to)
+            .replace("control.sock", "other.sock")
+    };
+    let tables = lab.directory().join("shared-tables");
+    // By name, by interface, by tables.
+    let same = refused(lab, &config);
+    assert!(
+        same.stderr.contains("running") || same.stderr.contains("in use"),
+        "{}",
+        same.stderr
+    );
+    assert!(same.stderr.contains(lab.name()), "{}", same.stderr);
+    let interface = refused(lab, &other(&config));
+    for word in [
+        "lan0",
+        "XDP program already",
+        "ip link set dev lan0 xdp off",
+    ] {
+        assert!(
+            interface.stderr.contains(word),
+            "{word}: {}",
+            interface.stderr
+        );
+    }
+    let held = fs::File::create(&tables).expect("a file");
+    let _held = nix::fcntl::Flock::lock(held, nix::fcntl::FlockArg::LockExclusive).expect("a lock");
+    let with_tables = other(&config).replace(
+        "sessions_max = 65536",
+        &format!("sessions_max = 65536\npath = \"{}\"", tables.display()),
+    );
+    let in_use = refused(lab, &with_tables);
+    for word in ["shared-tables", "in use"] {
+        assert!(in_use.stderr.contains(word), "{word}: {}", in_use.stderr);
+    }
+    assert!(
+        !PathBuf::from("/run/egret/egret-tl-other/bpf").exists(),
+        "what was refused is gone"
+    );
+    let _ = fs::remove_dir_all("/run/egret/egret-tl-other");
+    let after = difference(&during, &snapshot(lab));
+    assert!(after.is_empty(), "a refused engine changed\n{after}");
+    some_traffic(lab);
+    stand.assert_in_order();
+    stand.stop();
+}
+
+#[test]
+fn another_xdp_program_is_not_replaced() {
+    if !is_root() || !have(&[("ip", "iproute2")]) {
+        return;
+    }
+    for mode in ["auto", "generic"] {
+        let tuning = Tuning {
+            mode: Some(mode.to_owned()),
+            ..Tuning::default()
+        };
+        let mut stand = Stand::prepare(LabOptions::new(PREFIX, Topology::TwoArm), &tuning);
+        let gateway = &stand.lab.gateway;
+        let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/src/bpf/egret.bpf.o");
+        ip(
+            gateway,
+            &format!("link set dev wan0 xdp object {object} section xdp"),
+        );
+        let before = ip(gateway, "-d link show wan0");
+        assert!(before.contains("prog/xdp"), "{before}");
+        let error = stand
+            .engine
+            .start()
+            .expect_err("wan0 has a program")
+            .to_string();
+        for word in ["wan0", "XDP program already", "xdp off", "exit status: 2"] {
+            assert!(error.contains(word), "{word}: {error}");
+        }
+        let gateway = &stand.lab.gateway;
+        assert_eq!(ip(gateway, "-d link show wan0"), before);
+        let lan = ip(gateway, "-d link show lan0");
+        assert!(!lan.contains("xdp"), "a failed start leaves nothing: {lan}");
+        assert_eq!(kept(&stand.lab), Vec::<String>::new(), "pins");
+        // Once it is gone, the engine starts.
+        ip(gateway, "link set dev wan0 xdp off");
+        if mode == "auto" {
+            stand
+                .engine
+                .start()
+                .unwrap_or_else(|error| panic!("{error}"));
+            stand.stop();
+        }
+    }
+}
+
+/// A start that fails after the program was attached, as for a control socket that cannot be made.
+#[test]
+fn a_failed_start_leaves_the_host_as_found() {
+    if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
+        return;
+    }
+    let (stand, before) = found(Topology::TwoArm, "copy", String::new());
+    let config = setup::config(&stand.lab, &Tuning::default());
+    let file = stand.lab.directory().join("file");
+    fs::write(&file, "").expect("a file");
+    let socket = EngineProcess::control_path(&stand.lab)
+        .display()
+        .to_string();
+    let config = config.replace(&socket, &file.join("socket").display().to_string());
+    let said = refused(&stand.lab, &config);
+    assert!(said.stderr.contains("control"), "{}", said.stderr);
+    let settled = wait::until(LIMIT / 10, || snapshot(&stand.lab) == before);
+    assert!(settled, "{}", difference(&before, &snapshot(&stand.lab)));
+}
+
+#[test]
+fn ten_quick_restarts_under_traffic() {
+    if !is_root() {
+        return;
+    }
+    for topology in Topology::ALL {
+        let options = LabOptions {
+            queues: 2,
+            ..LabOptions::new(PREFIX, topology)
+        };
+        let mut stand = Stand::start(options, &Tuning::default());
+        let server = &stand.lab.servers[0];
+        let tcp = TcpService::start(&server.namespace, 5003).expect("a server");
+        let udp = UdpService::start(&server.namespace, server.address, [7002]).expect("a server");
+        let open = || EchoConnection::open(&stand.lab.clients[0].namespace, at(0, 5003));
+        let mut echo = open().expect("a connection");
+        let flow = UdpFlow::open(&stand.lab.clients[1].namespace, 0, at(0, 7002)).expect("a flow");
+        let seen = flow.ask(b"first", 3, LIMIT / 20).expect("an answer");
+        let mut slowest = Duration::ZERO;
+        for round in 0..10u8 {
+            let begun = Instant::now();
+            for number in 0..50u8 {
+                let _ = flow.send(&[round, number]);
+            }
+            if round % 2 == 0 {
+                stand.engine.kill();
+            } else {
+                stand
+                    .engine
+                    .stop()
+                    .unwrap_or_else(|error| panic!("{error}"));
+            }
+            for number in 50..100u8 {
+                let _ = flow.send(&[round, number]);
+            }
+            echo.send(&[round]).expect("the connection stands");
+            stand
+                .engine
+                .start()
+                .unwrap_or_else(|error| panic!("round {round}: {error}"));
+            slowest = slowest.max(begun.elapsed());
+            let again = flow
+                .ask(&[round; 3], 10, LIMIT / 40)
+                .expect("the flow goes on");
+            assert_eq!(again, seen, "round {round}: with its external endpoint");
+            echo.expect(&[round], LIMIT / 2)
+                .expect("the connection goes on");
+        }
+        println!(
+            "{}: slowest restart {} ms",
+            topology.name(),
+            slowest.as_millis()
+        );
+        assert!(slowest < Duration::from_secs(3), "{slowest:?}");
+        stand.assert_in_order();
+        drop((tcp, udp));
+        stand.stop();
+    }
+}
+
+/// Nanoseconds that a process's threads ran, and its user and system time in clock ticks.
+fn run_time(pid: u32) -> (u64, u64) {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let ran = tasks.flatten().map(|task| {
+        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        text.split(' ')
+            .next()
+            .and_then(|word| word.parse::<u64>().ok())
+            .unwrap_or(0)
+    });
+    let ran = ran.sum();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its times");
+    let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
+    let ticks = fields
+        .skip(11)
+        .take(2)
+        .map(|word| word.parse::<u64>().expect("ticks"));
+    (ran, ticks.sum())
+}
+
+fn idle(sessions: &str) {
+    if !is_root() {
+        return;
+    }
+    const WATCHED: Duration = Duration::from_secs(5);
+    let lab = build(LabOptions::new(PREFIX, Topology::TwoArm));
+    let config = setup::config(&lab, &Tuning::default()).replace("sessions_max = 65536", sessions);
+    let mut stand = Stand::with_config(lab, &config);
+    stand
+        .engine
+        .start()
+        .unwrap_or_else(|error| panic!("{error}"));
+    some_traffic(&stand.lab);
+    let pid = stand.engine.pid().expect("it runs");
+    let table = stand.status()["sessions_max"].clone();
+    // Not a wait for something: this is the time over which is measured.
+    let (begun, before) = (Instant::now(), run_time(pid));
+    std::thread::sleep(WATCHED);
+    let (elapsed, after) = (begun.elapsed(), run_time(pid));
+    let percent = (after.0 - before.0) as f64 / elapsed.as_nanos() as f64 * 100.0;
+    // Ticks of the interface to users: 100 a second (USER_HZ).
+    let ticks = (after.1 - before.1) as f64 / elapsed.as_secs_f64();
+    println!(
+        "{{\"name\": \"gateway/idle-cpu/{table}-sessions\", \"value\": {percent:.3}, \
+         \"unit\": \"percent of a core\", \"utime+stime\": {ticks:.2}}}"
+    );
+    assert!(
+        percent < 1.0 && ticks < 1.0,
+        "{percent:.3} % ({ticks:.2} % in ticks) with {table}"
+    );
+    stand.stop();
+}
+
+#[test]
+fn an_idle_gateway_sleeps() {
+    idle("sessions_max = 65536");
+}
+
+#[test]
+fn an_idle_gateway_with_tables_of_the_default_size_sleeps() {
+    idle("");
+}
+
+/// Every message names the value, what is allowed, and what to do.
+#[test]
+fn what_cannot_be_run_says_why() {
+    if !is_root() {
+        return;
+    }
+    let lab = build(LabOptions::new(PREFIX, Topology::OneArm));
+    let listener = TcpService::start(&lab.gateway, 20_022).expect("a server");
+    let start = format!(
+        "internal = \"10.77.0.0/24\"\ninstance = \"{}\"\n",
+        lab.name()
+    );
+    let good = format!("{start}interface = \"eth0\"\n");
+    let cases: [(&str, String, &[&str]); 8] = [
+        (
+            "no such interface",
+            format!("{start}interface = \"eth9\"\n"),
+            &["\"eth9\"", "eth0", "fix"],
+        ),
+        (
+            "prefix clash",
+            good.replace("10.77.0.0/24", "192.0.2.0/24"),
+            &["192.0.2.0/24", "192.0.2.2", "fix"],
+        ),
+        (
+            "eif on a shared address",
+            format!("{good}[nat]\nmapping = \"eim\"\nfiltering = \"eif\"\n"),
+            &["eif", "adf", "pool.addresses"],
+        ),
+        (
+            "unknown key",
+            format!("{good}intrenal = 1\n"),
+            &["`intrenal`", "`internal`"],
+        ),
+        (
+            "a port that listens",
+            format!("{good}[pool]\nports = \"20000-20100\"\n"),
+            &["20022", "pool.exclude_ports"],
+        ),
+        (
+            "ephemeral ports",
+            format!("{good}[pool]\nports = \"40000-50000\"\n"),
+            &["40000-50000", "32768-60999", "ip_local_port_range"],
+        ),
+        (
+            "a duplicate forward",
+            format!(
+                "{good}{0}{0}",
+                "[[forwards]]\nprotocol = \"tcp\"\nexternal = \"8080\"\ntarget = \"10.77.0.11:80\"\n"
+            ),
+            &["8080", "tcp"],
+        ),
+        (
+            "no TOML",
+            format!("{start}interface = eth0\n"),
+            &["eth0", "TOML"],
+        ),
+    ];
+    for (what, text, words) in cases {
+        let said = refused(&lab, &text);
+        println!("{what}:\n{}", said.stderr);
+        for word in words {
+            assert!(
+                said.stderr.contains(word),
+                "{what}: no {word} in\n{}",
+                said.stderr
+            );
+        }
+        assert!(!said.stderr.contains("panicked"), "{}", said.stderr);
+    }
+    drop(listener);
+    let nothing = egret(&lab, &["run", "--config", "/nonexistent.toml"]);
+    assert_eq!(nothing.status.code(), Some(2));
+    assert!(
+        nothing.stderr.contains("/nonexistent.toml"),
+        "{}",
+        nothing.stderr
+    );
+    if have(&[("setpriv", "util-linux")]) {
+        unprivileged(&lab, &good);
+    }
+}
+
+/// An ordinary user, and a root without capabilities as in a container.
+fn unprivileged(lab: &Lab, config: &str) {
+    let path = lab.directory().join("unprivileged.toml");
+    fs::write(&path, config).expect("writing a configuration");
+    let users: [&[&str]; 2] = [
+        &["--bounding-set=-all", "--inh-caps=-all"],
+        &["--reuid=65534", "--regid=65534", "--clear-groups"],
+    ];
+    for user in users {
+        let mut may_read = command("setpriv");
+        may_read.args(user).args(["test", "-x", EGRET]);
+        if !run(&lab.gateway, &mut may_read, LIMIT).status.success() {
+            println!("{user:?} may not read {EGRET}");
+            continue;
+        }
+        let mut setpriv = command("setpriv");
+        setpriv
+            .args(user)
+            .args([EGRET, "run", "--config"])
+            .arg(&path);
+        let said = run(&lab.gateway, &mut setpriv, LIMIT);
+        println!("{}", said.stderr);
+        assert_eq!(said.status.code(), Some(2), "{said:?}");
+        for word in ["CAP_NET_ADMIN", "CAP_NET_RAW", "sudo egret run"] {
+            assert!(said.stderr.contains(word), "no {word} in\n{}", said.stderr);
+        }
+    }
+}

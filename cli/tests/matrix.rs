@@ -1,0 +1,84 @@
+//! The demo's checks through every way that frames can take: native copy and generic mode, one and
+//! two queues, one and two workers, one arm and two.
+
+mod kernel;
+
+use egret_cli::demo::check::{CHECKS, Check};
+use egret_cli::demo::report::{self, Progress};
+use egret_cli::demo::run_checks;
+use egret_cli::demo::setup::Tuning;
+use egret_cli::lab::{Gateway, LabOptions, Topology};
+use kernel::{Stand, is_root};
+
+const PREFIX: &str = "egret-tm";
+
+/// Runs every check of the demo in one lab.
+fn demo(topology: Topology, mode: &str, queues: u32, workers: u32) {
+    if !is_root() {
+        return;
+    }
+    let options = LabOptions {
+        queues,
+        ..LabOptions::new(PREFIX, topology)
+    };
+    let tuning = Tuning {
+        mode: Some(mode.to_owned()),
+        workers: Some(workers),
+        ..Tuning::default()
+    };
+    let mut stand = Stand::prepare(options, &tuning);
+    if mode == "generic" {
+        stand.split_for_generic_mode();
+    }
+    stand
+        .engine
+        .start()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let status = stand.status();
+    assert_eq!(status["mode"], mode);
+    assert_eq!(
+        status["workers"].as_array().map(Vec::len),
+        Some(workers as usize)
+    );
+    let checks: Vec<&Check> = CHECKS.iter().collect();
+    let reports = run_checks(&stand.lab, &mut stand.engine, &checks, &Progress::new());
+    let (reports, _) = reports.unwrap_or_else(|error| panic!("{error}"));
+    assert!(
+        !reports.iter().any(report::Report::failed),
+        "{}",
+        report::table(&reports)
+    );
+    assert_eq!(
+        reports.len(),
+        CHECKS.len() + 2,
+        "and what is watched all the time"
+    );
+    stand
+        .engine
+        .stop()
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+macro_rules! demos {
+    ($($name:ident: $topology:ident, $mode:literal, $queues:literal, $workers:literal;)*) => {$(
+        #[test]
+        fn $name() {
+            demo(Topology::$topology, $mode, $queues, $workers);
+        }
+    )*};
+}
+
+demos! {
+    copy_two_arm: TwoArm, "copy", 1, 1;
+    copy_one_arm: OneArm, "copy", 1, 1;
+    copy_two_arm_two_queues: TwoArm, "copy", 2, 1;
+    copy_one_arm_two_queues: OneArm, "copy", 2, 1;
+    copy_two_arm_two_workers: TwoArm, "copy", 2, 2;
+    copy_one_arm_two_workers: OneArm, "copy", 2, 2;
+    generic_two_arm: TwoArm, "generic", 1, 1;
+    generic_one_arm: OneArm, "generic", 1, 1;
+    generic_two_arm_two_queues: TwoArm, "generic", 2, 1;
+    generic_one_arm_two_queues: OneArm, "generic", 2, 1;
+    generic_two_arm_two_workers: TwoArm, "generic", 2, 2;
+    generic_one_arm_two_workers: OneArm, "generic", 2, 2;
+}

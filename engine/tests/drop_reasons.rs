@@ -1,0 +1,239 @@
+//! Every drop reason: a way to make it count exactly once, and nothing else.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::Ordering;
+
+use engine::drop_reason::DropReason;
+use engine::neighbour::HopState;
+use engine::route::{RouteFacts, RouteKind};
+use engine::wire::build::Envelope;
+use engine::wire::samples;
+use engine::wire::tcp::{ACK, SYN};
+use engine::wire::{icmp, ipv4};
+use engine::world::{EXTERNAL, Setup, UPSTREAM, World};
+
+const LAN: usize = 0;
+const WAN: usize = 1;
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
+const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
+const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
+
+const TWO_ARM: &str = "internal = \"10.0.0.0/8\"\n\
+    [[interfaces]]\nname = \"lan0\"\nrole = \"internal\"\n\
+    [[interfaces]]\nname = \"wan0\"\nrole = \"external\"\n";
+const OWN_POOL: &str = "[pool]\naddresses = \"198.51.100.20\"\n";
+const FORWARD: &str = "[[forwards]]\nprotocol = \"tcp\"\nexternal = \"8443\"\n\
+    target = \"10.77.0.10:443\"\nallow = \"203.0.113.80/32\"\n";
+
+fn world(more: &str) -> World {
+    with(more, |_| ())
+}
+
+/// A world in which the hops of the usual hosts are known.
+fn with(more: &str, change: impl FnOnce(&mut Setup)) -> World {
+    let mut setup = Setup { sessions_max: 64, answer: false, ..Setup::default() };
+    change(&mut setup);
+    let world = World::with(&format!("{TWO_ARM}{more}"), setup).unwrap();
+    for known in [CLIENT, OTHER, UPSTREAM] {
+        world.set_neighbour(known, HopState::Resolved);
+    }
+    world
+}
+
+fn out() -> Envelope {
+    Envelope::new(CLIENT, SERVER)
+}
+
+fn udp(port: u16) -> Vec<u8> {
+    out().udp(port, 53, b"question")
+}
+
+/// A world after these frames.
+fn after(mut world: World, frames: &[(usize, Vec<u8>)]) -> World {
+    for (interface, frame) in frames {
+        assert!(world.inject(*interface, frame));
+        world.run();
+    }
+    world
+}
+
+/// The same for one frame.
+fn one(more: &str, interface: usize, frame: Vec<u8>) -> World {
+    after(world(more), &[(interface, frame)])
+}
+
+fn fragment(id: u16, flags_offset: u16, bytes: &[u8]) -> Vec<u8> {
+    Envelope { identification: id, flags_offset, ..out() }.frame(17, bytes)
+}
+
+/// Makes the reason count once.
+fn provoke(reason: DropReason) -> World {
+    use DropReason::*;
+    match reason {
+        Truncated | NotIpv4 | BadHeader | BadChecksum | BadLength | BadAddress | BadTransport
+        | UnsupportedProtocol | UnsupportedIcmp | IcmpBadChecksum | IcmpBadEmbedded | SourceRoute
+        | FragmentBad => {
+            let sample = samples::malformed().into_iter().find(|(_, r)| *r == reason);
+            one("", LAN, sample.expect("there is a sample").0.frame)
+        }
+        IcmpNoSession => {
+            let about = Envelope::new(SERVER, CLIENT).udp(53, 20_000, b"");
+            one("", LAN, out().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576))
+        }
+        TtlExpired => one("", LAN, Envelope { ttl: 1, ..out() }.udp(20_000, 53, b"")),
+        FragmentationNeeded => {
+            let mut world = world("");
+            world.set_mtu(WAN, 1000);
+            let big = Envelope { flags_offset: ipv4::DONT_FRAGMENT, ..out() };
+            after(world, &[(LAN, big.udp(20_000, 53, &[0; 1000]))])
+        }
+        FragmentsFull => {
+            let full = with("", |setup| setup.fragments.copies_max = 1);
+            let mut world =
+                after(full, &[(LAN, fragment(1, 8, &[1; 8])), (LAN, fragment(2, 8, &[1; 8]))]);
+            // The copy that was held belongs to another reason: its first fragment comes in time.
+            let datagram = out().udp_datagram(20_000, 53, &[1; 64]);
+            world.inject(LAN, &fragment(1, ipv4::MORE_FRAGMENTS, &datagram[..64]));
+            world.run();
+            world
+        }
+        FragmentTimeout => {
+            let mut world = one("", LAN, fragment(1, 8, &[1; 8]));
+            world.pass_ms(2_100, 10);
+            world
+        }
+        Spoofed => one("", WAN, udp(20_000)),
+        NoSession => one(OWN_POOL, WAN, Envelope::new(STRANGER, OWN).tcp(4000, 22, SYN, b"")),
+        Filtered => {
+            let eim = format!("{OWN_POOL}[nat]\nmapping = \"eim\"\n");
+            let from_stranger = Envelope::new(STRANGER, OWN).udp(53, 20_000, b"");
+            after(world(&eim), &[(LAN, udp(20_000)), (WAN, from_stranger)])
+        }
+        ForwardDenied => {
+            one(FORWARD, WAN, Envelope::new(STRANGER, EXTERNAL).tcp(4000, 8443, SYN, b""))
+        }
+        PortsExhausted => {
+            let one_port = world("[pool]\nports = 20000\n");
+            after(one_port, &[(LAN, udp(20_000)), (LAN, udp(20_001))])
+        }
+        SessionsFull => {
+            let frames: Vec<_> = (0..65).map(|n| (LAN, udp(20_000 + n))).collect();
+            after(world(""), &frames)
+        }
+        MappingsFull => mappings_full(),
+        InboundLimit => {
+            let syn = |port| Envelope::new(SERVER, EXTERNAL).tcp(port, 8443, SYN, b"");
+            let frames: Vec<_> = (0..17).map(|n| (WAN, syn(4000 + n))).collect();
+            after(world(FORWARD), &frames)
+        }
+        TcpMidstream => one("", LAN, out().tcp(20_000, 80, ACK, b"data")),
+        IcmpUnasked => one("", LAN, out().echo_reply(7, b"")),
+        NoExternalAddress => {
+            let mut world = world("");
+            world.set_external(Vec::new());
+            world.pass_ms(1_000, 10);
+            after(world, &[(LAN, udp(20_000))])
+        }
+        Contended => contended(),
+        NoRoute => {
+            let mut world = world("");
+            world.set_routes(vec![RouteFacts {
+                prefix: "203.0.113.0/24".parse().unwrap(),
+                kind: RouteKind::Unreachable,
+                metric: 0,
+                mtu: None,
+                paths: Vec::new(),
+            }]);
+            after(world, &[(LAN, udp(20_000))])
+        }
+        NeighbourUnreachable => {
+            let world = world("");
+            world.set_neighbour(UPSTREAM, HopState::Failed);
+            after(world, &[(LAN, udp(20_000))])
+        }
+        HoldFull => {
+            let world = world("");
+            world.set_neighbour(UPSTREAM, HopState::Unresolved);
+            let frames: Vec<_> = (0..33).map(|_| (LAN, udp(20_000))).collect();
+            after(world, &frames)
+        }
+        NotOurs => one("", WAN, Envelope::new(SERVER, STRANGER).udp(53, 53, b"")),
+        NoFrame => {
+            let mut world = with("", |setup| setup.slots = 1);
+            world.set_mtu(WAN, 1000);
+            world.set_neighbour(UPSTREAM, HopState::Resolved);
+            after(world, &[(LAN, out().udp(20_000, 53, &[0; 1200]))])
+        }
+        TxFull => {
+            let mut world = with("", |setup| setup.slots = 2200);
+            world.set_transmit_room(0);
+            let frames: Vec<_> = (0..2049).map(|_| (LAN, udp(20_000))).collect();
+            after(world, &frames)
+        }
+        PuntFailed => {
+            let mut world = world("");
+            world.refuse_punts(true);
+            after(world, &[(WAN, Envelope::new(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""))])
+        }
+    }
+}
+
+/// With `eim`, a UDP mapping may outlive its sessions by a second: then all mappings can be in use
+/// while no session is.
+fn mappings_full() -> World {
+    let mut world = with("[nat]\nmapping = \"eim\"\n", |setup| setup.start = conntrack::Time(1_024_000));
+    let frames: Vec<_> = (0..64).map(|n| (LAN, udp(20_000 + n))).collect();
+    world = after(world, &frames);
+    world.advance_ms(300_001);
+    let policy = world.policy();
+    for _ in 0..4 {
+        world.shared().nat.sweep(&policy, world.now(), 100_000);
+    }
+    assert_eq!((world.totals().sessions, world.totals().mappings), (0, 64));
+    after(world, &[(LAN, udp(20_100))])
+}
+
+/// As if other workers held all locks (words 64 to 1087, see conntrack's layout) for too long.
+fn contended() -> World {
+    let mut world = world("");
+    let locks = &world.words()[64..64 + 1024];
+    locks.iter().for_each(|lock| lock.store(1, Ordering::Relaxed));
+    world = after(world, &[(LAN, udp(20_000))]);
+    locks.iter().for_each(|lock| lock.store(0, Ordering::Relaxed));
+    world
+}
+
+#[test]
+fn every_drop_reason_has_a_test() {
+    for &reason in DropReason::ALL {
+        let mut world = provoke(reason);
+        let drops: Vec<_> = world.snapshot().drops().collect();
+        assert_eq!(drops, [(reason, 1)]);
+        world.check_invariants().unwrap_or_else(|what| panic!("{}: {what}", reason.name()));
+    }
+}
+
+/// Each malformed frame counts once, for its reason, on either side, and nothing leaves.
+#[test]
+fn every_malformed_frame_is_dropped_for_its_reason() {
+    for (sample, reason) in samples::malformed() {
+        let mut world = one("", LAN, sample.frame);
+        let drops: Vec<_> = world.snapshot().drops().collect();
+        assert_eq!(drops, [(reason, 1)], "{}", sample.name);
+        assert!(world.take_sent(LAN).is_empty() && world.take_sent(WAN).is_empty());
+        world.check_invariants().unwrap();
+    }
+}
+
+/// A hop table that is full for the moment is told from a route that is not there.
+#[test]
+fn a_full_hop_table_holds_nothing_more() {
+    let world = with("", |setup| setup.hops_max = 3);
+    let to = |last| Envelope::new(CLIENT, Ipv4Addr::new(198, 51, 100, last)).udp(20_000, 53, b"");
+    let mut world = after(world, &[(LAN, to(77))]);
+    let drops: Vec<_> = world.snapshot().drops().collect();
+    assert_eq!(drops, [(DropReason::HoldFull, 1)]);
+    assert!(world.take_sent(LAN).is_empty(), "nothing to tell the sender");
+}

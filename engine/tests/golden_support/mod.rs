@@ -1,0 +1,5 @@
+pub mod faulty;
+pub mod fragments;
+pub mod oracle;
+pub mod paths;
+pub mod scenario;

@@ -1,0 +1,4 @@
+//! libFuzzer main of [`fuzz::operations`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::operations(data));
