@@ -48,7 +48,6 @@ fn host() -> HostFacts {
         capabilities: Some(Capabilities {
             net_admin: true,
             net_raw: true,
-            bpf: true,
             sys_admin: true,
         }),
         ram_bytes: Some(1 << 30),

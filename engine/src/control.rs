@@ -16,6 +16,9 @@ const REQUEST_LEN_MAX: u64 = 256;
 /// A client that is slower than this is hung up on.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Wait after a client that could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
 /// Answers requests; lives on the control thread.
 pub trait Answer {
     /// The answer to `status`.
@@ -34,6 +37,12 @@ impl Control {
     /// Listens on `path`. A file left behind by a dead engine is replaced; the caller holds the
     /// instance's lock, so no living engine listens on it.
     pub fn listen(path: &Path) -> io::Result<Control> {
+        Control::listen_on(path).map_err(|error| {
+            io::Error::new(error.kind(), format!("control socket {}: {error}", path.display()))
+        })
+    }
+
+    fn listen_on(path: &Path) -> io::Result<Control> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)?;
         }
@@ -56,7 +65,11 @@ impl Control {
                         Err(_) => Err(io::ErrorKind::TimedOut.into()),
                     }
                 }
-                Err(error) => Err(error),
+                // No free descriptor, say: that does not pass at once.
+                Err(error) => {
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    Err(error)
+                }
             };
             if let Err(error) = served {
                 warn!(%error, "control client failed");

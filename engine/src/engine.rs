@@ -28,7 +28,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::ladder::{self, Rung};
 use crate::netlink::{self, NetlinkHandle, NetworkView};
 use crate::own_address::{self, Announcer};
-use crate::plan::Plan;
+use crate::plan::{HostFacts, Plan};
 use crate::poll::{self, Bed, PollMode};
 use crate::punt::Punt;
 use crate::random::WorkerRandom;
@@ -36,7 +36,7 @@ use crate::rulebook::{self, Rulebook};
 use crate::route::{Forwarding, ServedInterface};
 use crate::stats::WorkerStats;
 use crate::status::Status;
-use crate::steering::{Steering, SteeringSize};
+use crate::steering::{self, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
 use crate::worker::{Host, Worker};
 use crate::facts;
@@ -80,73 +80,82 @@ impl Host for Kernel {
     }
 }
 
-/// A running gateway. Dropping it without [`Engine::stop`] leaves the steering program attached, as
-/// a crash would.
+/// A running gateway. End it with [`Engine::stop`]: dropped without, its parts end in no good order.
 pub struct Engine {
+    instance: String,
     plan: Plan,
     rung: Rung,
-    workers: Vec<JoinHandle<()>>,
-    wakers: Vec<Waker>,
-    stop: Arc<AtomicBool>,
-    failed: Arc<AtomicBool>,
+    staff: Staff,
     control: Option<(oneshot::Sender<()>, JoinHandle<Steward>)>,
     netlink: NetlinkHandle,
     tables: MemFile,
-    /// Interfaces whose VLAN receive offload was turned off, to be turned on again.
-    vlan_offloads: Vec<String>,
+    vlan_offload: VlanOffloadOff,
 }
 
 impl Engine {
     /// Starts the gateway in the network namespace of the calling thread.
     ///
     /// # Errors
-    /// What speaks against it, or the step that failed; the host is then as it was found.
+    /// What speaks against it, or the step that failed; the host is then as it was found. A steering
+    /// program of a dead engine goes on keeping everything untranslated inside.
     pub fn start(config: Config) -> Result<Engine, StartError> {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
-        let instance = config.instance.clone();
         let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
+        let (instance, path) = (config.instance.clone(), config.tables.path.value.clone());
 
-        if let Some(directory) = config.tables.path.value.parent() {
+        if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
         }
-        let tables = MemFile::open(&config.tables.path.value, size.words())
-            .map_err(at("opening the tables"))?;
+        let tables =
+            MemFile::open(&path, size.words()).map_err(at("opening the tables"))?;
+        let made_tables = tables.found() == Found::Created;
         let steering_size =
             SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
-        let mark = random_mac();
-        let mut steering = Steering::open(&instance, steering_size, mark)
-            .map_err(at("loading the steering program"))?;
+        let steering = Steering::open(&instance, steering_size, random_mac())
+            .map_err(at("loading the steering program"));
+        let made_pins = steering.as_ref().is_ok_and(|steering| !steering.found_attached());
+        let started = steering
+            .and_then(|steering| Engine::start_with(config, host, plan, tables, steering));
+        if started.is_err() {
+            // Everything that the start held was given up with the error, the instance's lock, too.
+            if made_tables {
+                let _ = std::fs::remove_file(&path);
+            }
+            if made_pins
+                && let Err(error) = steering::detach_all(&instance)
+            {
+                warn!(%error, "the failed start leaves something behind; try `egret detach`");
+            }
+        }
+        started
+    }
+
+    /// The steps after the tables and the steering program are there.
+    fn start_with(
+        config: Config,
+        host: HostFacts,
+        plan: Plan,
+        tables: MemFile,
+        mut steering: Steering,
+    ) -> Result<Engine, StartError> {
+        let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
         let nat = open_nat(&tables, &steering, size)?;
         rulebook::settle(&nat, &plan.policy, clock::now());
-
-        let served = plan.interfaces.iter().map(|planned| ServedInterface {
-            name: planned.facts.name.clone(),
-            ifindex: planned.facts.ifindex,
-        });
-        let generation = conntrack::Random::next_u64(&mut WorkerRandom::from_system()) as u32;
-        let forwarding = Arc::new(Forwarding::new(served.collect(), HOPS_MAX, generation));
+        let forwarding = forwarding(&plan);
         let netlink = netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
         let view = netlink.view().borrow().clone();
-
         let names: Vec<&str> =
             plan.interfaces.iter().map(|planned| planned.facts.name.as_str()).collect();
-        let punt = Punt::open(&mut steering, &punt_prefix(&instance), &names)
+        let punt = Punt::open(&mut steering, &punt_prefix(&config.instance), &names)
             .map_err(at("making the punt devices"))?;
-        let fragments = FragmentTable::new(
-            &FragmentLimits {
-                timeout_ms: config.timers.fragment_timeout_ms,
-                ..FragmentLimits::default()
-            },
-            conntrack::Random::next_u64(&mut WorkerRandom::from_system()),
-        );
         let shared = Arc::new(Shared {
             nat,
             size,
             rulebook: Rulebook::new(plan.policy.clone(), plan.workers as usize),
             links: arc_swap::ArcSwap::from_pointee(links_of(&config, &plan, &view)),
             forwarding,
-            fragments,
+            fragments: fragments(&config),
             on_refusal: config.icmp.on_refusal,
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
@@ -155,53 +164,33 @@ impl Engine {
                 .map_err(at("telling the steering program its settings"))?;
         steward.follow(&view).map_err(at("telling the steering program its settings"))?;
 
-        let vlan_offloads = turn_vlan_offload_off(&plan)?;
-        let attached = ladder::descend(&config, &plan, steward.steering());
-        let (devices, rung) = match attached {
-            Ok(attached) => attached,
-            Err(error) => {
-                restore_vlan_offload(&vlan_offloads);
+        let vlan_offload = VlanOffloadOff::turn(&plan)?;
+        let (devices, rung) =
+            ladder::descend(&config, &plan, steward.steering()).map_err(|error| {
                 // What the failed start left attached would only drop traffic.
                 let _ = steward.steering().detach();
-                return Err(at("binding AF_XDP sockets and attaching the program")(error));
-            }
-        };
-
-        let stop = Arc::new(AtomicBool::new(false));
-        let failed = Arc::new(AtomicBool::new(false));
-        let crew = Crew {
-            shared: Arc::clone(&shared),
-            punt: Arc::new(punt),
-            stop: Arc::clone(&stop),
-            failed: Arc::clone(&failed),
-            mode: match config.workers.poll.value {
-                Poll::Adaptive => PollMode::Adaptive,
-                Poll::Busy => PollMode::Busy,
-            },
-            errors_per_second: config.icmp.errors_per_second.div_ceil(plan.workers),
-            cpus: plan.cpus.clone(),
-        };
-        let (workers, wakers, stats) = crew.hire(devices).map_err(at("starting the workers"))?;
-
+                at("binding AF_XDP sockets and attaching the program")(error)
+            })?;
+        let mut staff = Staff::new(&shared, punt, &config, &plan);
+        let stats = staff.hire(devices).map_err(at("starting the workers"))?;
         let governor = Governor {
             shared,
             stats,
             rung: rung.clone(),
             view: netlink.view(),
-            control_socket: config.control_socket.clone(),
+            control_socket: config.control_socket,
+            failed: Arc::clone(&staff.failed),
         };
         let control = governor.start(steward).map_err(at("starting the control thread"))?;
         Ok(Engine {
+            instance: config.instance,
             plan,
             rung,
-            workers,
-            wakers,
-            stop,
-            failed,
+            staff,
             control: Some(control),
             netlink,
             tables,
-            vlan_offloads,
+            vlan_offload,
         })
     }
 
@@ -215,9 +204,9 @@ impl Engine {
         &self.rung
     }
 
-    /// Has a worker ended by itself? The gateway should then be stopped.
+    /// Has a worker or the control thread ended by itself? The gateway should then be stopped.
     pub fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.staff.failed.load(Ordering::Acquire)
     }
 
     /// Stops: detaches the program, lets the workers finish, and leaves the interfaces as they were
@@ -228,22 +217,35 @@ impl Engine {
             let _ = end.send(());
             thread.join().ok()
         });
-        self.stop.store(true, Ordering::Release);
-        for waker in &self.wakers {
-            if let Err(error) = waker.wake() {
-                warn!(%error, "waking a worker");
-            }
+        if steward.is_none()
+            && let Err(error) = steering::detach_all(&self.instance)
+        {
+            error!(%error, "the control thread panicked and the program is still attached");
         }
-        for worker in self.workers.drain(..) {
-            if worker.join().is_err() {
-                error!("a worker panicked");
-            }
-        }
+        self.staff.dismiss();
         drop(steward);
         self.netlink.stop();
-        restore_vlan_offload(&self.vlan_offloads);
+        drop(self.vlan_offload);
         drop(self.tables);
     }
+}
+
+/// The view of routes and neighbours, empty yet.
+fn forwarding(plan: &Plan) -> Arc<Forwarding> {
+    let served = plan.interfaces.iter().map(|planned| ServedInterface {
+        name: planned.facts.name.clone(),
+        ifindex: planned.facts.ifindex,
+    });
+    let generation = conntrack::Random::next_u64(&mut WorkerRandom::from_system()) as u32;
+    Arc::new(Forwarding::new(served.collect(), HOPS_MAX, generation))
+}
+
+fn fragments(config: &Config) -> FragmentTable {
+    let limits = FragmentLimits {
+        timeout_ms: config.timers.fragment_timeout_ms,
+        ..FragmentLimits::default()
+    };
+    FragmentTable::new(&limits, conntrack::Random::next_u64(&mut WorkerRandom::from_system()))
 }
 
 /// Names of the punt TAPs begin with this; instances of one namespace are told apart by a hash,
@@ -284,36 +286,44 @@ fn open_nat(
         .map_err(at("making the tables"))
 }
 
-/// A hidden VLAN tag would make a tagged frame look untagged. Which interfaces were changed.
-fn turn_vlan_offload_off(plan: &Plan) -> Result<Vec<String>, StartError> {
-    let mut changed = Vec::new();
-    for planned in &plan.interfaces {
-        let name = &planned.facts.name;
-        if !ethtool::offload(name, Offload::RxVlan).unwrap_or(false) {
-            continue;
-        }
-        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, false) {
-            restore_vlan_offload(&changed);
-            return Err(at("turning VLAN receive offload off")(format!(
-                "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
-                 use an interface whose driver can turn it off (`ethtool -k {name}`)"
-            )));
-        }
-        changed.push(name.clone());
-    }
-    Ok(changed)
-}
+/// Interfaces whose VLAN receive offload was turned off: a hidden VLAN tag would make a tagged frame
+/// look untagged. Dropping it turns the offload on again.
+struct VlanOffloadOff(Vec<String>);
 
-fn restore_vlan_offload(names: &[String]) {
-    for name in names {
-        if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, true) {
-            warn!(interface = %name, %error, "turning VLAN receive offload on again");
+impl VlanOffloadOff {
+    fn turn(plan: &Plan) -> Result<VlanOffloadOff, StartError> {
+        let mut changed = VlanOffloadOff(Vec::new());
+        for planned in &plan.interfaces {
+            let name = &planned.facts.name;
+            if !ethtool::offload(name, Offload::RxVlan).unwrap_or(false) {
+                continue;
+            }
+            ethtool::set_offload(name, Offload::RxVlan, false).map_err(|error| {
+                at("turning VLAN receive offload off")(format!(
+                    "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
+                     use an interface whose driver can turn it off (`ethtool -k {name}`)"
+                ))
+            })?;
+            changed.0.push(name.clone());
         }
+        Ok(changed)
     }
 }
 
-/// What every worker thread gets.
-struct Crew {
+impl Drop for VlanOffloadOff {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            if let Err(error) = ethtool::set_offload(name, Offload::RxVlan, true) {
+                warn!(interface = %name, %error, "turning VLAN receive offload on again");
+            }
+        }
+    }
+}
+
+type Stats = Arc<crossbeam_utils::CachePadded<WorkerStats>>;
+
+/// The worker threads, and what each of them gets. Dropping it ends them.
+struct Staff {
     shared: Arc<Shared>,
     punt: Arc<Punt>,
     stop: Arc<AtomicBool>,
@@ -321,18 +331,30 @@ struct Crew {
     mode: PollMode,
     errors_per_second: u32,
     cpus: Vec<u16>,
+    threads: Vec<JoinHandle<()>>,
+    wakers: Vec<Waker>,
 }
 
-type Stats = Arc<crossbeam_utils::CachePadded<WorkerStats>>;
+impl Staff {
+    fn new(shared: &Arc<Shared>, punt: Punt, config: &Config, plan: &Plan) -> Staff {
+        Staff {
+            shared: Arc::clone(shared),
+            punt: Arc::new(punt),
+            stop: Arc::new(AtomicBool::new(false)),
+            failed: Arc::new(AtomicBool::new(false)),
+            mode: match config.workers.poll.value {
+                Poll::Adaptive => PollMode::Adaptive,
+                Poll::Busy => PollMode::Busy,
+            },
+            errors_per_second: config.icmp.errors_per_second.div_ceil(plan.workers),
+            cpus: plan.cpus.clone(),
+            threads: Vec::new(),
+            wakers: Vec::new(),
+        }
+    }
 
-/// The worker threads, how to wake each, and what each counts.
-type Hired = (Vec<JoinHandle<()>>, Vec<Waker>, Vec<Stats>);
-
-impl Crew {
-    /// Starts a thread for each device.
-    fn hire(&self, devices: Vec<XdpDevice>) -> io::Result<Hired> {
-        let mut threads = Vec::new();
-        let mut wakers = Vec::new();
+    /// Starts a thread for each device; returns what each counts.
+    fn hire(&mut self, devices: Vec<XdpDevice>) -> io::Result<Vec<Stats>> {
         let mut all_stats = Vec::new();
         for (number, device) in devices.into_iter().enumerate() {
             let interfaces = self.shared.links.load().links.len();
@@ -346,11 +368,26 @@ impl Crew {
                 Arc::clone(&stats),
                 self.errors_per_second,
             );
-            threads.push(self.spawn(number, worker, bed)?);
-            wakers.push(waker);
+            self.threads.push(self.spawn(number, worker, bed)?);
+            self.wakers.push(waker);
             all_stats.push(stats);
         }
-        Ok((threads, wakers, all_stats))
+        Ok(all_stats)
+    }
+
+    /// Lets every worker finish its round, and waits for it.
+    fn dismiss(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for waker in self.wakers.drain(..) {
+            if let Err(error) = waker.wake() {
+                warn!(%error, "waking a worker");
+            }
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                error!("a worker panicked");
+            }
+        }
     }
 
     fn spawn(
@@ -374,7 +411,13 @@ impl Crew {
     }
 }
 
-/// Tells of a worker that ends before it was asked to, also by a panic.
+impl Drop for Staff {
+    fn drop(&mut self) {
+        self.dismiss();
+    }
+}
+
+/// Tells of a thread that ends before it was asked to, also by a panic.
 struct FailureGuard<'a>(&'a AtomicBool, &'a AtomicBool);
 
 impl Drop for FailureGuard<'_> {
@@ -401,6 +444,7 @@ struct Governor {
     rung: Rung,
     view: watch::Receiver<Arc<NetworkView>>,
     control_socket: PathBuf,
+    failed: Arc<AtomicBool>,
 }
 
 impl Governor {
@@ -411,9 +455,14 @@ impl Governor {
             let _context = runtime.enter();
             (Control::listen(&self.control_socket)?, Announcer::open()?)
         };
+        let failed = Arc::clone(&self.failed);
         let thread = std::thread::Builder::new().name("egret-control".into()).spawn(move || {
+            let asked = AtomicBool::new(false);
+            let guard = FailureGuard(&failed, &asked);
             let steward = RefCell::new(steward);
             runtime.block_on(self.govern(&steward, control, announcer, ended));
+            asked.store(true, Ordering::Release);
+            drop(guard);
             steward.into_inner()
         })?;
         Ok((end, thread))
@@ -440,6 +489,9 @@ impl Governor {
                     error!(%error, "the steering program's settings are out of date");
                 }
             }
+            // The sender is gone with its thread, which lives as long as we do.
+            error!("nobody follows the routes and addresses any more");
+            self.failed.store(true, Ordering::Release);
             std::future::pending::<()>().await;
         };
         let announce = async {

@@ -18,7 +18,6 @@ use crate::plan::{
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_NET_RAW: u32 = 13;
 const CAP_SYS_ADMIN: u32 = 21;
-const CAP_BPF: u32 = 39;
 
 /// Reads the facts of the current thread's network namespace. What may not be read is `None`, and
 /// the plan says what it could not check.
@@ -100,7 +99,6 @@ fn capabilities() -> Option<Capabilities> {
     Some(Capabilities {
         net_admin: has(CAP_NET_ADMIN),
         net_raw: has(CAP_NET_RAW),
-        bpf: has(CAP_BPF) || has(CAP_SYS_ADMIN),
         sys_admin: has(CAP_SYS_ADMIN),
     })
 }

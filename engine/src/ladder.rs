@@ -115,7 +115,10 @@ fn try_way(way: Way, plan: &Plan, steering: &mut Steering) -> Result<Vec<XdpDevi
     for planned in &plan.interfaces {
         if let Err(error) = steering.attach(&planned.facts.name, way.xdp) {
             for planned in &plan.interfaces {
-                steering.detach_interface(planned.facts.ifindex)?;
+                // That the first attempt failed is what matters to the reader.
+                if let Err(error) = steering.detach_interface(planned.facts.ifindex) {
+                    warn!(interface = planned.facts.name, %error, "detaching the program again");
+                }
             }
             return Err(error.into());
         }

@@ -97,12 +97,17 @@ impl Announcer {
             let own = policy.addresses.iter().filter(|own| own.kind == AddressKind::Own);
             own.map(|own| own.addr).collect()
         };
-        for &addr in wanted.iter().filter(|addr| !self.routed.contains(addr)) {
+        for &addr in &wanted {
+            if self.routed.contains(&addr) {
+                continue;
+            }
+            // Noted first: the engine may be stopped between the request and its answer.
+            self.routed.push(addr);
             if let Err(error) = add(&self.handle, addr).await {
-                warn!(%addr, %error, "nobody will answer ARP for this pool address");
+                self.routed.pop();
+                warn!(%addr, %error, "nobody answers ARP for this pool address; trying again");
             }
         }
-        self.routed.clone_from(&wanted);
         let links = shared.links.load_full();
         let external = links.links.iter().zip(0u8..).filter(|(link, _)| link.role.is_external());
         let now: Vec<_> = external

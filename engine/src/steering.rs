@@ -195,6 +195,7 @@ pub struct Steering {
     owned: &'static [AtomicU64],
     mark: [u8; 6],
     attached: Vec<u32>,
+    found_attached: bool,
 }
 
 impl std::fmt::Debug for Steering {
@@ -215,10 +216,11 @@ impl Steering {
         size: SteeringSize,
         mark: [u8; 6],
     ) -> Result<Steering, SteeringError> {
-        let (pins, mut ebpf) = at_home(|| {
+        let (pins, found_attached, mut ebpf) = at_home(|| {
             let pins = Pins::open(instance)?;
+            let found_attached = pins.has_links()?;
             let ebpf = maps::load(&pins, size)?;
-            Ok((pins, ebpf))
+            Ok((pins, found_attached, ebpf))
         })?;
         let mark = maps::settle_mark(&mut ebpf, mark)?;
         let words = usize::from(size.addresses_max) * OWNED_WORDS;
@@ -238,7 +240,13 @@ impl Steering {
             owned,
             mark,
             attached: Vec::new(),
+            found_attached,
         })
+    }
+
+    /// Was the program of a dead engine of this instance still attached somewhere?
+    pub fn found_attached(&self) -> bool {
+        self.found_attached
     }
 
     /// The ownership bitmap: `addresses_max * 3 * 1024` words. Word
@@ -361,11 +369,12 @@ impl Steering {
         Ok(())
     }
 
-    /// Detaches the program from one interface, as when it is to be attached in another mode.
+    /// Detaches the program from one interface, as when it is to be attached in another mode. One
+    /// that it is not attached to is fine.
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), SteeringError> {
         self.attached.retain(|&other| other != ifindex);
         let pin = self.pins.link(ifindex);
-        at_home(|| pins::detach(&pin))
+        at_home(|| if pin.exists() { pins::detach(&pin) } else { Ok(()) })
     }
 
     /// Detaches the program from all interfaces and removes every pin: the interfaces are as they

@@ -207,9 +207,9 @@ fn missing_privilege() {
         MINIMAL,
         &host,
         r#"
-error: this process lacks CAP_NET_ADMIN (attach programs, mirror routes), CAP_BPF or CAP_SYS_ADMIN (load programs)
+error: this process lacks CAP_NET_ADMIN (attach programs, mirror routes), CAP_SYS_ADMIN (load programs, mount the BPF file system)
   = why: without it the kernel lets nobody take packets past netfilter
-  = fix: run it as root (sudo egret run ...), or in the systemd unit: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF; in a container: --cap-add for each
+  = fix: run it as root (sudo egret run ...), or in the systemd unit: AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN; in a container: --cap-add for each
 "#,
     );
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use comfy_table::{Cell, Table, presets};
+use comfy_table::{Cell, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::check::{Miss, Verdict};
@@ -57,7 +57,7 @@ impl Report {
             Err(Miss::Skipped(why)) => why.as_str(),
         };
         vec![
-            Cell::new(&self.name),
+            Cell::new(self.name.trim_start_matches("demo/")),
             Cell::new(seen),
             Cell::new(self.packets.to_string()),
             Cell::new(format!("{} ms", self.elapsed.as_millis())),
@@ -66,10 +66,15 @@ impl Report {
     }
 }
 
-/// The table of all checks, and below it what failed and how.
-pub fn table(reports: &[Report]) -> String {
+/// The table of all checks, and below it what failed and how; at most `width` columns wide, if
+/// there is a limit.
+pub fn table(reports: &[Report], width: Option<u16>) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(width);
+    }
     table.set_header(["check", "seen as source", "packets", "time", "result"]);
     for report in reports {
         table.add_row(report.row());
@@ -84,6 +89,11 @@ pub fn table(reports: &[Report]) -> String {
         }
     }
     text
+}
+
+/// Columns of the terminal that standard output is; none if it is no terminal.
+pub fn terminal_width() -> Option<u16> {
+    console::Term::stdout().size_checked().map(|(_rows, columns)| columns)
 }
 
 /// The drop counters of one topology's gateway, as they were read at some moment.
@@ -181,8 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn the_table_fits_the_terminal() {
+        let long = "0 of 364 entered; 192.0.2.2:61051 answers only its peer";
+        let reports = [report(Ok(long.to_owned()))];
+        let widest = |width| {
+            let text = table(&reports, width);
+            text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
+        };
+        assert!(widest(None) > 80);
+        assert!(widest(Some(80)) <= 80);
+    }
+
+    #[test]
     fn the_table_says_what_was_expected_and_what_was_seen() {
-        let text = table(&[report(Err(Miss::failed("this", "that")))]);
+        let text = table(&[report(Err(Miss::failed("this", "that")))], None);
         assert!(text.contains("FAILED") && text.contains("expected: this"));
         assert!(text.contains("seen:     that"));
     }

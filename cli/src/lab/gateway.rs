@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::Lab;
 use super::error::LabError;
+use super::owner::open_registry;
 use super::wait;
 
 /// What the engine prints once it serves.
@@ -132,6 +133,8 @@ impl EngineProcess {
             .stderr(log)
             // Ctrl-C at the terminal is for us: we end it in good order.
             .process_group(0);
+        // Under the lock: else it could start behind the back of a clean-up that is under way.
+        let _registry = open_registry();
         super::netns::inside(&self.namespace, || command.spawn())
     }
 

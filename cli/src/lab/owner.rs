@@ -105,7 +105,8 @@ impl Drop for Owner {
 }
 
 /// The registry, while it is open. After a signal the process is about to exit: waits for that.
-fn open_registry() -> MutexGuard<'static, Option<Vec<String>>> {
+/// Whoever holds it while making something in a lab does so before a clean-up, or not at all.
+pub(super) fn open_registry() -> MutexGuard<'static, Option<Vec<String>>> {
     loop {
         let registry = labs();
         if registry.is_some() {
@@ -129,7 +130,11 @@ fn lock_new(name: &str) -> io::Result<Flock<File>> {
     let path = lock_path(name);
     loop {
         fs::create_dir_all(directory(name))?;
-        let lock = File::create(&path)?;
+        let lock = match File::create(&path) {
+            // The last of other labs took the common directory with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            lock => lock?,
+        };
         // Another process that removes leftovers may have taken it first, and removes it.
         let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
         if fs::metadata(&path)
@@ -148,6 +153,8 @@ fn remove(name: &str) {
     let _ = umount2(&instance.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(instance);
     let _ = fs::remove_dir_all(directory(name));
+    // Only the last lab finds it empty.
+    let _ = fs::remove_dir(LABS_DIR);
 }
 
 /// Removes labs of this prefix whose owner is gone: those that were kept, and those whose owner

@@ -121,8 +121,7 @@ pub struct Capabilities {
     pub net_admin: bool,
     /// CAP_NET_RAW: AF_XDP sockets.
     pub net_raw: bool,
-    /// CAP_BPF: loading programs.
-    pub bpf: bool,
-    /// CAP_SYS_ADMIN: stands for CAP_BPF, and mounts the BPF file system.
+    /// CAP_SYS_ADMIN: loading programs (it stands for CAP_BPF), and mounting the BPF file system
+    /// that keeps them.
     pub sys_admin: bool,
 }

@@ -141,7 +141,7 @@ fn addresses_max(config: &Config) -> u16 {
 fn privileges(host: &HostFacts, found: &mut Vec<Problem>) {
     let Some(has) = host.capabilities else {
         let problem = Problem::note("unchecked-privilege", "privileges were not checked");
-        found.push(problem.why("`egret run` needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"));
+        found.push(problem.why("`egret run` needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN"));
         return;
     };
     let needs = [
@@ -151,8 +151,8 @@ fn privileges(host: &HostFacts, found: &mut Vec<Problem>) {
         ),
         (has.net_raw, "CAP_NET_RAW (AF_XDP sockets)"),
         (
-            has.bpf || has.sys_admin,
-            "CAP_BPF or CAP_SYS_ADMIN (load programs)",
+            has.sys_admin,
+            "CAP_SYS_ADMIN (load programs, mount the BPF file system)",
         ),
     ];
     let lacks: Vec<&str> = needs
@@ -166,7 +166,7 @@ fn privileges(host: &HostFacts, found: &mut Vec<Problem>) {
     let what = format!("this process lacks {}", lacks.join(", "));
     let why = "without it the kernel lets nobody take packets past netfilter";
     let fix = "run it as root (sudo egret run ...), or in the systemd unit: AmbientCapabilities=\
-               CAP_NET_ADMIN CAP_NET_RAW CAP_BPF; in a container: --cap-add for each";
+               CAP_NET_ADMIN CAP_NET_RAW CAP_SYS_ADMIN; in a container: --cap-add for each";
     found.push(Problem::error("missing-privilege", what).why(why).fix(fix));
 }
 

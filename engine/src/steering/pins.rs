@@ -96,23 +96,33 @@ impl Pins {
         self.bpf().join(format!("link_{ifindex}"))
     }
 
-    /// Detaches every pinned link and removes it; how many. Call it `at_home`.
-    pub fn detach_links(&self) -> Result<usize, SteeringError> {
-        let mut detached = 0;
+    /// Is a link pinned, as by an engine that died? Call it `at_home`.
+    pub fn has_links(&self) -> Result<bool, SteeringError> {
+        Ok(!self.links()?.is_empty())
+    }
+
+    /// The paths of the pinned links.
+    fn links(&self) -> Result<Vec<PathBuf>, SteeringError> {
         if !is_bpffs(&self.bpf()).unwrap_or(false) {
-            return Ok(0);
+            return Ok(Vec::new());
         }
+        let mut links = Vec::new();
         for entry in fs::read_dir(self.bpf()).map_err(fail("reading the pin directory"))? {
-            let path = entry.map_err(fail("reading the pin directory"))?.path();
-            if path
-                .file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("link_"))
-            {
-                detach(&path)?;
-                detached += 1;
+            let entry = entry.map_err(fail("reading the pin directory"))?;
+            if entry.file_name().to_string_lossy().starts_with("link_") {
+                links.push(entry.path());
             }
         }
-        Ok(detached)
+        Ok(links)
+    }
+
+    /// Detaches every pinned link and removes it; how many. Call it `at_home`.
+    pub fn detach_links(&self) -> Result<usize, SteeringError> {
+        let links = self.links()?;
+        // One that fails does not keep the others attached; the first failure is told.
+        let failures: Vec<SteeringError> =
+            links.iter().filter_map(|link| detach(link).err()).collect();
+        failures.into_iter().next().map_or(Ok(links.len()), Err)
     }
 
     /// Removes the pinned maps, the BPF file system and the directory, unless something else is in

@@ -48,8 +48,7 @@ pub fn host() -> HostFacts {
         capabilities: Some(Capabilities {
             net_admin: true,
             net_raw: true,
-            bpf: true,
-            sys_admin: false,
+            sys_admin: true,
         }),
         ram_bytes: Some(4 << 30),
         cpus: vec![0, 1],
