@@ -232,11 +232,15 @@ impl Policy {
             .or_else(|| self.forwards.iter().find(fits))
     }
 
-    /// The first forward to an internal endpoint.
-    pub(crate) fn forward_to(&self, protocol: Protocol, target: Endpoint) -> Option<&Forward> {
+    /// The forwards to an internal endpoint.
+    pub(crate) fn forwards_to(
+        &self,
+        protocol: Protocol,
+        target: Endpoint,
+    ) -> impl Iterator<Item = &Forward> {
         self.forwards
             .iter()
-            .find(|forward| forward.protocol == protocol && forward.target == target)
+            .filter(move |forward| forward.protocol == protocol && forward.target == target)
     }
 }
 

@@ -364,10 +364,10 @@ impl<'m, W: Word> Half<'m, W> {
         self.words[7].store(bytes, Relaxed);
     }
 
-    /// Counts a packet; returns when the one before was seen. Plain loads and stores: two workers
+    /// Counts a packet; returns when the one before was seen, and how many there were. Plain loads and stores: two workers
     /// stamping one half in the same instant may lose a count, never the time.
     #[inline(always)]
-    pub fn stamp(self, now: u32, length: u32) -> u32 {
+    pub fn stamp(self, now: u32, length: u32) -> (u32, u32) {
         let old = self.words[6].load(Relaxed);
         let last = (old >> 32) as u32;
         // A worker whose clock is a batch behind must not turn the stamp back.
@@ -376,11 +376,12 @@ impl<'m, W: Word> Half<'m, W> {
         } else {
             last
         };
-        let packets = (old as u32).wrapping_add(1);
+        let before = old as u32;
+        let packets = before.wrapping_add(1);
         self.words[6].store(u64::from(newest) << 32 | u64::from(packets), Relaxed);
         let bytes = self.words[7].load(Relaxed);
         self.words[7].store(bytes.wrapping_add(u64::from(length)), Relaxed);
-        last
+        (last, before)
     }
 }
 
@@ -488,7 +489,7 @@ mod tests {
         let words = words();
         let half = Half { words: &words };
         half.reset_stamp(5, 0, 0);
-        assert_eq!(half.stamp(u32::MAX - 3, 100), 5);
+        assert_eq!(half.stamp(u32::MAX - 3, 100), (5, 0));
         assert_eq!(half.last_seen(), 5, "u32::MAX - 3 is before 5");
         half.stamp(9, 100);
         assert_eq!(

@@ -106,11 +106,13 @@ impl<W: Word> Nat<'_, W> {
         Some(at.policy.addresses[place].addr)
     }
 
-    /// The external endpoint of a forward to this internal endpoint, once it is applied.
+    /// The external endpoint of the first forward to this internal endpoint that is applied: that
+    /// of an address that is not there at the moment is not.
     fn fixed_endpoint(&self, at: &At, protocol: Protocol, internal: Endpoint) -> Option<Endpoint> {
-        let external = at.policy.forward_to(protocol, internal)?.external;
-        let fixed = matches!(self.cell_of(at, protocol, external)?, Cell::Fixed(_));
-        fixed.then_some(external)
+        let externals = at.policy.forwards_to(protocol, internal);
+        externals
+            .map(|forward| forward.external)
+            .find(|&external| matches!(self.cell_of(at, protocol, external), Some(Cell::Fixed(_))))
     }
 
     fn cell_of(&self, at: &At, protocol: Protocol, external: Endpoint) -> Option<Cell> {
@@ -125,7 +127,7 @@ impl<W: Word> Nat<'_, W> {
 
     /// Who may be reached through an external endpoint by a remote address: a forward's target, or
     /// the internal endpoint of an `eim` mapping that filtering opens. The mapping is joined.
-    fn behind(
+    pub(crate) fn behind(
         &self,
         at: &At,
         protocol: Protocol,

@@ -15,7 +15,7 @@ use crate::open::{Opened, Target, outbound_sides};
 use crate::port::{Cell, Place, search as search_ports};
 use crate::session::{NotMade, Plan};
 use crate::time::Random;
-use crate::verdict::{Refusal, Rewrite};
+use crate::verdict::{Direction, Refusal, Rewrite};
 use crate::word::Word;
 
 /// One port tried.
@@ -60,7 +60,7 @@ impl<W: Word> Nat<'_, W> {
         let mut exact = true;
         for turn in 0..addresses.len() {
             let address = &addresses[(paired + turn) % addresses.len()];
-            if address.slot >= self.ports.slots() {
+            if address.slot >= self.ports.slots() || !self.may_be(at, arrival, target, address) {
                 continue;
             }
             let mut search = Search {
@@ -85,6 +85,22 @@ impl<W: Word> Nat<'_, W> {
             _ if !exact => Ok(None),
             _ => Err(Refusal::PortsExhausted),
         }
+    }
+
+    /// May the session leave from the address? Behind an external endpoint the far side judges by
+    /// the address that it sees, which need not be the paired one.
+    fn may_be(
+        &self,
+        at: &At,
+        arrival: &Arrival,
+        target: &Target,
+        address: &ExternalAddress,
+    ) -> bool {
+        let tuple = arrival.tuple;
+        target.direction != Direction::Hairpin
+            || self
+                .behind(at, tuple.protocol, tuple.destination, address.addr)
+                .is_ok()
     }
 
     /// `None`: no port of the address will do.

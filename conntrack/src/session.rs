@@ -332,9 +332,10 @@ impl<'m, W: Word> Nat<'m, W> {
     /// Counts a packet of a half and refreshes what it refreshes.
     #[inline(always)]
     pub(crate) fn stamp(&self, at: &At, seen: &Seen, length: u32) {
-        let before = self.half(seen.half).stamp(at.stamp(), length);
+        let (last, packets) = self.half(seen.half).stamp(at.stamp(), length);
         let meta = seen.snapshot.meta();
-        if meta.shared() && tick_differs(before, at.stamp()) {
+        // A half that was only made with its session has not refreshed the mapping yet.
+        if meta.shared() && (packets == 0 || tick_differs(last, at.stamp())) {
             let inbound = meta.direction() == Direction::Inbound;
             if !inbound || at.policy.inbound_refresh {
                 self.mappings.touch(seen.snapshot.mapping(), at.tick());

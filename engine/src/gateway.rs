@@ -202,6 +202,14 @@ impl<R: Random> Gateway<R> {
         };
         let place = match self.place(packet, ingress) {
             Ok(place) => place,
+            // Fragments to the host come here whoever sends them, from a network behind the
+            // internal interface that is not served, too.
+            Err(DropReason::NotOurs) if self.is_to_shared(frame) => {
+                if rewrite::complete_checksum(frame, packet) {
+                    stats.checksums_completed.add(1);
+                }
+                return Verdict::Punt;
+            }
             Err(reason) => return Verdict::Drop(reason),
         };
         // Punted packets need it, too: on the way through the TAP the kernel's own mark is lost.

@@ -192,3 +192,25 @@ impl ErrorLimiter {
         true
     }
 }
+
+/// The limits of a worker's errors. Each interface has a share of its own, and there fragmentation
+/// needed another: whoever provokes errors of one kind on one side must not stop those that path
+/// MTU discovery lives by.
+#[derive(Clone, Debug)]
+pub struct Limiters(Vec<[ErrorLimiter; 2]>);
+
+impl Limiters {
+    /// Shares of `rate` errors a second, rounded up, for `interfaces` interfaces.
+    pub fn new(rate: u32, interfaces: usize) -> Limiters {
+        let shares = u32::try_from(2 * interfaces.max(1)).unwrap_or(u32::MAX);
+        let share = rate.div_ceil(shares);
+        let limiter = ErrorLimiter::new(share, share);
+        Limiters(vec![[limiter.clone(), limiter]; interfaces.max(1)])
+    }
+
+    /// The limiter of an error that answers a packet of this interface.
+    pub fn of(&mut self, interface: u8, kind: ErrorKind) -> &mut ErrorLimiter {
+        let at = usize::from(interface).min(self.0.len() - 1);
+        &mut self.0[at][usize::from(matches!(kind, ErrorKind::FragmentationNeeded { .. }))]
+    }
+}

@@ -38,15 +38,16 @@ impl Links {
     }
 
     /// The address that Egret uses towards `peer` on an interface: one of the same subnet, else
-    /// one of the peer's realm, else the first.
+    /// one of the peer's realm, else the first. Never an internal one towards outside.
     pub fn source_towards(&self, interface: u8, peer: Ipv4Addr) -> Option<Ipv4Addr> {
         let addresses = &self.links.get(usize::from(interface))?.addresses;
-        let same_realm = |net: &&Ipv4Net| self.is_internal(net.addr()) == self.is_internal(peer);
-        addresses
-            .iter()
+        let inside = self.is_internal(peer);
+        let usable = || addresses.iter().filter(|net| inside || !self.is_internal(net.addr()));
+        let same_realm = |net: &&Ipv4Net| self.is_internal(net.addr()) == inside;
+        usable()
             .find(|net| net.contains(&peer))
-            .or_else(|| addresses.iter().find(same_realm))
-            .or_else(|| addresses.first())
+            .or_else(|| usable().find(same_realm))
+            .or_else(|| usable().next())
             .map(Ipv4Net::addr)
     }
 }
@@ -75,5 +76,21 @@ mod tests {
         assert_eq!(towards([10, 9, 9, 9]), [10, 7, 0, 1], "same realm, other subnet");
         assert_eq!(towards([203, 0, 113, 1]), [198, 51, 100, 2]);
         assert_eq!(links.source_towards(1, [10, 7, 0, 9].into()), None);
+    }
+
+    #[test]
+    fn an_internal_address_is_not_shown_outside() {
+        let links = Links {
+            links: vec![Link {
+                name: "eth0".into(),
+                role: Role::Both,
+                mac: [2; 6],
+                mtu: 1500,
+                addresses: vec!["10.7.0.1/24".parse().unwrap()],
+            }],
+            internal: vec!["10.0.0.0/8".parse().unwrap()],
+        };
+        assert_eq!(links.source_towards(0, [203, 0, 113, 1].into()), None);
+        assert!(links.source_towards(0, [10, 1, 0, 1].into()).is_some());
     }
 }

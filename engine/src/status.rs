@@ -55,6 +55,7 @@ impl Status<'_> {
                 "internal": counters.internal,
                 "spoofed": counters.spoofed,
                 "unserved": counters.unserved,
+                "uninvited": counters.uninvited,
             }),
             Err(error) => json!({ "error": error.to_string() }),
         }

@@ -189,6 +189,8 @@ pub struct SteeringCounters {
     pub spoofed: u64,
     /// Of those to the engine: no socket served the queue, so dropped or, for fragments, passed.
     pub unserved: u64,
+    /// Dropped: from outside straight to an internal address.
+    pub uninvited: u64,
 }
 
 /// What the program does with a frame.

@@ -11,7 +11,7 @@ use crate::drop_reason::DropReason;
 use crate::fragment::Splitter;
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome};
-use crate::icmp::{self, ErrorKind, ErrorLimiter};
+use crate::icmp::{self, ErrorKind, Limiters};
 use crate::neighbour::HopState;
 use crate::packet;
 use crate::stats::WorkerStats;
@@ -39,7 +39,7 @@ pub struct Worker<D, H, R> {
     host: H,
     gateway: Gateway<R>,
     stats: Arc<CachePadded<WorkerStats>>,
-    limiter: ErrorLimiter,
+    limiters: Limiters,
     hold: HoldQueue,
     batch: Vec<Frame>,
     prepared: Vec<Prepared>,
@@ -54,7 +54,8 @@ pub struct Worker<D, H, R> {
 }
 
 impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
-    /// A worker that sends at most `errors_per_second` ICMP errors of Egret's own.
+    /// A worker that sends at most `errors_per_second` ICMP errors of Egret's own, shared out by
+    /// [`Limiters`].
     pub fn new(
         device: D,
         host: H,
@@ -68,7 +69,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             host,
             gateway,
             stats,
-            limiter: ErrorLimiter::new(errors_per_second, errors_per_second),
+            limiters: Limiters::new(errors_per_second, interfaces),
             hold: HoldQueue::default(),
             batch: Vec::with_capacity(BATCH),
             prepared: Vec::with_capacity(BATCH),
@@ -254,7 +255,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let source = self.gateway.links().source_towards(ingress, packet.ipv4.source);
         let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
             && source.is_some()
-            && self.limiter.allow(now);
+            && self.limiters.of(ingress, kind).allow(now);
         let Some(source) = source.filter(|_| allowed) else {
             self.stats.errors_suppressed.add(1);
             return self.drop(frame, reason);

@@ -86,3 +86,35 @@ fn an_icmp_error_from_inside_reaches_no_other_client() {
     assert!(world.take_sent(INSIDE).is_empty());
     assert!(world.take_sent(OUTSIDE).is_empty());
 }
+
+#[test]
+fn a_flood_that_provokes_errors_does_not_stop_path_mtu_discovery() {
+    let mut world = two_arm("[icmp]\nerrors_per_second = 40");
+    let expiring = Envelope { ttl: 1, ..Envelope::new(CLIENT, SERVER) }.udp(5000, 53, b"x");
+    for _ in 0..200 {
+        world.inject(INSIDE, &expiring);
+        world.run();
+    }
+    assert!(world.take_sent(INSIDE).len() <= 40);
+    world.set_mtu(OUTSIDE, 1280);
+    let envelope = Envelope { flags_offset: ipv4::DONT_FRAGMENT, ..Envelope::new(CLIENT, SERVER) };
+    world.inject(INSIDE, &envelope.udp(5000, 53, &[0; 1400]));
+    world.run();
+    let sent = world.take_sent(INSIDE);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0][34..36], [icmp::UNREACHABLE, 4]);
+}
+
+#[test]
+fn fragments_to_the_host_reach_it_from_a_network_that_is_not_served() {
+    let mut world = two_arm("");
+    let first = Envelope {
+        flags_offset: ipv4::MORE_FRAGMENTS,
+        ..Envelope::new(Ipv4Addr::new(10, 88, 0, 5), EXTERNAL)
+    };
+    let later = Envelope { flags_offset: 3, ..first.clone() };
+    world.inject(INSIDE, &first.udp(4000, 53, &[1; 16]));
+    world.inject(INSIDE, &later.frame(17, &[2; 16]));
+    world.run();
+    assert_eq!(world.take_punted().len(), 2);
+}

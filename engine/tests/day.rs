@@ -48,7 +48,10 @@ impl Churn {
         let back = Envelope::new(server, self.pool);
         let (lan, wan) = (self.lan, self.wan);
         let frames: Vec<(usize, Vec<u8>)> = match self.below(10) {
-            0 | 1 => vec![(lan, out.udp(port, 53, b"question")), (wan, back.udp(53, port, b"answer"))],
+            0 | 1 => vec![
+                (lan, out.udp(port, 53, b"question")),
+                (wan, back.udp(53, port, b"answer")),
+            ],
             2 => vec![
                 (lan, out.tcp(port, 443, SYN, b"")),
                 (wan, back.tcp(443, port, SYN | ACK, b"")),
@@ -60,20 +63,44 @@ impl Churn {
                 (lan, out.tcp(port, 80, FIN | ACK, b"")),
                 (wan, back.tcp(80, port, FIN | ACK, b"")),
             ],
-            4 => vec![(lan, out.echo_request(port, b"ping")), (wan, back.echo_reply(port, b"ping"))],
+            4 => vec![
+                (lan, out.echo_request(port, b"ping")),
+                (wan, back.echo_reply(port, b"ping")),
+            ],
             5 => vec![
                 (wan, back.tcp(port, 8443, SYN, b"")),
-                (lan, Envelope::new(Ipv4Addr::new(10, 77, 0, 5), server).tcp(443, port, SYN | ACK, b"")),
-                (wan, back.tcp(port, 8443, if port % 2 == 0 { ACK } else { RST }, b"")),
+                (
+                    lan,
+                    Envelope::new(Ipv4Addr::new(10, 77, 0, 5), server).tcp(
+                        443,
+                        port,
+                        SYN | ACK,
+                        b"",
+                    ),
+                ),
+                (
+                    wan,
+                    back.tcp(port, 8443, if port.is_multiple_of(2) { ACK } else { RST }, b""),
+                ),
             ],
-            6 => vec![(lan, Envelope::new(client, self.pool).tcp(port, 8443, SYN, b""))],
+            6 => vec![(
+                lan,
+                Envelope::new(client, self.pool).tcp(port, 8443, SYN, b""),
+            )],
             7 => {
                 let datagram = out.udp_datagram(port, 53, &[7; 56]);
                 let part = |flags_offset, bytes: &[u8]| {
-                    let fragment = Envelope { identification: port, flags_offset, ..out.clone() };
+                    let fragment = Envelope {
+                        identification: port,
+                        flags_offset,
+                        ..out.clone()
+                    };
                     (lan, fragment.frame(17, bytes))
                 };
-                vec![part(4, &datagram[32..]), part(ipv4::MORE_FRAGMENTS, &datagram[..32])]
+                vec![
+                    part(4, &datagram[32..]),
+                    part(ipv4::MORE_FRAGMENTS, &datagram[..32]),
+                ]
             }
             8 => {
                 let sent = Envelope::new(self.pool, server).udp(port, 53, b"question");
@@ -83,7 +110,10 @@ impl Churn {
             _ => vec![
                 (wan, back.udp(port, port, b"unsolicited")),
                 (wan, Envelope::new(client, server).udp(port, 1, b"spoofed")),
-                (lan, Envelope { ttl: 1, ..out }.udp(port, 33_434, b"traceroute")),
+                (
+                    lan,
+                    Envelope { ttl: 1, ..out }.udp(port, 33_434, b"traceroute"),
+                ),
             ],
         };
         let worker = self.below(world.workers() as u64) as usize;
@@ -107,7 +137,12 @@ fn day(config: &str, workers: u32, pool: Ipv4Addr, faults: Faults) {
     };
     let mut world = World::with(&format!("{TOP}{config}{BASE}"), setup).unwrap();
     let random = WorkerRandom::from_seed(7);
-    let mut churn = Churn { random, lan: 0, wan: usize::from(two_arm), pool };
+    let mut churn = Churn {
+        random,
+        lan: 0,
+        wan: usize::from(two_arm),
+        pool,
+    };
     let mut most = 0;
     for second in 0..DAY_S {
         // The night is quiet, and so every session gets its chance to expire in peace.
@@ -125,7 +160,10 @@ fn day(config: &str, workers: u32, pool: Ipv4Addr, faults: Faults) {
         }
     }
     let totals = world.totals();
-    assert!(most > 500 && totals.created > 30_000, "{most} at most, {totals:?}");
+    assert!(
+        most > 500 && totals.created > 30_000,
+        "{most} at most, {totals:?}"
+    );
     assert!(totals.expired > 10_000, "{totals:?}");
     world.set_faults(Faults::default());
     world.drain();

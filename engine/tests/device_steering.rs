@@ -363,6 +363,24 @@ fn rule_4_internal_sources() {
             "spoofed"
         );
         assert_eq!(bench.packet(EXTERNAL, &from(REMOTE, GATEWAY)), PASS);
+        // The host's own services on the shared address are spared it, too.
+        assert_eq!(bench.packet(EXTERNAL, &from(INSIDE, HOST)), DROP, "spoofed");
+        assert_eq!(bench.packet(INTERNAL, &from(INSIDE, HOST)), PASS);
+        assert_eq!(bench.packet(ONE_ARM, &from(INSIDE, HOST)), PASS);
+    });
+}
+
+#[test]
+fn nothing_goes_straight_from_outside_to_inside() {
+    with_bench("uninvited", |bench| {
+        let from = |source, destination| ipv4(6, source, destination, 0, &tcp(5000, 443));
+        for on in [EXTERNAL, ONE_ARM] {
+            assert_eq!(bench.packet(on, &from(REMOTE, INSIDE)), DROP);
+            assert_eq!(bench.packet(on, &from(POD, INSIDE)), PASS, "bypass goes both ways");
+            assert_eq!(bench.packet(on, &from(REMOTE, GATEWAY)), PASS, "the host itself");
+            assert_eq!(bench.packet(on, &from(REMOTE, POD)), PASS);
+        }
+        assert_eq!(bench.packet(INTERNAL, &from(REMOTE, INSIDE)), PASS, "not from outside");
     });
 }
 
@@ -419,6 +437,7 @@ fn everything_is_counted() {
         on_external(&ipv4(6, INSIDE, REMOTE, 0, &tcp(1, 2)), 0, 5);
         on_external(&ipv4(6, REMOTE, HOST, 0, &tcp(1, 2)), 0, 6);
         on_external(&ipv4(6, REMOTE, OWN, 0, &tcp(1, 2)), 1, 7);
+        on_external(&ipv4(6, REMOTE, INSIDE, 0, &tcp(1, 2)), 0, 2);
         let marked = ethernet(mac, bench.steering.mark(), 0x0800, &[0; 40]);
         bench.steering.judge(ifindex, 0, &marked).unwrap();
         bench.packet(INTERNAL, &ipv4(6, INSIDE, REMOTE, 0, &tcp(1, 2)));
@@ -433,6 +452,7 @@ fn everything_is_counted() {
             internal: 2,
             spoofed: 5,
             unserved: 8,
+            uninvited: 2,
         };
         assert_eq!(after, expected);
     });

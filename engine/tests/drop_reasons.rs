@@ -33,7 +33,11 @@ fn world(more: &str) -> World {
 
 /// A world in which the hops of the usual hosts are known.
 fn with(more: &str, change: impl FnOnce(&mut Setup)) -> World {
-    let mut setup = Setup { sessions_max: 64, answer: false, ..Setup::default() };
+    let mut setup = Setup {
+        sessions_max: 64,
+        answer: false,
+        ..Setup::default()
+    };
     change(&mut setup);
     let world = World::with(&format!("{TWO_ARM}{more}"), setup).unwrap();
     for known in [CLIENT, OTHER, UPSTREAM] {
@@ -65,7 +69,12 @@ fn one(more: &str, interface: usize, frame: Vec<u8>) -> World {
 }
 
 fn fragment(id: u16, flags_offset: u16, bytes: &[u8]) -> Vec<u8> {
-    Envelope { identification: id, flags_offset, ..out() }.frame(17, bytes)
+    Envelope {
+        identification: id,
+        flags_offset,
+        ..out()
+    }
+    .frame(17, bytes)
 }
 
 /// Makes the reason count once.
@@ -73,26 +82,38 @@ fn provoke(reason: DropReason) -> World {
     use DropReason::*;
     match reason {
         Truncated | NotIpv4 | BadHeader | BadChecksum | BadLength | BadAddress | BadTransport
-        | UnsupportedProtocol | UnsupportedIcmp | IcmpBadChecksum | IcmpBadEmbedded | SourceRoute
-        | FragmentBad => {
+        | UnsupportedProtocol | UnsupportedIcmp | IcmpBadChecksum | IcmpBadEmbedded
+        | SourceRoute | FragmentBad => {
             let sample = samples::malformed().into_iter().find(|(_, r)| *r == reason);
             one("", LAN, sample.expect("there is a sample").0.frame)
         }
         IcmpNoSession => {
             let about = Envelope::new(SERVER, CLIENT).udp(53, 20_000, b"");
-            one("", LAN, out().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576))
+            one(
+                "",
+                LAN,
+                out().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576),
+            )
         }
         TtlExpired => one("", LAN, Envelope { ttl: 1, ..out() }.udp(20_000, 53, b"")),
         FragmentationNeeded => {
             let mut world = world("");
             world.set_mtu(WAN, 1000);
-            let big = Envelope { flags_offset: ipv4::DONT_FRAGMENT, ..out() };
+            let big = Envelope {
+                flags_offset: ipv4::DONT_FRAGMENT,
+                ..out()
+            };
             after(world, &[(LAN, big.udp(20_000, 53, &[0; 1000]))])
         }
         FragmentsFull => {
             let full = with("", |setup| setup.fragments.copies_max = 1);
-            let mut world =
-                after(full, &[(LAN, fragment(1, 8, &[1; 8])), (LAN, fragment(2, 8, &[1; 8]))]);
+            let mut world = after(
+                full,
+                &[
+                    (LAN, fragment(1, 8, &[1; 8])),
+                    (LAN, fragment(2, 8, &[1; 8])),
+                ],
+            );
             // The copy that was held belongs to another reason: its first fragment comes in time.
             let datagram = out().udp_datagram(20_000, 53, &[1; 64]);
             world.inject(LAN, &fragment(1, ipv4::MORE_FRAGMENTS, &datagram[..64]));
@@ -105,15 +126,21 @@ fn provoke(reason: DropReason) -> World {
             world
         }
         Spoofed => one("", WAN, udp(20_000)),
-        NoSession => one(OWN_POOL, WAN, Envelope::new(STRANGER, OWN).tcp(4000, 22, SYN, b"")),
+        NoSession => one(
+            OWN_POOL,
+            WAN,
+            Envelope::new(STRANGER, OWN).tcp(4000, 22, SYN, b""),
+        ),
         Filtered => {
             let eim = format!("{OWN_POOL}[nat]\nmapping = \"eim\"\n");
             let from_stranger = Envelope::new(STRANGER, OWN).udp(53, 20_000, b"");
             after(world(&eim), &[(LAN, udp(20_000)), (WAN, from_stranger)])
         }
-        ForwardDenied => {
-            one(FORWARD, WAN, Envelope::new(STRANGER, EXTERNAL).tcp(4000, 8443, SYN, b""))
-        }
+        ForwardDenied => one(
+            FORWARD,
+            WAN,
+            Envelope::new(STRANGER, EXTERNAL).tcp(4000, 8443, SYN, b""),
+        ),
         PortsExhausted => {
             let one_port = world("[pool]\nports = 20000\n");
             after(one_port, &[(LAN, udp(20_000)), (LAN, udp(20_001))])
@@ -175,7 +202,13 @@ fn provoke(reason: DropReason) -> World {
         PuntFailed => {
             let mut world = world("");
             world.refuse_punts(true);
-            after(world, &[(WAN, Envelope::new(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""))])
+            after(
+                world,
+                &[(
+                    WAN,
+                    Envelope::new(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""),
+                )],
+            )
         }
     }
 }
@@ -183,7 +216,9 @@ fn provoke(reason: DropReason) -> World {
 /// With `eim`, a UDP mapping may outlive its sessions by a second: then all mappings can be in use
 /// while no session is.
 fn mappings_full() -> World {
-    let mut world = with("[nat]\nmapping = \"eim\"\n", |setup| setup.start = conntrack::Time(1_024_000));
+    let mut world = with("[nat]\nmapping = \"eim\"\n", |setup| {
+        setup.start = conntrack::Time(1_024_000)
+    });
     let frames: Vec<_> = (0..64).map(|n| (LAN, udp(20_000 + n))).collect();
     world = after(world, &frames);
     world.advance_ms(300_001);
@@ -199,9 +234,13 @@ fn mappings_full() -> World {
 fn contended() -> World {
     let mut world = world("");
     let locks = &world.words()[64..64 + 1024];
-    locks.iter().for_each(|lock| lock.store(1, Ordering::Relaxed));
+    locks
+        .iter()
+        .for_each(|lock| lock.store(1, Ordering::Relaxed));
     world = after(world, &[(LAN, udp(20_000))]);
-    locks.iter().for_each(|lock| lock.store(0, Ordering::Relaxed));
+    locks
+        .iter()
+        .for_each(|lock| lock.store(0, Ordering::Relaxed));
     world
 }
 
@@ -211,7 +250,9 @@ fn every_drop_reason_has_a_test() {
         let mut world = provoke(reason);
         let drops: Vec<_> = world.snapshot().drops().collect();
         assert_eq!(drops, [(reason, 1)]);
-        world.check_invariants().unwrap_or_else(|what| panic!("{}: {what}", reason.name()));
+        world
+            .check_invariants()
+            .unwrap_or_else(|what| panic!("{}: {what}", reason.name()));
     }
 }
 
@@ -235,5 +276,8 @@ fn a_full_hop_table_holds_nothing_more() {
     let mut world = after(world, &[(LAN, to(77))]);
     let drops: Vec<_> = world.snapshot().drops().collect();
     assert_eq!(drops, [(DropReason::HoldFull, 1)]);
-    assert!(world.take_sent(LAN).is_empty(), "nothing to tell the sender");
+    assert!(
+        world.take_sent(LAN).is_empty(),
+        "nothing to tell the sender"
+    );
 }

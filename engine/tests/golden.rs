@@ -52,7 +52,10 @@ fn play(scenario: &Scenario) -> Outcome {
     for known in paths::NEIGHBOURS {
         assert!(world.set_neighbour(known, engine::neighbour::HopState::Resolved));
     }
-    let mut outcome = Outcome { sent: vec![Vec::new(); scenario.interfaces()], ..Outcome::default() };
+    let mut outcome = Outcome {
+        sent: vec![Vec::new(); scenario.interfaces()],
+        ..Outcome::default()
+    };
     let pass = |world: &mut World, outcome: &mut Outcome, until: u64| {
         while world.now().0 < start + until {
             let left = start + until - world.now().0;
@@ -94,8 +97,10 @@ fn play(scenario: &Scenario) -> Outcome {
 
 fn counters(world: &World) -> Value {
     let snapshot: Snapshot = world.snapshot();
-    let drops: serde_json::Map<String, Value> =
-        snapshot.drops().map(|(reason, count)| (reason.name().to_owned(), json!(count))).collect();
+    let drops: serde_json::Map<String, Value> = snapshot
+        .drops()
+        .map(|(reason, count)| (reason.name().to_owned(), json!(count)))
+        .collect();
     let totals = world.totals();
     json!({
         "counters": snapshot,
@@ -113,7 +118,9 @@ fn counters(world: &World) -> Value {
 }
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
 }
 
 fn golden(name: &str, scenario: &Scenario, checksums_right: bool) {
@@ -124,9 +131,18 @@ fn golden(name: &str, scenario: &Scenario, checksums_right: bool) {
         scenario.save(&folder);
     }
     let saved = Scenario::load(&folder);
-    assert_eq!(saved.config, scenario.config, "config.toml is not the scenario's");
-    assert_eq!(saved.frames, scenario.frames, "the frames are not the scenario's");
-    assert_eq!(saved.events, scenario.events, "events.txt is not the scenario's");
+    assert_eq!(
+        saved.config, scenario.config,
+        "config.toml is not the scenario's"
+    );
+    assert_eq!(
+        saved.frames, scenario.frames,
+        "the frames are not the scenario's"
+    );
+    assert_eq!(
+        saved.events, scenario.events,
+        "events.txt is not the scenario's"
+    );
     let outcome = play(&saved);
     let counters = serde_json::to_string_pretty(&outcome.counters).unwrap() + "\n";
 
@@ -146,12 +162,22 @@ fn golden(name: &str, scenario: &Scenario, checksums_right: bool) {
     }
     let expected = |file: &str| std::fs::read_to_string(folder.join(file)).unwrap();
     // The trace first: its difference can be read.
-    assert!(expected("trace.txt") == outcome.trace, "{name}: the trace is now\n{}", outcome.trace);
+    assert!(
+        expected("trace.txt") == outcome.trace,
+        "{name}: the trace is now\n{}",
+        outcome.trace
+    );
     for (interface, frames) in outcome.sent.iter().enumerate() {
         let wanted = load_pcap(&folder.join(format!("out-{interface}.pcap")));
-        assert!(wanted == *frames, "{name}: other bytes left by interface {interface}");
+        assert!(
+            wanted == *frames,
+            "{name}: other bytes left by interface {interface}"
+        );
     }
-    assert!(load_pcap(&folder.join("host.pcap")) == outcome.punted, "{name}: other bytes punted");
+    assert!(
+        load_pcap(&folder.join("host.pcap")) == outcome.punted,
+        "{name}: other bytes punted"
+    );
     let wanted: Value = serde_json::from_str(&expected("counters.json")).unwrap();
     assert_eq!(wanted, outcome.counters, "{name}: counters");
 }

@@ -41,7 +41,12 @@ fn udp(port: u16) -> Vec<u8> {
 }
 
 fn fragment(envelope: Envelope, id: u16, flags_offset: u16, bytes: &[u8]) -> Vec<u8> {
-    Envelope { identification: id, flags_offset, ..envelope }.frame(17, bytes)
+    Envelope {
+        identification: id,
+        flags_offset,
+        ..envelope
+    }
+    .frame(17, bytes)
 }
 
 /// Packets of sessions that are there: UDP and TCP, both ways.
@@ -60,7 +65,9 @@ fn hits() -> Frames {
 
 /// More sessions than ports: they are made, and then refused with an ICMP error each.
 fn creates() -> Frames {
-    (0..1_500).map(|n| (LAN, Envelope::new(OTHER, SERVER).udp(5_000 + n, 53, b"new"))).collect()
+    (0..1_500)
+        .map(|n| (LAN, Envelope::new(OTHER, SERVER).udp(5_000 + n, 53, b"new")))
+        .collect()
 }
 
 /// Whole connections, a forward, a hairpin.
@@ -75,7 +82,10 @@ fn connections() -> Frames {
                 (LAN, out().tcp(port, 443, FIN | ACK, b"")),
                 (WAN, back().tcp(443, port, FIN | ACK, b"")),
                 (WAN, back().tcp(40_000 + n, 8443, SYN, b"")),
-                (LAN, Envelope::new(OTHER, SERVER).tcp(443, 40_000 + n, SYN | ACK, b"")),
+                (
+                    LAN,
+                    Envelope::new(OTHER, SERVER).tcp(443, 40_000 + n, SYN | ACK, b""),
+                ),
                 (LAN, hairpin.tcp(port, 8443, SYN, b"")),
                 (LAN, out().tcp(port, 443, RST, b"")),
             ]
@@ -85,12 +95,19 @@ fn connections() -> Frames {
 
 /// What is refused, punted, too big, or has nothing left to live; and errors from both sides.
 fn refusals() -> Frames {
-    let sent = Envelope { source: EXTERNAL, ..out() }.udp(20_000, 53, b"question");
+    let sent = Envelope {
+        source: EXTERNAL,
+        ..out()
+    }
+    .udp(20_000, 53, b"question");
     let got = Envelope::new(SERVER, CLIENT).udp(53, 20_000, b"answer");
     let error = |envelope: Envelope, about: &[u8]| {
         envelope.icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, about, 576)
     };
-    let big = Envelope { flags_offset: ipv4::DONT_FRAGMENT, ..out() };
+    let big = Envelope {
+        flags_offset: ipv4::DONT_FRAGMENT,
+        ..out()
+    };
     vec![
         (LAN, out().tcp(20_000, 81, ACK, b"midstream")),
         (WAN, back().tcp(4000, 22, SYN, b"")),
@@ -113,14 +130,22 @@ fn fragments() -> Frames {
         let first = fragment(out(), id, ipv4::MORE_FRAGMENTS, &datagram[..304]);
         let second = fragment(out(), id, 38, &datagram[304..]);
         let pair = [(LAN, first), (LAN, second)];
-        frames.extend(if id % 2 == 0 { pair } else { let [a, b] = pair; [b, a] });
+        frames.extend(if id % 2 == 0 {
+            pair
+        } else {
+            let [a, b] = pair;
+            [b, a]
+        });
         frames.push((WAN, fragment(back(), 100 + id, 38, &[2; 64])));
     }
     frames
 }
 
 fn world() -> World {
-    let setup = Setup { record: false, ..Setup::default() };
+    let setup = Setup {
+        record: false,
+        ..Setup::default()
+    };
     let mut world = World::with(CONFIG, setup).unwrap();
     world.set_mtu(WAN, 1200);
     for known in [CLIENT, OTHER, UPSTREAM] {
@@ -131,12 +156,12 @@ fn world() -> World {
 
 /// Everything, with a minute or more between, so that sessions expire and make room.
 fn everything(world: &mut World, kinds: &[Frames]) -> u64 {
-    let mut count = 0;
+    let mut count = 0_u64;
     for kind in kinds {
         for (interface, frame) in kind {
             assert!(world.inject(*interface, frame));
             count += 1;
-            if count % 48 == 0 {
+            if count.is_multiple_of(48) {
                 world.round();
             }
         }
@@ -163,7 +188,14 @@ fn everything(world: &mut World, kinds: &[Frames]) -> u64 {
 
 #[test]
 fn a_worker_allocates_nothing_after_warm_up() {
-    let kinds = [hits(), creates(), connections(), refusals(), fragments(), hits()];
+    let kinds = [
+        hits(),
+        creates(),
+        connections(),
+        refusals(),
+        fragments(),
+        hits(),
+    ];
     let mut world = world();
     everything(&mut world, &kinds);
     let before = world.snapshot();
@@ -174,7 +206,10 @@ fn a_worker_allocates_nothing_after_warm_up() {
             frames += everything(&mut world, &kinds);
         }
     });
-    assert_eq!(allocations.count_total, 0, "{allocations:?} with {frames} frames");
+    assert_eq!(
+        allocations.count_total, 0,
+        "{allocations:?} with {frames} frames"
+    );
 
     // It was no idle test: each kind of thing happened.
     let after = world.snapshot();
@@ -197,7 +232,10 @@ fn a_worker_allocates_nothing_after_warm_up() {
     assert!(after.split > before.split && after.held > before.held + 100);
     assert!(after.punted > before.punted && after.made > before.made);
     let totals = world.totals();
-    assert!(totals.expired > 10_000 && totals.created > 10_000, "{totals:?}");
+    assert!(
+        totals.expired > 10_000 && totals.created > 10_000,
+        "{totals:?}"
+    );
     world.check_invariants().unwrap();
 }
 

@@ -17,13 +17,25 @@ pub fn config(data: &[u8]) {
         }
     };
     assert!(!config.internal.is_empty());
-    let external = config.interfaces.iter().filter(|interface| interface.role.is_external());
+    let external = config
+        .interfaces
+        .iter()
+        .filter(|interface| interface.role.is_external());
     assert_eq!(external.count(), 1);
-    assert!(config.advice.iter().all(|problem| problem.level != Level::Error));
+    assert!(
+        config
+            .advice
+            .iter()
+            .all(|problem| problem.level != Level::Error)
+    );
     assert!(!config.settings().is_empty());
 
     let internal: Vec<_> = config.internal.iter().map(|prefix| prefix.value).collect();
-    let arms: Vec<Arm> = config.interfaces.iter().map(|i| Arm::of(i.role, &internal)).collect();
+    let arms: Vec<Arm> = config
+        .interfaces
+        .iter()
+        .map(|i| Arm::of(i.role, &internal))
+        .collect();
     match Plan::make(&config, &host_for(&config, &arms)) {
         Ok(plan) => {
             assert_eq!(plan.interfaces.len(), config.interfaces.len());

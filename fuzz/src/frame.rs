@@ -22,7 +22,9 @@ const FORWARD: &str = "[[forwards]]\nprotocol = \"udp\"\nexternal = \"8443\"\n\
 /// first, so that more of it comes past the parser. Bit 2: a small MTU, so that it is cut. The rest
 /// is the frame; it comes twice, to a two-arm and to a one-arm gateway that have some sessions.
 pub fn frame(data: &[u8]) {
-    let Some((&flags, frame)) = data.split_first() else { return };
+    let Some((&flags, frame)) = data.split_first() else {
+        return;
+    };
     let mut frame = frame.to_vec();
     if flags & 2 != 0 {
         repair(&mut frame);
@@ -30,7 +32,8 @@ pub fn frame(data: &[u8]) {
     for (config, side) in [(TWO_ARM, usize::from(flags & 1)), (ONE_ARM, 0)] {
         let mut world = world(&format!("{config}{FORWARD}"));
         if flags & 4 != 0 {
-            (0..world.config().interfaces.len()).for_each(|interface| world.set_mtu(interface, 256));
+            (0..world.config().interfaces.len())
+                .for_each(|interface| world.set_mtu(interface, 256));
         }
         for _ in 0..2 {
             arrive(&mut world, side, &frame);
@@ -80,7 +83,9 @@ fn arrive(world: &mut World, side: usize, frame: &[u8]) {
     }
     world.run();
     let interfaces = world.config().interfaces.len();
-    let sent: Vec<Vec<u8>> = (0..interfaces).flat_map(|number| world.take_sent(number)).collect();
+    let sent: Vec<Vec<u8>> = (0..interfaces)
+        .flat_map(|number| world.take_sent(number))
+        .collect();
     let after = world.snapshot();
     let forwarded = after.made == before.made && after.released == before.released;
     let same = after.checksums_completed == before.checksums_completed;
@@ -90,11 +95,18 @@ fn arrive(world: &mut World, side: usize, frame: &[u8]) {
         && same
         && whole
     {
-        assert_eq!(transport_is_right(frame), transport_is_right(sent), "{sent:02x?}");
+        assert_eq!(
+            transport_is_right(frame),
+            transport_is_right(sent),
+            "{sent:02x?}"
+        );
     }
     for (interface, punted) in world.take_punted() {
         assert_eq!(usize::from(interface), side);
         let unchanged = punted.get(..12) == frame.get(..12) && punted.len() <= frame.len();
-        assert!(unchanged || after.released > before.released, "{punted:02x?}");
+        assert!(
+            unchanged || after.released > before.released,
+            "{punted:02x?}"
+        );
     }
 }

@@ -17,4 +17,8 @@ pub use operations::operations;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: &[Target] = &[("frame", frame), ("operations", operations), ("config", config)];
+pub const TARGETS: &[Target] = &[
+    ("frame", frame),
+    ("operations", operations),
+    ("config", config),
+];

@@ -64,7 +64,9 @@ struct Input<'d>(&'d [u8]);
 
 impl Input<'_> {
     fn byte(&mut self) -> usize {
-        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        let Some((&first, rest)) = self.0.split_first() else {
+            return 0;
+        };
         self.0 = rest;
         first.into()
     }
@@ -93,7 +95,11 @@ pub fn operations(data: &[u8]) {
     let mut input = Input(data);
     let kind = input.byte();
     let base = INTERFACES[kind & 1];
-    let policies: &'static [&'static str] = if kind & 2 == 0 { &POLICIES[..4] } else { &POLICIES[4..] };
+    let policies: &'static [&'static str] = if kind & 2 == 0 {
+        &POLICIES[..4]
+    } else {
+        &POLICIES[4..]
+    };
     let setup = Setup {
         seed: kind as u64,
         workers: 1 + (kind as u32 >> 2 & 1),
@@ -119,7 +125,9 @@ pub fn operations(data: &[u8]) {
     };
     while !play.input.0.is_empty() {
         play.step();
-        play.world.check_frames().unwrap_or_else(|violation| panic!("{violation}"));
+        play.world
+            .check_frames()
+            .unwrap_or_else(|violation| panic!("{violation}"));
     }
     play.end();
 }
@@ -157,7 +165,11 @@ impl Play<'_> {
         let kind = self.input.byte();
         let envelope = Envelope {
             ttl: if kind & 0x38 == 0x38 { 1 } else { 64 },
-            flags_offset: if kind & 0x40 == 0 { 0 } else { ipv4::DONT_FRAGMENT },
+            flags_offset: if kind & 0x40 == 0 {
+                0
+            } else {
+                ipv4::DONT_FRAGMENT
+            },
             ..Envelope::new(source, destination)
         };
         let (from, to) = (self.input.pick(&PORTS), self.input.pick(&PORTS));
@@ -217,9 +229,13 @@ impl Play<'_> {
     /// The receiver of a frame answers.
     fn answer(&mut self) {
         let flags = self.input.pick(&FLAGS);
-        let Some((interface, frame)) = self.left() else { return };
+        let Some((interface, frame)) = self.left() else {
+            return;
+        };
         let Ok(packet) = parse(&frame) else { return };
-        let Body::Flow { tuple, .. } = packet.body else { return };
+        let Body::Flow { tuple, .. } = packet.body else {
+            return;
+        };
         let back = Envelope::new(tuple.destination.addr, tuple.source.addr);
         let mut data = tuple.destination.addr.octets().to_vec();
         data.extend(tuple.destination.port.to_be_bytes());
@@ -234,10 +250,20 @@ impl Play<'_> {
     /// The receiver of a frame, or a router on its way, complains about it.
     fn error(&mut self) {
         let kind = self.input.byte();
-        let Some((interface, frame)) = self.left() else { return };
+        let Some((interface, frame)) = self.left() else {
+            return;
+        };
         let Ok(packet) = parse(&frame) else { return };
-        let routers = if interface == self.wan { SERVERS } else { [CLIENTS[0], CLIENTS[1], CLIENTS[3]] };
-        let source = if kind & 1 == 0 { packet.ipv4.destination } else { self.input.pick(&routers) };
+        let routers = if interface == self.wan {
+            SERVERS
+        } else {
+            [CLIENTS[0], CLIENTS[1], CLIENTS[3]]
+        };
+        let source = if kind & 1 == 0 {
+            packet.ipv4.destination
+        } else {
+            self.input.pick(&routers)
+        };
         let (icmp_type, code) = match kind >> 1 & 3 {
             0 => (icmp::UNREACHABLE, icmp::CODE_PORT),
             1 => (icmp::UNREACHABLE, icmp::CODE_FRAGMENTATION_NEEDED),
@@ -276,7 +302,7 @@ impl Play<'_> {
         let more = if end < 608 { ipv4::MORE_FRAGMENTS } else { 0 };
         let fragment = Envelope {
             identification: (kind >> 4) as u16 & 3,
-            flags_offset: start as u16 / 8 | more,
+            flags_offset: (start / 8) as u16 | more,
             ..envelope
         };
         let frame = fragment.frame(17, &datagram[start..end]);
@@ -296,10 +322,25 @@ impl Play<'_> {
         self.forget_sent();
     }
 
+    /// Lets a change of policy reach the tables, before another one comes.
+    fn settle(&mut self) {
+        for _ in 0..1_000 {
+            if self.world.shared().rulebook.is_settled() {
+                return;
+            }
+            self.world.pass_ms(10, 10);
+        }
+        panic!("a change of policy does not end");
+    }
+
     fn policy(&mut self) {
+        self.settle();
         let number = self.input.byte() % self.policies.len();
         self.eim |= self.policies[number].contains("eim");
-        let text = format!("internal = \"10.77.0.0/24\"\n{}{}", self.base, self.policies[number]);
+        let text = format!(
+            "internal = \"10.77.0.0/24\"\n{}{}",
+            self.base, self.policies[number]
+        );
         // It may not fit the address that the host has at the moment.
         self.world.reconfigure(&text);
         self.world.run();
@@ -307,6 +348,7 @@ impl Play<'_> {
     }
 
     fn address(&mut self) {
+        self.settle();
         let addresses = match self.input.byte() % 4 {
             0 => Vec::new(),
             1 => vec![(LATER, 24)],
@@ -314,7 +356,8 @@ impl Play<'_> {
             _ => vec![(EXTERNAL, 24)],
         };
         let net = |(addr, len)| ipnet(addr, len);
-        self.world.set_external(addresses.into_iter().map(net).collect());
+        self.world
+            .set_external(addresses.into_iter().map(net).collect());
         self.world.run();
         self.forget_sent();
     }
@@ -337,7 +380,8 @@ impl Play<'_> {
         let mtu = [1500, 576, 300, 1500][kind >> 3 & 3];
         // What waits was cut for the MTU of before.
         if self.is_quiet() {
-            self.world.set_mtu(if kind & 0x20 == 0 { 0 } else { self.wan }, mtu);
+            self.world
+                .set_mtu(if kind & 0x20 == 0 { 0 } else { self.wan }, mtu);
         }
         // A round in which nothing comes.
         self.world.round();
@@ -352,13 +396,19 @@ impl Play<'_> {
             mtu: None,
             paths: Vec::new(),
         };
-        let routes = if self.input.byte() & 1 == 0 { vec![route] } else { Vec::new() };
+        let routes = if self.input.byte() & 1 == 0 {
+            vec![route]
+        } else {
+            Vec::new()
+        };
         self.world.set_routes(routes);
     }
 
     fn restart(&mut self) {
         if self.input.byte() & 1 == 0 {
-            self.world.check_invariants().unwrap_or_else(|violation| panic!("{violation}"));
+            self.world
+                .check_invariants()
+                .unwrap_or_else(|violation| panic!("{violation}"));
         } else {
             self.world.restart();
             self.forget_sent();
@@ -393,7 +443,12 @@ impl Play<'_> {
         self.world.run();
         let mut sent = Vec::new();
         for number in 0..=self.wan {
-            sent.extend(self.world.take_sent(number).into_iter().map(|frame| (number, frame)));
+            sent.extend(
+                self.world
+                    .take_sent(number)
+                    .into_iter()
+                    .map(|frame| (number, frame)),
+            );
         }
         let own = if quiet { sent.as_slice() } else { &[] };
         let own: Vec<Tuple> = own.iter().filter_map(|(_, frame)| flow(frame)).collect();
@@ -417,7 +472,9 @@ impl Play<'_> {
     /// Everything becomes well again, and all expires.
     fn end(mut self) {
         let check = |world: &mut World| {
-            world.check_invariants().unwrap_or_else(|violation| panic!("{violation}"));
+            world
+                .check_invariants()
+                .unwrap_or_else(|violation| panic!("{violation}"));
         };
         check(&mut self.world);
         self.world.set_answer(true);
@@ -426,7 +483,9 @@ impl Play<'_> {
         self.world.pass_ms(1_000, 100);
         check(&mut self.world);
         self.world.drain();
-        self.world.check_empty().unwrap_or_else(|violation| panic!("{violation}"));
+        self.world
+            .check_empty()
+            .unwrap_or_else(|violation| panic!("{violation}"));
     }
 }
 

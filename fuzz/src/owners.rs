@@ -69,19 +69,31 @@ impl Owners {
             return;
         }
         let tried = if eim {
-            self.tried.iter().any(|tried| (tried.0, tried.1) == (protocol, got))
+            self.tried
+                .iter()
+                .any(|tried| (tried.0, tried.1) == (protocol, got))
         } else {
             self.tried.contains(&(protocol, got, remote))
         };
-        assert!(tried, "{came} went to {got}, which never sent anything there");
+        assert!(
+            tried,
+            "{came} went to {got}, which never sent anything there"
+        );
         let last = self.last.get(&(protocol, external, remote)).copied();
-        let any = self.last_to_any.get(&(protocol, external)).copied().filter(|_| eim);
+        let any = self
+            .last_to_any
+            .get(&(protocol, external))
+            .copied()
+            .filter(|_| eim);
         let sure = if eim {
             self.unseen.iter().all(|unseen| unseen.0 != protocol)
         } else {
             !self.unseen.contains(&(protocol, remote))
         };
         let right = last == Some(got) || any == Some(got);
-        assert!(right || !sure, "{came} went to {got}, but belongs to {last:?} or {any:?}");
+        assert!(
+            right || !sure,
+            "{came} went to {got}, but belongs to {last:?} or {any:?}"
+        );
     }
 }

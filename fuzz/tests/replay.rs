@@ -12,8 +12,12 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 fn files(kind: &str, target: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(kind).join(target);
-    let Ok(entries) = std::fs::read_dir(&folder) else { return Vec::new() };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(kind)
+        .join(target);
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        return Vec::new();
+    };
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.file_name().is_some_and(|name| name != "stories.txt"));
     files.sort();
@@ -24,7 +28,11 @@ fn files(kind: &str, target: &str) -> Vec<PathBuf> {
 fn complaint(target: fn(&[u8]), data: &[u8]) -> Option<String> {
     let payload = std::panic::catch_unwind(|| target(data)).err()?;
     let text = payload.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    let text = text.or_else(|| {
+        payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+    });
     Some(text.unwrap_or_default())
 }
 
@@ -38,7 +46,12 @@ fn run(name: &str, target: fn(&[u8]), data: &[u8]) {
 
 /// A smaller input with the same kind of complaint.
 fn smaller(target: fn(&[u8]), mut data: Vec<u8>, what: &str) -> Vec<u8> {
-    let kind = |text: &str| text.chars().filter(|c| c.is_alphabetic()).take(20).collect::<String>();
+    let kind = |text: &str| {
+        text.chars()
+            .filter(|c| c.is_alphabetic())
+            .take(20)
+            .collect::<String>()
+    };
     let fails = |data: &[u8]| complaint(target, data).is_some_and(|text| kind(&text) == kind(what));
     let mut size = data.len() / 2;
     while size > 0 {
@@ -46,7 +59,11 @@ fn smaller(target: fn(&[u8]), mut data: Vec<u8>, what: &str) -> Vec<u8> {
         while at < data.len() {
             let mut less = data.clone();
             less.drain(at..(at + size).min(data.len()));
-            if fails(&less) { data = less } else { at += size }
+            if fails(&less) {
+                data = less
+            } else {
+                at += size
+            }
         }
         size /= 2;
     }
@@ -66,7 +83,11 @@ fn corpora_and_regressions() {
         let corpus = files("corpus", name);
         assert!(!corpus.is_empty(), "no corpus of {name}");
         for file in corpus.iter().chain(&files("regressions", name)) {
-            run(&file.display().to_string(), target, &std::fs::read(file).unwrap());
+            run(
+                &file.display().to_string(),
+                target,
+                &std::fs::read(file).unwrap(),
+            );
         }
     }
 }
@@ -75,13 +96,19 @@ fn corpora_and_regressions() {
 #[test]
 fn every_regression_has_its_story() {
     for &(name, _) in TARGETS {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions").join(name);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("regressions")
+            .join(name);
         let stories = std::fs::read_to_string(folder.join("stories.txt")).unwrap_or_default();
-        let told: BTreeSet<&str> =
-            stories.lines().filter_map(|line| Some(line.split_once(": ")?.0)).collect();
+        let told: BTreeSet<&str> = stories
+            .lines()
+            .filter_map(|line| Some(line.split_once(": ")?.0))
+            .collect();
         let files = files("regressions", name);
-        let found: BTreeSet<&str> =
-            files.iter().filter_map(|file| file.file_name()?.to_str()).collect();
+        let found: BTreeSet<&str> = files
+            .iter()
+            .filter_map(|file| file.file_name()?.to_str())
+            .collect();
         assert_eq!(told, found, "regressions of {name}");
     }
 }
@@ -124,7 +151,9 @@ fn mutated(random: &mut StdRng, corpus: &[Vec<u8>], longest: usize) -> Vec<u8> {
 }
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let files = files("corpus", name).into_iter().chain(files("regressions", name));
+    let files = files("corpus", name)
+        .into_iter()
+        .chain(files("regressions", name));
     files.map(|file| std::fs::read(file).unwrap()).collect()
 }
 
@@ -154,9 +183,13 @@ fn random_configurations() {
 #[test]
 #[ignore = "runs as long as EGRET_FUZZ_SECONDS says"]
 fn explore() {
-    let seconds = std::env::var("EGRET_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+    let seconds = std::env::var("EGRET_FUZZ_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let only = std::env::var("EGRET_FUZZ_TARGET").ok();
-    let seed = std::env::var("EGRET_FUZZ_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = std::env::var("EGRET_FUZZ_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let mut random = StdRng::seed_from_u64(seed.unwrap_or(1));
     for &(name, target) in TARGETS {
         if only.as_ref().is_some_and(|only| only != name) {

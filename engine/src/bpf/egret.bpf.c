@@ -77,6 +77,7 @@ enum counter {
 	COUNT_INTERNAL,		// to the engine: from inside
 	COUNT_SPOOFED,		// dropped: internal source outside
 	COUNT_UNSERVED,		// of those to the engine: no socket there, dropped or (fragments) passed
+	COUNT_UNINVITED,	// dropped: outside straight to an internal address
 	COUNTERS,
 };
 
@@ -315,12 +316,24 @@ int egret_steer(struct xdp_md *ctx)
 			return to_engine(ctx, interface, COUNT_FRAGMENTS, XDP_PASS);
 		if (shared_is_owned(external, ip, end))
 			return to_engine(ctx, interface, COUNT_SHARED, XDP_DROP);
+		// The host trusts internal sources no less than clients do.
+		if (!(interface->role & ROLE_INTERNAL) && in_prefixes(&internals, ip->source)) {
+			count(COUNT_SPOOFED);
+			return XDP_DROP;
+		}
 		return pass();
 	}
 
 	// 4: from an internal address.
-	if (!in_prefixes(&internals, ip->source))
+	if (!in_prefixes(&internals, ip->source)) {
+		// A kernel that forwards would carry inside what was addressed there straight.
+		if (interface->role & ROLE_EXTERNAL && in_prefixes(&internals, ip->destination) &&
+		    !map_lookup(&locals, &ip->destination) && !in_prefixes(&bypasses, ip->source)) {
+			count(COUNT_UNINVITED);
+			return XDP_DROP;
+		}
 		return pass();
+	}
 	if (!(interface->role & ROLE_INTERNAL)) {
 		count(COUNT_SPOOFED);
 		return XDP_DROP;

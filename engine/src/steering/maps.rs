@@ -33,7 +33,7 @@ const ROLE_INTERNAL: u8 = 1;
 const ROLE_EXTERNAL: u8 = 2;
 const KIND_OWN: u32 = 0;
 const KIND_SHARED: u32 = 1;
-const COUNTERS: u32 = 8;
+const COUNTERS: u32 = 9;
 
 /// What a map must be like to be reused.
 struct Shape {
@@ -349,6 +349,7 @@ pub(super) fn counters(ebpf: &Ebpf) -> Result<SteeringCounters, SteeringError> {
         internal: sum(5)?,
         spoofed: sum(6)?,
         unserved: sum(7)?,
+        uninvited: sum(8)?,
     })
 }
 

@@ -42,7 +42,10 @@ impl Arm {
             };
             addresses.extend(internal.iter().filter_map(first));
         }
-        Arm { addresses, mtu: 1500 }
+        Arm {
+            addresses,
+            mtu: 1500,
+        }
     }
 }
 
@@ -82,7 +85,11 @@ pub fn host_for(config: &Config, arms: &[Arm]) -> HostFacts {
         listeners: Some(Vec::new()),
         dnat: Some(Vec::new()),
         ip_forward: Some(false),
-        capabilities: Some(Capabilities { net_admin: true, net_raw: true, sys_admin: false }),
+        capabilities: Some(Capabilities {
+            net_admin: true,
+            net_raw: true,
+            sys_admin: true,
+        }),
         ram_bytes: Some(4 << 30),
         cpus: (0..256).collect(),
         ..HostFacts::default()
@@ -109,26 +116,53 @@ pub fn routes_for(config: &Config, arms: &[Arm], more: &[RouteFacts]) -> RouteIn
             routes.push(unicast_route(net.trunc(), number, None));
         }
     }
-    let inside = config.interfaces.iter().position(|interface| interface.role.is_internal());
+    let inside = config
+        .interfaces
+        .iter()
+        .position(|interface| interface.role.is_internal());
     if let Some(inside) = inside {
         let internal = config.internal.iter();
         routes.extend(internal.map(|prefix| unicast_route(prefix.value, inside, None)));
     }
-    let outside = config.interfaces.iter().position(|interface| interface.role.is_external());
+    let outside = config
+        .interfaces
+        .iter()
+        .position(|interface| interface.role.is_external());
     if let Some(outside) = outside {
         routes.push(unicast_route(Ipv4Net::default(), outside, Some(UPSTREAM)));
     }
-    RouteInput { interfaces: interfaces.collect(), other_interfaces: Vec::new(), routes }
+    RouteInput {
+        interfaces: interfaces.collect(),
+        other_interfaces: Vec::new(),
+        routes,
+    }
 }
 
 fn local_route(addr: Ipv4Addr) -> RouteFacts {
     let kind = RouteKind::Local;
-    RouteFacts { prefix: addr.into(), kind, metric: 0, mtu: None, paths: Vec::new() }
+    RouteFacts {
+        prefix: addr.into(),
+        kind,
+        metric: 0,
+        mtu: None,
+        paths: Vec::new(),
+    }
 }
 
 /// A route by an interface of the world, given by its number, for [`super::Setup::routes`].
 pub fn unicast_route(prefix: Ipv4Net, interface: usize, gateway: Option<Ipv4Addr>) -> RouteFacts {
-    let path =
-        PathFacts { ifindex: ifindex(interface), gateway, weight: 1, down: false, foreign: false };
-    RouteFacts { prefix, kind: RouteKind::Unicast, metric: 10, mtu: None, paths: vec![path] }
+    let path = PathFacts {
+        ifindex: ifindex(interface),
+        gateway,
+        weight: 1,
+        down: false,
+        foreign: false,
+    };
+    RouteFacts {
+        prefix,
+        kind: RouteKind::Unicast,
+        metric: 10,
+        mtu: None,
+        paths: vec![path],
+    }
 }

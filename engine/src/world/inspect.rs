@@ -22,14 +22,24 @@ pub fn inspect(frame: &[u8], interface: u8, links: &Links, transport: bool) -> R
         packet => packet.map_err(|reason| format!("left as {}", reason.name()))?,
     };
     if frame.len() != packet.frame_len() {
-        return Err(format!("{} bytes left, the packet has {}", frame.len(), packet.frame_len()));
+        return Err(format!(
+            "{} bytes left, the packet has {}",
+            frame.len(),
+            packet.frame_len()
+        ));
     }
-    let link = links.links.get(usize::from(interface)).ok_or("left by no interface")?;
+    let link = links
+        .links
+        .get(usize::from(interface))
+        .ok_or("left by no interface")?;
     if packet.ipv4.ttl == 0 {
         return Err("left with TTL 0".into());
     }
     if packet.ipv4.total_len > link.mtu {
-        return Err(format!("{} bytes left by an MTU of {}", packet.ipv4.total_len, link.mtu));
+        return Err(format!(
+            "{} bytes left by an MTU of {}",
+            packet.ipv4.total_len, link.mtu
+        ));
     }
     let header = ethernet::Header::new(frame).ok_or("left without a header")?;
     // Errors of ours go back from where the packet was sent to.
@@ -46,7 +56,9 @@ pub fn inspect(frame: &[u8], interface: u8, links: &Links, transport: bool) -> R
 /// Is the transport checksum of a frame right, or absent (UDP)? True for fragments; none for what
 /// cannot be parsed.
 pub fn transport_is_right(frame: &[u8]) -> Option<bool> {
-    packet::parse(frame).ok().map(|packet| right(frame, &packet))
+    packet::parse(frame)
+        .ok()
+        .map(|packet| right(frame, &packet))
 }
 
 /// Invariant 1, and the same of what an ICMP error quotes.
@@ -60,12 +72,17 @@ fn show_nothing_internal(packet: &Packet, role: Role, links: &Links) -> Result<(
         return Err(format!("{destination} was sent to the external side"));
     }
     if outward && links.is_internal(source) {
-        return Err(format!("the internal source {source} left to {destination}"));
+        return Err(format!(
+            "the internal source {source} left to {destination}"
+        ));
     }
     if let Body::Error { embedded, .. } = &packet.body {
         let quoted = [embedded.tuple.source.addr, embedded.tuple.destination.addr];
         if outward && quoted.iter().any(|&addr| links.is_internal(addr)) {
-            return Err(format!("an error about {} left to {destination}", embedded.tuple));
+            return Err(format!(
+                "an error about {} left to {destination}",
+                embedded.tuple
+            ));
         }
     }
     Ok(())

@@ -4,25 +4,26 @@
 //!
 //! Not for the packet path: it allocates, and panics when it is used wrongly.
 
+mod check;
 mod facts;
 mod inspect;
+mod setup;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use conntrack::{AddressKind, Identity, Nat, Random, TableSize, Time, Totals};
+use conntrack::{AddressKind, Identity, Nat, Policy, Random, TableSize, Time, Totals};
 use crossbeam_queue::ArrayQueue;
 use ipnet::Ipv4Net;
 
-use crate::config::{Config, Problem};
+use crate::config::Config;
 use crate::device::fault::{FaultDevice, Faults};
 use crate::device::memory::MemoryDevice;
-use crate::device::Device;
 use crate::fragment::{FragmentLimits, FragmentTable};
 use crate::gateway::{Gateway, Shared};
-use crate::invariants::{self, Violation};
+use crate::invariants::Violation;
 use crate::link::{Link, Links};
 use crate::neighbour::HopState;
 use crate::plan::{HostFacts, Plan, Slots, policy_for};
@@ -36,80 +37,12 @@ pub use facts::{
     Arm, EXTERNAL, UPSTREAM, host_for, mac_of, mac_of_interface, routes_for, unicast_route,
 };
 pub use inspect::{inspect, repair, transport_is_right};
+pub use setup::{Setup, WorldError};
 
 /// Every world's tables are of one boot.
-const IDENTITY: Identity = Identity { boot_id: *b"world in memory." };
-
-/// How a world differs from the usual one.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Where the clock begins.
-    pub start: Time,
-    /// Workers, unless the configuration says how many.
-    pub workers: u32,
-    /// Frame slots of each worker.
-    pub slots: u32,
-    /// Sessions, unless the configuration says how many.
-    pub sessions_max: u32,
-    /// Places for pool addresses; none: as many as the plan asks for.
-    pub addresses_max: Option<u16>,
-    /// Next hops.
-    pub hops_max: u32,
-    /// Memory for fragments; their timeout is the configuration's.
-    pub fragments: FragmentLimits,
-    /// The interfaces, in the order of the configuration; none: [`Arm::of`] their role.
-    pub arms: Option<Vec<Arm>>,
-    /// Routes beside those of [`routes_for`].
-    pub routes: Vec<RouteFacts>,
-    /// Every neighbour answers as soon as it is asked for.
-    pub answer: bool,
-    /// Keep (and look at) what is sent and punted. Without, nothing allocates in a round.
-    pub record: bool,
-    /// The transport checksums of what is injected are right, so those of what leaves must be.
-    pub transport: bool,
-    /// What befalls received frames.
-    pub faults: Faults,
-}
-
-impl Default for Setup {
-    fn default() -> Setup {
-        Setup {
-            seed: 1,
-            start: Time(1_000_000),
-            workers: 1,
-            slots: 1024,
-            sessions_max: 1024,
-            addresses_max: None,
-            hops_max: 256,
-            fragments: FragmentLimits {
-                datagrams_max: 256,
-                copies_max: 64,
-                copy_bytes_max: 128 << 10,
-                copies_per_source_max: 16,
-                timeout_ms: 0,
-            },
-            arms: None,
-            routes: Vec::new(),
-            answer: true,
-            record: true,
-            transport: true,
-            faults: Faults::default(),
-        }
-    }
-}
-
-/// Why there is no world for a configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum WorldError {
-    /// The text is no configuration.
-    #[error(transparent)]
-    Config(#[from] crate::config::ConfigError),
-    /// It does not fit the host of the world.
-    #[error("the plan fails: {0:?}")]
-    Plan(Vec<Problem>),
-}
+const IDENTITY: Identity = Identity {
+    boot_id: *b"world in memory.",
+};
 
 /// The host beside the gateway: keeps what is punted to it.
 #[derive(Debug, Default)]
@@ -156,7 +89,10 @@ fn words(len: usize) -> &'static [AtomicU64] {
     let mut free = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
     match free.iter().position(|words| words.len() == len) {
         Some(place) => free.swap_remove(place),
-        None => (0..len).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak(),
+        None => (0..len)
+            .map(|_| AtomicU64::new(0))
+            .collect::<Vec<_>>()
+            .leak(),
     }
 }
 
@@ -176,13 +112,22 @@ impl World {
     pub fn with(config: &str, setup: Setup) -> Result<World, WorldError> {
         let config = Config::parse("world.toml", config)?;
         let internal: Vec<Ipv4Net> = config.internal.iter().map(|prefix| prefix.value).collect();
-        let usual = || config.interfaces.iter().map(|i| Arm::of(i.role, &internal)).collect();
+        let usual = || {
+            config
+                .interfaces
+                .iter()
+                .map(|i| Arm::of(i.role, &internal))
+                .collect()
+        };
         let arms: Vec<Arm> = setup.arms.clone().unwrap_or_else(usual);
         let host = host_for(&config, &arms);
         let plan = Plan::make(&config, &host).map_err(WorldError::Plan)?;
         let size = TableSize {
-            sessions_max: config.tables.sessions_max.map_or(setup.sessions_max, |max| max.value),
-            addresses_max: setup.addresses_max.unwrap_or(plan.addresses_max).max(plan.addresses_max),
+            sessions_max: config
+                .tables
+                .sessions_max
+                .map_or(setup.sessions_max, |max| max.value),
+            addresses_max: setup.addresses_max.unwrap_or(plan.addresses_max),
         };
         let mut places = Slots::new(size.addresses_max);
         let policy = policy_for(&config, plan.shared_address, &host, &mut places);
@@ -191,7 +136,11 @@ impl World {
         let nat = Nat::create(words, owned, size, IDENTITY, &mut random)
             .expect("the words are of this size");
         settle(&nat, &policy, setup.start);
-        let count = config.workers.count.map_or(setup.workers, |count| count.value).max(1);
+        let count = config
+            .workers
+            .count
+            .map_or(setup.workers, |count| count.value)
+            .max(1);
         let interfaces = config.interfaces.len();
         let shared = shared(&setup, &config, &arms, nat, size, policy, count);
         let now = setup.start;
@@ -223,11 +172,15 @@ impl World {
             let mut memory = MemoryDevice::new(interfaces, self.setup.slots);
             memory.set_forgetful(!self.setup.record);
             let device = FaultDevice::new(memory, interfaces, self.setup.faults, seed);
-            let host = Recorder { forgets: !self.setup.record, ..Recorder::default() };
+            let host = Recorder {
+                forgets: !self.setup.record,
+                ..Recorder::default()
+            };
             let random = WorkerRandom::from_seed(seed);
             let gateway = Gateway::new(Arc::clone(&self.shared), number, random);
             let stats = Arc::new(WorkerStats::new(interfaces));
-            self.workers.push(Worker::new(device, host, gateway, stats, errors_per_second));
+            self.workers
+                .push(Worker::new(device, host, gateway, stats, errors_per_second));
         }
     }
 
@@ -238,11 +191,15 @@ impl World {
     /// When the tables cannot be taken over.
     pub fn restart(&mut self) {
         let count = self.workers.len() as u32;
-        let policy = conntrack::Policy::clone(&self.policy());
+        let policy = Policy::clone(&self.policy());
         let size = self.shared.size;
-        let nat = Nat::open(self.words, self.owned, size, IDENTITY).expect("tables of this process");
+        let nat =
+            Nat::open(self.words, self.owned, size, IDENTITY).expect("tables of this process");
         settle(&nat, &policy, self.now);
-        let setup = Setup { seed: self.setup.seed.wrapping_add(1000), ..self.setup.clone() };
+        let setup = Setup {
+            seed: self.setup.seed.wrapping_add(1000),
+            ..self.setup.clone()
+        };
         self.shared = shared(&setup, &self.config, &self.arms, nat, size, policy, count);
         self.hire(count);
     }
@@ -307,7 +264,9 @@ impl World {
     /// What was given to the host since the last call, with the interface that it came by.
     pub fn take_punted(&mut self) -> Vec<(u8, Vec<u8>)> {
         let workers = self.workers.iter_mut();
-        workers.flat_map(|worker| std::mem::take(&mut worker.host().punted)).collect()
+        workers
+            .flat_map(|worker| std::mem::take(&mut worker.host().punted))
+            .collect()
     }
 
     /// Sum of all workers' counters.
@@ -389,7 +348,9 @@ impl World {
     pub fn set_neighbour(&self, destination: Ipv4Addr, state: HopState) -> bool {
         let forwarding = &self.shared.forwarding;
         let routes = forwarding.routes().load();
-        let Ok(number) = forwarding.next_hop(&routes, destination) else { return false };
+        let Ok(number) = forwarding.next_hop(&routes, destination) else {
+            return false;
+        };
         let hops = forwarding.hops();
         hops.set(number, mac_of(hops.load(number).addr), state);
         while let Some(asked) = hops.next_request() {
@@ -411,11 +372,19 @@ impl World {
 
     /// Gives the external interface other addresses, or none; conntrack follows.
     pub fn set_external(&mut self, addresses: Vec<Ipv4Net>) {
-        let external = self.config.interfaces.iter().position(|i| i.role.is_external());
+        let external = self
+            .config
+            .interfaces
+            .iter()
+            .position(|i| i.role.is_external());
         let external = external.expect("a checked configuration has one");
         let kept = |net: &Ipv4Net| self.config.is_internal(net.addr());
-        let inside: Vec<Ipv4Net> =
-            self.arms[external].addresses.iter().copied().filter(kept).collect();
+        let inside: Vec<Ipv4Net> = self.arms[external]
+            .addresses
+            .iter()
+            .copied()
+            .filter(kept)
+            .collect();
         self.arms[external].addresses = addresses.into_iter().chain(inside).collect();
         self.follow();
     }
@@ -429,7 +398,9 @@ impl World {
     /// Takes up another configuration for the same interfaces. False, and nothing changes, when it
     /// has others, does not fit the host, or asks for more pool addresses than the tables have.
     pub fn reconfigure(&mut self, text: &str) -> bool {
-        let Ok(config) = Config::parse("world.toml", text) else { return false };
+        let Ok(config) = Config::parse("world.toml", text) else {
+            return false;
+        };
         let host = host_for(&config, &self.arms);
         if config.interfaces != self.config.interfaces {
             return false;
@@ -446,9 +417,16 @@ impl World {
     /// Links, routes and policy as arms and configuration say.
     fn follow(&mut self) {
         self.host = host_for(&self.config, &self.arms);
-        self.shared.links.store(Arc::new(links_of(&self.config, &self.arms)));
+        self.shared
+            .links
+            .store(Arc::new(links_of(&self.config, &self.arms)));
         self.publish_routes();
-        let policy = policy_for(&self.config, self.external_address(), &self.host, &mut self.places);
+        let policy = policy_for(
+            &self.config,
+            self.external_address(),
+            &self.host,
+            &mut self.places,
+        );
         if policy != *self.policy() {
             self.shared.rulebook.publish(policy);
         }
@@ -456,17 +434,33 @@ impl World {
 
     /// As the steward chooses it: the one in force while the interface has it.
     fn external_address(&self) -> Option<Ipv4Addr> {
-        let external = self.config.interfaces.iter().position(|i| i.role.is_external())?;
-        let present: Vec<Ipv4Addr> =
-            self.arms[external].addresses.iter().map(Ipv4Net::addr).collect();
+        let external = self
+            .config
+            .interfaces
+            .iter()
+            .position(|i| i.role.is_external())?;
+        let present: Vec<Ipv4Addr> = self.arms[external]
+            .addresses
+            .iter()
+            .map(Ipv4Net::addr)
+            .collect();
         let policy = self.policy();
-        let current = policy.addresses.iter().find(|own| own.kind == AddressKind::Shared);
-        let outside = present.iter().find(|addr| !self.config.is_internal(**addr)).copied();
-        current.map(|own| own.addr).filter(|addr| present.contains(addr)).or(outside)
+        let current = policy
+            .addresses
+            .iter()
+            .find(|own| own.kind == AddressKind::Shared);
+        let outside = present
+            .iter()
+            .find(|addr| !self.config.is_internal(**addr))
+            .copied();
+        current
+            .map(|own| own.addr)
+            .filter(|addr| present.contains(addr))
+            .or(outside)
     }
 
     /// The policy in force.
-    pub fn policy(&self) -> Arc<conntrack::Policy> {
+    pub fn policy(&self) -> Arc<Policy> {
         Arc::clone(&self.shared.rulebook.load())
     }
 
@@ -488,100 +482,6 @@ impl World {
             }
         }
     }
-
-    /// The invariants of the design, between two rounds: the tables are sound, no frame is lost or
-    /// uncounted, no frame that left shows an internal address to the outside, and each that left
-    /// is well-formed (checksums, length, TTL).
-    ///
-    /// # Errors
-    /// The first that does not hold.
-    pub fn check_invariants(&mut self) -> Result<(), Violation> {
-        self.check_frames()?;
-        let counters: Vec<Snapshot> = self.workers.iter().map(|w| w.stats().snapshot()).collect();
-        invariants::check(&self.shared, &counters, self.now)
-    }
-
-    /// The part of [`World::check_invariants`] that is fast: frames and counters, not the tables.
-    ///
-    /// # Errors
-    /// The first that does not hold.
-    pub fn check_frames(&mut self) -> Result<(), Violation> {
-        if let Some(violation) = &self.violation {
-            return Err(violation.clone());
-        }
-        let mut owned = 0;
-        for (number, worker) in self.workers.iter_mut().enumerate() {
-            let held = worker.frames_owned();
-            let device = worker.device();
-            let memory = device.inner();
-            let (free, slots) = (memory.free_count(), memory.slots());
-            let found = free + memory.waiting() + device.late() + held;
-            if found != slots {
-                return Err(Violation(format!("worker {number}: {found} of {slots} frames found")));
-            }
-            let lost = worker.stats().snapshot().imbalance();
-            if lost != 0 {
-                return Err(Violation(format!("worker {number}: {lost} frames not counted")));
-            }
-            owned += held as u64;
-        }
-        let total = self.snapshot();
-        let waiting = owned + self.shared.fragments.totals().copies as u64;
-        let told = total.held.wrapping_sub(total.released);
-        if waiting != told {
-            return Err(Violation(format!("{told} frames are told to wait, {waiting} do")));
-        }
-        Ok(())
-    }
-
-    /// Lets everything expire: as long as the longest timer, and two sweeps of the tables.
-    pub fn drain(&mut self) {
-        let timers = self.config.timers;
-        let longest = [
-            timers.udp_timeout_ms,
-            timers.tcp_trans_open_timeout_ms,
-            timers.tcp_idle_timeout_ms,
-            timers.tcp_trans_close_timeout_ms,
-            timers.icmp_timeout_ms,
-            timers.fragment_timeout_ms,
-        ];
-        let longest = longest.into_iter().max().unwrap_or(0);
-        self.set_transmit_room(usize::MAX);
-        self.pass_ms(10_000, 1_000);
-        self.advance_ms(u64::from(longest) + 2_048);
-        self.pass_ms(60_000, 1_000);
-        self.advance_ms(u64::from(timers.hold_down_ms) + 2_048);
-        self.pass_ms(60_000, 1_000);
-    }
-
-    /// After [`World::drain`]: nothing is left, in the tables or anywhere (invariant 6).
-    ///
-    /// # Errors
-    /// What is left.
-    pub fn check_empty(&mut self) -> Result<(), Violation> {
-        self.check_invariants()?;
-        let totals = self.totals();
-        let left = totals.sessions + totals.sessions_inbound + totals.mappings;
-        let ports: u64 = totals.ports_in_use.iter().chain(&totals.ports_held).sum();
-        let owned: u32 = self.owned.iter().map(ones).sum();
-        let policy = self.policy();
-        let known = |forward: &&conntrack::Forward| {
-            policy.addresses.iter().any(|own| own.addr == forward.external.addr)
-        };
-        let forwards = policy.forwards.iter().filter(known).count();
-        let waiting = self.snapshot().held - self.snapshot().released;
-        if left + ports + waiting > 0 || owned as usize != forwards {
-            return Err(Violation(format!(
-                "left after all timers: {totals:?}, {owned} owned ports ({forwards} of forwards), \
-                 {waiting} frames"
-            )));
-        }
-        Ok(())
-    }
-}
-
-fn ones(word: &AtomicU64) -> u32 {
-    word.load(std::sync::atomic::Ordering::Relaxed).count_ones()
 }
 
 impl Drop for World {
@@ -617,7 +517,7 @@ fn shared(
     arms: &[Arm],
     nat: Nat<'static>,
     size: TableSize,
-    policy: conntrack::Policy,
+    policy: Policy,
     workers: u32,
 ) -> Arc<Shared> {
     let mut random = WorkerRandom::from_seed(!setup.seed);
@@ -628,8 +528,10 @@ fn shared(
     });
     let forwarding = Forwarding::new(served.collect(), setup.hops_max, random.next_u64() as u32);
     forwarding.publish(&routes_for(config, arms, &setup.routes));
-    let limits =
-        FragmentLimits { timeout_ms: config.timers.fragment_timeout_ms, ..setup.fragments };
+    let limits = FragmentLimits {
+        timeout_ms: config.timers.fragment_timeout_ms,
+        ..setup.fragments
+    };
     Arc::new(Shared {
         nat,
         size,

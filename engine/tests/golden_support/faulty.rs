@@ -20,16 +20,25 @@ pub fn punt() -> Scenario {
     let host = || from_outside(STRANGER, EXTERNAL);
     let about = Envelope::new(EXTERNAL, STRANGER).tcp(22, 4000, ACK, b"");
     scenario
-        .on(0, towards(0, CLIENT, SERVER, CLIENT).udp(20_000, 53, b"a session of ours"))
+        .on(
+            0,
+            towards(0, CLIENT, SERVER, CLIENT).udp(20_000, 53, b"a session of ours"),
+        )
         .on(0, host().tcp(4000, 22, SYN, b""))
         .on(0, host().tcp(4000, 22, ACK, b"ssh"))
         .on(0, host().udp(53, 20_000, b"our port, not our remote"))
         .on(0, host().echo_request(1, b"ping"))
-        .on(0, host().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576))
+        .on(
+            0,
+            host().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576),
+        )
         .on(0, host().frame(47, &[0; 24]))
         .on(0, host().icmp(5, 0, [10, 0, 0, 9], &[0; 28]))
         // A client speaks to the host.
-        .on(0, towards(0, CLIENT, EXTERNAL, CLIENT).tcp(20_000, 22, SYN, b""))
+        .on(
+            0,
+            towards(0, CLIENT, EXTERNAL, CLIENT).tcp(20_000, 22, SYN, b""),
+        )
         // TTL 1 is enough for who lives here.
         .on(0, Envelope { ttl: 1, ..host() }.tcp(4000, 22, ACK, b"near"));
     scenario
@@ -45,9 +54,15 @@ pub fn own_address() -> Scenario {
         .on(WAN, stranger().udp(53, 20_000, b""))
         .on(WAN, stranger().echo_request(1, b"ping"))
         .on(WAN, stranger().frame(47, &[0; 24]))
-        .on(WAN, stranger().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576))
+        .on(
+            WAN,
+            stranger().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576),
+        )
         // The interface's address is not in the pool: nothing of it comes here.
-        .on(WAN, from_outside(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""));
+        .on(
+            WAN,
+            from_outside(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""),
+        );
     scenario
 }
 
@@ -59,16 +74,28 @@ pub fn spoofed() -> Scenario {
         .on(WAN, spoofed(EXTERNAL).tcp(20_000, 80, SYN, b""))
         .on(WAN, spoofed(OTHER).udp(20_000, 53, b"in"))
         // Not internal, on the internal side.
-        .on(LAN, towards(LAN, STRANGER, SERVER, CLIENT).udp(20_000, 53, b"not ours"))
+        .on(
+            LAN,
+            towards(LAN, STRANGER, SERVER, CLIENT).udp(20_000, 53, b"not ours"),
+        )
         // Neither end is ours.
-        .on(WAN, from_outside(STRANGER, BEYOND).udp(20_000, 53, b"through"));
+        .on(
+            WAN,
+            from_outside(STRANGER, BEYOND).udp(20_000, 53, b"through"),
+        );
     scenario
 }
 
 pub fn ttl_one() -> Scenario {
     let mut scenario = Scenario::new(TWO_ARM);
-    let out = |ttl| Envelope { ttl, ..from_client(CLIENT, SERVER) };
-    let back = |ttl| Envelope { ttl, ..from_outside(SERVER, EXTERNAL) };
+    let out = |ttl| Envelope {
+        ttl,
+        ..from_client(CLIENT, SERVER)
+    };
+    let back = |ttl| Envelope {
+        ttl,
+        ..from_outside(SERVER, EXTERNAL)
+    };
     let about = Envelope::new(SERVER, CLIENT).udp(53, 20_000, b"answer");
     scenario
         .on(LAN, out(1).tcp(20_000, 80, SYN, b""))
@@ -78,10 +105,27 @@ pub fn ttl_one() -> Scenario {
         .on(WAN, back(1).udp(53, 20_000, b"answer"))
         .on(WAN, back(2).udp(53, 20_000, b"answer"))
         // No error about an error, and none about a later fragment.
-        .on(LAN, out(1).icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576))
-        .on(LAN, Envelope { flags_offset: 8, ..out(1) }.frame(17, &[0; 8]))
+        .on(
+            LAN,
+            out(1).icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &about, 576),
+        )
+        .on(
+            LAN,
+            Envelope {
+                flags_offset: 8,
+                ..out(1)
+            }
+            .frame(17, &[0; 8]),
+        )
         // Nor to a frame that went to all.
-        .on(LAN, Envelope { destination_mac: [0xFF; 6], ..out(1) }.udp(20_000, 53, b"all"));
+        .on(
+            LAN,
+            Envelope {
+                destination_mac: [0xFF; 6],
+                ..out(1)
+            }
+            .udp(20_000, 53, b"all"),
+        );
     scenario
 }
 
@@ -89,10 +133,19 @@ pub fn no_route() -> Scenario {
     let mut scenario = Scenario::new(TWO_ARM);
     scenario
         .event("unreachable 203.0.113.0/24")
-        .on(LAN, from_client(CLIENT, SERVER).udp(20_000, 53, b"blackhole"))
-        .on(LAN, from_client(CLIENT, BEYOND).udp(20_000, 53, b"elsewhere"))
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).udp(20_000, 53, b"blackhole"),
+        )
+        .on(
+            LAN,
+            from_client(CLIENT, BEYOND).udp(20_000, 53, b"elsewhere"),
+        )
         // The gateway's own internal address is no place to forward to.
-        .on(LAN, from_client(CLIENT, Ipv4Addr::new(10, 77, 0, 1)).udp(20_000, 53, b"gateway"));
+        .on(
+            LAN,
+            from_client(CLIENT, Ipv4Addr::new(10, 77, 0, 1)).udp(20_000, 53, b"gateway"),
+        );
     scenario
 }
 
@@ -106,7 +159,10 @@ pub fn neighbour_held() -> Scenario {
         .after(50)
         .event("neighbour 198.51.100.1 resolved")
         .after(50)
-        .on(WAN, from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"));
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"),
+        );
     scenario
 }
 
@@ -114,13 +170,19 @@ pub fn neighbour_failed() -> Scenario {
     let mut scenario = Scenario::new(TWO_ARM);
     scenario
         .event("neighbour 198.51.100.1 unresolved")
-        .on(LAN, from_client(CLIENT, SERVER).udp(20_000, 53, b"waits, and is dropped"))
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).udp(20_000, 53, b"waits, and is dropped"),
+        )
         .after(10)
         .event("neighbour 198.51.100.1 failed")
         .after(10)
         .on(LAN, from_client(CLIENT, SERVER).udp(20_000, 53, b"is told"))
         .event("neighbour 198.51.100.1 unresolved")
-        .on(LAN, from_client(CLIENT, SERVER).udp(20_000, 53, b"waits three seconds"));
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).udp(20_000, 53, b"waits three seconds"),
+        );
     scenario
 }
 
@@ -130,9 +192,15 @@ pub fn ports_exhausted() -> Scenario {
     scenario
         .on(LAN, out(CLIENT).udp(20_000, 53, b"1"))
         .on(LAN, out(CLIENT).udp(5_000, 53, b"2"))
-        .on(LAN, out(OTHER).udp(20_000, 53, b"none is left for this server"))
+        .on(
+            LAN,
+            out(OTHER).udp(20_000, 53, b"none is left for this server"),
+        )
         .on(LAN, out(OTHER).tcp(20_000, 53, SYN, b""))
-        .on(LAN, from_client(OTHER, STRANGER).udp(20_000, 53, b"for another there is"));
+        .on(
+            LAN,
+            from_client(OTHER, STRANGER).udp(20_000, 53, b"for another there is"),
+        );
     scenario
 }
 
@@ -152,9 +220,15 @@ pub fn partial_checksum() -> Scenario {
         .on(LAN, partial(out().tcp(20_000, 80, SYN, b""), 16))
         .on(LAN, partial(out().tcp(20_000, 80, ACK, &[0x5A; 1399]), 16))
         .on(LAN, partial(out().udp(20_000, 53, b"odd"), 6))
-        .on(WAN, partial(from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"), 6))
+        .on(
+            WAN,
+            partial(from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"), 6),
+        )
         // The host's: completed as well, for on its way the mark of it is lost.
-        .on(WAN, partial(from_outside(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""), 16));
+        .on(
+            WAN,
+            partial(from_outside(STRANGER, EXTERNAL).tcp(4000, 22, SYN, b""), 16),
+        );
     scenario
 }
 
@@ -166,7 +240,12 @@ pub fn malformed() -> Scenario {
     }
     // Two fragments that disagree about where their datagram ends.
     let part = |flags_offset, bytes: &[u8]| {
-        Envelope { identification: 99, flags_offset, ..from_client(CLIENT, SERVER) }.frame(17, bytes)
+        Envelope {
+            identification: 99,
+            flags_offset,
+            ..from_client(CLIENT, SERVER)
+        }
+        .frame(17, bytes)
     };
     let datagram = from_client(CLIENT, SERVER).udp_datagram(20_000, 53, &[1; 56]);
     scenario

@@ -15,13 +15,19 @@ pub fn line(frame: &[u8]) -> String {
         return format!("{} bytes that cannot be parsed", frame.len());
     };
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    let link = sliced.link.as_ref().and_then(|link| link.to_header()?.ethernet2());
+    let link = sliced
+        .link
+        .as_ref()
+        .and_then(|link| link.to_header()?.ethernet2());
     let link = link.map_or(String::new(), |link| {
         format!("{} > {}", mac(link.source), mac(link.destination))
     });
     match &sliced.net {
         Some(NetSlice::Ipv4(ip)) => {
-            format!("{link} {}", packet(&ip.header().to_header(), ip.payload().payload))
+            format!(
+                "{link} {}",
+                packet(&ip.header().to_header(), ip.payload().payload)
+            )
         }
         _ => format!("{link} not IPv4, {} bytes", frame.len()),
     }
@@ -40,8 +46,17 @@ fn packet(ip: &Ipv4Header, payload: &[u8]) -> String {
     match ip.protocol {
         IpNumber::TCP if whole => match TcpHeader::from_slice(payload) {
             Ok((tcp, data)) => {
-                let flags = [(tcp.syn, 'S'), (tcp.fin, 'F'), (tcp.rst, 'R'), (tcp.ack, '.')];
-                let flags: String = flags.iter().filter(|flag| flag.0).map(|flag| flag.1).collect();
+                let flags = [
+                    (tcp.syn, 'S'),
+                    (tcp.fin, 'F'),
+                    (tcp.rst, 'R'),
+                    (tcp.ack, '.'),
+                ];
+                let flags: String = flags
+                    .iter()
+                    .filter(|flag| flag.0)
+                    .map(|flag| flag.1)
+                    .collect();
                 let (from, to) = (tcp.source_port, tcp.destination_port);
                 let data = data.len();
                 format!("{source}:{from} > {destination}:{to} tcp [{flags}] {data} data, {header}")
@@ -74,22 +89,34 @@ fn packet(ip: &Ipv4Header, payload: &[u8]) -> String {
     }
 }
 
+/// Source, destination, protocol, identification.
+type Datagram = ([u8; 4], [u8; 4], u8, u16);
+
 /// Checks every checksum of the frames: IPv4 headers, TCP, UDP and ICMP, those of datagrams whose
 /// fragments are all there, and those that ICMP errors quote.
 pub fn check<'f>(frames: impl IntoIterator<Item = &'f [u8]>) -> Result<(), String> {
-    let mut datagrams: BTreeMap<([u8; 4], [u8; 4], u8, u16), Vec<(Ipv4Header, Vec<u8>)>> =
-        BTreeMap::new();
+    let mut datagrams: BTreeMap<Datagram, Vec<(Ipv4Header, Vec<u8>)>> = BTreeMap::new();
     for frame in frames {
         let sliced = SlicedPacket::from_ethernet(frame).map_err(|error| error.to_string())?;
-        let Some(NetSlice::Ipv4(ip)) = &sliced.net else { continue };
+        let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
+            continue;
+        };
         let header = ip.header().to_header();
         if header.calc_header_checksum() != header.header_checksum {
             return Err(format!("IPv4 header checksum: {}", line(frame)));
         }
         let payload = ip.payload().payload;
         if header.is_fragmenting_payload() {
-            let key = (header.source, header.destination, header.protocol.0, header.identification);
-            datagrams.entry(key).or_default().push((header, payload.to_vec()));
+            let key = (
+                header.source,
+                header.destination,
+                header.protocol.0,
+                header.identification,
+            );
+            datagrams
+                .entry(key)
+                .or_default()
+                .push((header, payload.to_vec()));
         } else {
             transport(&header, payload).map_err(|what| format!("{what}: {}", line(frame)))?;
         }
@@ -102,7 +129,11 @@ pub fn check<'f>(frames: impl IntoIterator<Item = &'f [u8]>) -> Result<(), Strin
             bytes.extend_from_slice(payload);
             fits
         });
-        if complete && parts.last().is_some_and(|(header, _)| !header.more_fragments) {
+        if complete
+            && parts
+                .last()
+                .is_some_and(|(header, _)| !header.more_fragments)
+        {
             transport(&parts[0].0, &bytes).map_err(|what| format!("{what} of fragments"))?;
         }
     }
@@ -114,7 +145,9 @@ fn transport(ip: &Ipv4Header, payload: &[u8]) -> Result<(), String> {
         IpNumber::TCP => {
             let tcp = TcpSlice::from_slice(payload).map_err(|error| error.to_string())?;
             let right = tcp.calc_checksum_ipv4(ip.source, ip.destination).ok();
-            (right == Some(tcp.checksum())).then_some(()).ok_or("TCP checksum".to_owned())
+            (right == Some(tcp.checksum()))
+                .then_some(())
+                .ok_or("TCP checksum".to_owned())
         }
         IpNumber::UDP => {
             let udp = UdpSlice::from_slice(payload).map_err(|error| error.to_string())?;

@@ -45,7 +45,11 @@ pub fn from_outside(source: Ipv4Addr, to: Ipv4Addr) -> Envelope {
 }
 
 fn with_df(envelope: Envelope) -> Envelope {
-    Envelope { flags_offset: ipv4::DONT_FRAGMENT, identification: 0, ..envelope }
+    Envelope {
+        flags_offset: ipv4::DONT_FRAGMENT,
+        identification: 0,
+        ..envelope
+    }
 }
 
 /// A connection from its first segment to its last, and the client's port once more.
@@ -56,7 +60,10 @@ fn connection(scenario: &mut Scenario, lan: usize, wan: usize) {
         .on(lan, out().tcp(20_000, 80, SYN, b""))
         .on(wan, back().tcp(80, 20_000, SYN | ACK, b""))
         .on(lan, out().tcp(20_000, 80, ACK, b""))
-        .on(lan, out().tcp(20_000, 80, ACK | PSH, b"GET / HTTP/1.0\r\n\r\n"))
+        .on(
+            lan,
+            out().tcp(20_000, 80, ACK | PSH, b"GET / HTTP/1.0\r\n\r\n"),
+        )
         .on(wan, back().tcp(80, 20_000, ACK, &[0xA5; 1460]))
         .on(wan, back().tcp(80, 20_000, ACK | PSH, b"odd"))
         .after(1_000)
@@ -85,13 +92,25 @@ pub fn udp() -> Scenario {
     let mut scenario = Scenario::new(TWO_ARM);
     let mut without = from_client(CLIENT, SERVER).udp(20_001, 53, b"no checksum");
     without[14 + 20 + 6..14 + 20 + 8].fill(0);
-    let options = Envelope { options: vec![1, 7, 7, 4, 0, 0, 0], ..from_client(CLIENT, SERVER) };
-    let marked = Envelope { dscp_ecn: 0xB9, ..from_client(CLIENT, SERVER) };
+    let options = Envelope {
+        options: vec![1, 7, 7, 4, 0, 0, 0],
+        ..from_client(CLIENT, SERVER)
+    };
+    let marked = Envelope {
+        dscp_ecn: 0xB9,
+        ..from_client(CLIENT, SERVER)
+    };
     let mut padded = from_client(CLIENT, SERVER).udp(20_000, 53, b"x");
     padded.resize(60, 0xEE);
     scenario
-        .on(LAN, from_client(CLIENT, SERVER).udp(20_000, 53, b"question"))
-        .on(WAN, from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"))
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).udp(20_000, 53, b"question"),
+        )
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"),
+        )
         .on(LAN, without)
         .on(WAN, from_outside(SERVER, EXTERNAL).udp(53, 20_001, b""))
         // Below 1024: not the pool's, so another port is chosen.
@@ -107,17 +126,33 @@ pub fn udp() -> Scenario {
 
 pub fn ping() -> Scenario {
     let mut scenario = Scenario::new(TWO_ARM);
-    let stamp = |icmp_type| move |envelope: Envelope| envelope.icmp(icmp_type, 0, [0, 9, 0, 1], &[3; 12]);
+    let stamp =
+        |icmp_type| move |envelope: Envelope| envelope.icmp(icmp_type, 0, [0, 9, 0, 1], &[3; 12]);
     scenario
-        .on(LAN, from_client(CLIENT, SERVER).echo_request(7, &[0x10; 56]))
-        .on(WAN, from_outside(SERVER, EXTERNAL).echo_reply(7, &[0x10; 56]))
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).echo_request(7, &[0x10; 56]),
+        )
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).echo_reply(7, &[0x10; 56]),
+        )
         // The same identifier of another client gets another one outside.
         .on(LAN, from_client(OTHER, SERVER).echo_request(7, b"odd"))
         .on(LAN, stamp(icmp::TIMESTAMP)(from_client(CLIENT, SERVER)))
-        .on(WAN, stamp(icmp::TIMESTAMP_REPLY)(from_outside(SERVER, EXTERNAL)))
+        .on(
+            WAN,
+            stamp(icmp::TIMESTAMP_REPLY)(from_outside(SERVER, EXTERNAL)),
+        )
         // Somebody pings the host; the host's own ping is answered.
-        .on(WAN, from_outside(STRANGER, EXTERNAL).echo_request(7, b"host?"))
-        .on(WAN, from_outside(STRANGER, EXTERNAL).echo_reply(7, b"host."));
+        .on(
+            WAN,
+            from_outside(STRANGER, EXTERNAL).echo_request(7, b"host?"),
+        )
+        .on(
+            WAN,
+            from_outside(STRANGER, EXTERNAL).echo_reply(7, b"host."),
+        );
     scenario
 }
 
@@ -125,14 +160,26 @@ pub fn forward() -> Scenario {
     let mut scenario = Scenario::new(&format!("{TWO_ARM}{FORWARD}"));
     let back = || from_client(OTHER, SERVER);
     scenario
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, SYN, b""))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, SYN, b""),
+        )
         .on(LAN, back().tcp(443, 40_000, SYN | ACK, b""))
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, ACK, b"hello"))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, ACK, b"hello"),
+        )
         .on(LAN, back().tcp(443, 40_000, ACK, b"welcome"))
-        .on(WAN, from_outside(STRANGER, EXTERNAL).tcp(40_000, 8443, SYN, b""))
+        .on(
+            WAN,
+            from_outside(STRANGER, EXTERNAL).tcp(40_000, 8443, SYN, b""),
+        )
         // The target's own connections do not use the forward's endpoint.
         .on(LAN, from_client(OTHER, STRANGER).tcp(443, 50_000, SYN, b""))
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, RST, b""));
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, RST, b""),
+        );
     scenario
 }
 
@@ -147,9 +194,15 @@ pub fn hairpin() -> Scenario {
         .on(LAN, there().tcp(20_000, 8443, ACK, b"to the forward"))
         .on(LAN, back().tcp(443, 20_000, ACK, b"and back"))
         // The target complains about what it got.
-        .on(LAN, back().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &arrived, 64))
+        .on(
+            LAN,
+            back().icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, &arrived, 64),
+        )
         // The target uses its own forward.
-        .on(LAN, from_client(OTHER, EXTERNAL).tcp(20_001, 8443, SYN, b""))
+        .on(
+            LAN,
+            from_client(OTHER, EXTERNAL).tcp(20_001, 8443, SYN, b""),
+        )
         // No forward there, and no mapping: perhaps it is the host's.
         .on(LAN, there().tcp(20_000, 9000, SYN, b""));
     scenario
@@ -157,7 +210,11 @@ pub fn hairpin() -> Scenario {
 
 /// What left for the server, as a router outside sees it: one hop further.
 fn outside(envelope: Envelope) -> Envelope {
-    Envelope { source: EXTERNAL, ttl: 62, ..envelope }
+    Envelope {
+        source: EXTERNAL,
+        ttl: 62,
+        ..envelope
+    }
 }
 
 pub fn icmp_errors_inbound() -> Scenario {
@@ -175,7 +232,8 @@ pub fn icmp_errors_inbound() -> Scenario {
     extended.extend([0x20, 0, 0, 0, 0, 8, 1, 1, 0, 1, 0x11, 0x40]);
     let sum = !engine::wire::checksum::sum(&extended[128..]);
     extended[130..132].copy_from_slice(&sum.to_be_bytes());
-    let extended = from_outside(BEYOND, EXTERNAL).icmp(icmp::TIME_EXCEEDED, 0, [0, 32, 0, 0], &extended);
+    let extended =
+        from_outside(BEYOND, EXTERNAL).icmp(icmp::TIME_EXCEEDED, 0, [0, 32, 0, 0], &extended);
     scenario
         .on(LAN, out().udp(20_000, 33_434, b"question"))
         .on(LAN, out().tcp(20_000, 80, SYN, b""))
@@ -187,39 +245,83 @@ pub fn icmp_errors_inbound() -> Scenario {
         .on(WAN, error(icmp::PARAMETER_PROBLEM, 0, &echo, 576))
         .on(WAN, extended)
         // No error ends a session: the answer still comes through.
-        .on(WAN, from_outside(SERVER, EXTERNAL).udp(33_434, 20_000, b"answer"))
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(80, 20_000, SYN | ACK, b""))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).udp(33_434, 20_000, b"answer"),
+        )
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(80, 20_000, SYN | ACK, b""),
+        )
         // About nothing of ours: the host may have sent it.
-        .on(WAN, error(icmp::UNREACHABLE, icmp::CODE_PORT, &outside(out()).udp(20_009, 53, b""), 576));
+        .on(
+            WAN,
+            error(
+                icmp::UNREACHABLE,
+                icmp::CODE_PORT,
+                &outside(out()).udp(20_009, 53, b""),
+                576,
+            ),
+        );
     scenario
 }
 
 pub fn icmp_errors_outbound() -> Scenario {
     let config = format!("{TWO_ARM}{}", FORWARD.replace("\"tcp\"", "\"udp\""));
     let mut scenario = Scenario::new(&config);
-    let arrived = Envelope { ttl: 62, ..Envelope::new(SERVER, OTHER) }.udp(40_000, 443, b"hello");
-    let reply = Envelope { ttl: 62, ..Envelope::new(SERVER, CLIENT) }.udp(53, 20_000, b"answer");
+    let arrived = Envelope {
+        ttl: 62,
+        ..Envelope::new(SERVER, OTHER)
+    }
+    .udp(40_000, 443, b"hello");
+    let reply = Envelope {
+        ttl: 62,
+        ..Envelope::new(SERVER, CLIENT)
+    }
+    .udp(53, 20_000, b"answer");
     let error = |client: Ipv4Addr, about: &[u8]| {
         from_client(client, SERVER).icmp_error(icmp::UNREACHABLE, icmp::CODE_PORT, about, 576)
     };
     // A router between us and the client: its own address must not be shown outside.
     let within = from_client(Ipv4Addr::new(10, 77, 0, 200), SERVER);
     scenario
-        .on(WAN, from_outside(SERVER, EXTERNAL).udp(40_000, 8443, b"hello"))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).udp(40_000, 8443, b"hello"),
+        )
         .on(LAN, error(OTHER, &arrived))
-        .on(LAN, from_client(CLIENT, SERVER).udp(20_000, 53, b"question"))
-        .on(WAN, from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"))
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).udp(20_000, 53, b"question"),
+        )
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"answer"),
+        )
         .on(LAN, error(CLIENT, &reply))
-        .on(LAN, within.icmp_error(icmp::TIME_EXCEEDED, icmp::CODE_TTL, &reply, 28))
+        .on(
+            LAN,
+            within.icmp_error(icmp::TIME_EXCEEDED, icmp::CODE_TTL, &reply, 28),
+        )
         // About nothing that ever came in.
-        .on(LAN, error(CLIENT, &Envelope::new(SERVER, CLIENT).udp(54, 20_000, b"")));
+        .on(
+            LAN,
+            error(CLIENT, &Envelope::new(SERVER, CLIENT).udp(54, 20_000, b"")),
+        );
     scenario
 }
 
 pub fn traceroute() -> Scenario {
     let mut scenario = Scenario::new(TWO_ARM);
-    let probe = |ttl| Envelope { ttl, ..from_client(CLIENT, SERVER) };
-    let seen = |ttl| Envelope { ttl, source: EXTERNAL, ..from_client(CLIENT, SERVER) };
+    let probe = |ttl| Envelope {
+        ttl,
+        ..from_client(CLIENT, SERVER)
+    };
+    let seen = |ttl| Envelope {
+        ttl,
+        source: EXTERNAL,
+        ..from_client(CLIENT, SERVER)
+    };
     let exceeded = |about: &[u8]| {
         from_outside(BEYOND, EXTERNAL).icmp_error(icmp::TIME_EXCEEDED, icmp::CODE_TTL, about, 576)
     };
@@ -253,7 +355,10 @@ pub fn fragmentation_needed() -> Scenario {
     scenario
         .event("mtu 1 1400")
         .on(LAN, out().tcp(20_000, 80, SYN, b""))
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(80, 20_000, SYN | ACK, b""))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(80, 20_000, SYN | ACK, b""),
+        )
         // 1400 bytes fit, 1401 do not.
         .on(LAN, out().tcp(20_000, 80, ACK, &[1; 1360]))
         .on(LAN, out().tcp(20_000, 80, ACK, &[1; 1361]))
@@ -262,7 +367,10 @@ pub fn fragmentation_needed() -> Scenario {
         .on(WAN, needed)
         // And towards the inside, where the MTU becomes small.
         .event("mtu 0 1300")
-        .on(WAN, with_df(from_outside(SERVER, EXTERNAL)).tcp(80, 20_000, ACK, &[3; 1360]));
+        .on(
+            WAN,
+            with_df(from_outside(SERVER, EXTERNAL)).tcp(80, 20_000, ACK, &[3; 1360]),
+        );
     scenario
 }
 
@@ -274,9 +382,18 @@ pub fn port_overloading() -> Scenario {
         .on(LAN, from_client(OTHER, STRANGER).udp(20_000, 53, b"2"))
         // The same remote endpoint: another port.
         .on(LAN, from_client(OTHER, SERVER).udp(20_000, 53, b"3"))
-        .on(WAN, from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"to the first"))
-        .on(WAN, from_outside(STRANGER, EXTERNAL).udp(53, 20_000, b"to the second"))
-        .on(WAN, from_outside(BEYOND, EXTERNAL).udp(53, 20_000, b"to nobody"));
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).udp(53, 20_000, b"to the first"),
+        )
+        .on(
+            WAN,
+            from_outside(STRANGER, EXTERNAL).udp(53, 20_000, b"to the second"),
+        )
+        .on(
+            WAN,
+            from_outside(BEYOND, EXTERNAL).udp(53, 20_000, b"to nobody"),
+        );
     scenario
 }
 
@@ -284,13 +401,19 @@ pub fn eim_own_pool() -> Scenario {
     let mut scenario = Scenario::new(&format!("{TWO_ARM}{OWN_POOL}{EIM}"));
     scenario
         .on(LAN, from_client(CLIENT, SERVER).udp(40_000, 53, b"1"))
-        .on(LAN, from_client(CLIENT, STRANGER).udp(40_000, 53, b"the same endpoint"))
+        .on(
+            LAN,
+            from_client(CLIENT, STRANGER).udp(40_000, 53, b"the same endpoint"),
+        )
         .on(LAN, from_client(OTHER, SERVER).udp(40_000, 53, b"another"))
         .on(WAN, from_outside(SERVER, OWN).udp(53, 40_000, b"answer"))
         .on(WAN, from_outside(STRANGER, OWN).udp(53, 40_000, b"answer"))
         // A mapping, but not for this sender; then no mapping at all.
         .on(WAN, from_outside(BEYOND, OWN).udp(53, 40_000, b"filtered"))
-        .on(WAN, from_outside(SERVER, OWN).udp(53, 40_009, b"no session"))
+        .on(
+            WAN,
+            from_outside(SERVER, OWN).udp(53, 40_009, b"no session"),
+        )
         // From one client to the other's external endpoint: filtered, too.
         .on(LAN, from_client(OTHER, OWN).udp(40_000, 40_000, b"hairpin"));
     scenario
@@ -302,17 +425,29 @@ pub fn address_change() -> Scenario {
     let out = || from_client(CLIENT, SERVER);
     scenario
         .on(LAN, out().tcp(20_000, 80, SYN, b""))
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(80, 20_000, SYN | ACK, b""))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(80, 20_000, SYN | ACK, b""),
+        )
         .on(LAN, out().udp(20_000, 53, b"1"))
         .after(100)
         .event("external 198.51.100.9/24")
         .after(1_000)
         // The old connection ends; nothing of it may leave under the new address.
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(80, 20_000, ACK, b"old"))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(80, 20_000, ACK, b"old"),
+        )
         .on(LAN, out().tcp(20_000, 80, ACK, b"old"))
-        .on(WAN, from_outside(SERVER, new).tcp(80, 20_000, ACK, b"never ours"))
+        .on(
+            WAN,
+            from_outside(SERVER, new).tcp(80, 20_000, ACK, b"never ours"),
+        )
         .on(LAN, out().tcp(20_000, 80, SYN, b""))
-        .on(WAN, from_outside(SERVER, new).tcp(80, 20_000, SYN | ACK, b""))
+        .on(
+            WAN,
+            from_outside(SERVER, new).tcp(80, 20_000, SYN | ACK, b""),
+        )
         .on(LAN, out().udp(20_000, 53, b"2"))
         .after(100)
         .event("external none")
@@ -327,13 +462,25 @@ pub fn forward_change() -> Scenario {
     scenario
         // A client's own mapping lies where the forward will be.
         .on(LAN, from_client(CLIENT, SERVER).tcp(8443, 80, SYN, b""))
-        .on(WAN, from_outside(STRANGER, EXTERNAL).tcp(40_000, 8443, SYN, b""))
+        .on(
+            WAN,
+            from_outside(STRANGER, EXTERNAL).tcp(40_000, 8443, SYN, b""),
+        )
         .after(100)
         .event(&format!("config {}", FORWARD.replace('\n', ";")))
         .after(1_000)
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, SYN, b""))
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(40_000, 8443, SYN, b""),
+        )
         .on(LAN, out().tcp(443, 40_000, SYN | ACK, b""))
-        .on(WAN, from_outside(SERVER, EXTERNAL).tcp(80, 8443, SYN | ACK, b"to the old mapping"))
-        .on(LAN, from_client(CLIENT, SERVER).tcp(8443, 80, SYN, b"again"));
+        .on(
+            WAN,
+            from_outside(SERVER, EXTERNAL).tcp(80, 8443, SYN | ACK, b"to the old mapping"),
+        )
+        .on(
+            LAN,
+            from_client(CLIENT, SERVER).tcp(8443, 80, SYN, b"again"),
+        );
     scenario
 }

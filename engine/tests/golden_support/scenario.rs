@@ -29,7 +29,10 @@ pub struct Scenario {
 
 impl Scenario {
     pub fn new(config: &str) -> Scenario {
-        Scenario { config: config.to_owned(), ..Scenario::default() }
+        Scenario {
+            config: config.to_owned(),
+            ..Scenario::default()
+        }
     }
 
     /// The next frames arrive this much later than the one before.
@@ -48,7 +51,11 @@ impl Scenario {
     /// A frame arrives, one millisecond after the one before.
     pub fn on(&mut self, interface: usize, bytes: Vec<u8>) -> &mut Scenario {
         self.now += 1;
-        self.frames.push(Arrival { at_ms: self.now, interface, bytes });
+        self.frames.push(Arrival {
+            at_ms: self.now,
+            interface,
+            bytes,
+        });
         self
     }
 
@@ -60,8 +67,13 @@ impl Scenario {
     pub fn save(&self, folder: &Path) {
         std::fs::write(folder.join("config.toml"), &self.config).unwrap();
         for interface in 0..self.interfaces() {
-            let frames = self.frames.iter().filter(|frame| frame.interface == interface);
-            let frames: Vec<_> = frames.map(|frame| (frame.at_ms, frame.bytes.clone())).collect();
+            let frames = self
+                .frames
+                .iter()
+                .filter(|frame| frame.interface == interface);
+            let frames: Vec<_> = frames
+                .map(|frame| (frame.at_ms, frame.bytes.clone()))
+                .collect();
             save_pcap(&folder.join(format!("in-{interface}.pcap")), &frames);
         }
         let events = folder.join("events.txt");
@@ -78,7 +90,11 @@ impl Scenario {
         let mut scenario = Scenario::new(&config);
         for interface in 0..scenario.interfaces() {
             for (at_ms, bytes) in load_pcap(&folder.join(format!("in-{interface}.pcap"))) {
-                scenario.frames.push(Arrival { at_ms, interface, bytes });
+                scenario.frames.push(Arrival {
+                    at_ms,
+                    interface,
+                    bytes,
+                });
             }
         }
         scenario.frames.sort_by_key(|frame| frame.at_ms);
@@ -116,7 +132,11 @@ pub fn happen(world: &mut World, event: &str) {
             assert!(world.set_neighbour(addr.parse().unwrap(), state));
         }
         ["config", ref lines @ ..] => {
-            let text = format!("{}{}\n", world.config().source.text, lines.join(" ").replace(';', "\n"));
+            let text = format!(
+                "{}{}\n",
+                world.config().source.text,
+                lines.join(" ").replace(';', "\n")
+            );
             assert!(world.reconfigure(&text), "{text}");
         }
         _ => panic!("no event {event}"),
@@ -132,8 +152,9 @@ pub fn save_pcap(path: &Path, frames: &[(u64, Vec<u8>)]) {
 }
 
 pub fn load_pcap(path: &Path) -> Vec<(u64, Vec<u8>)> {
-    let file = std::fs::File::open(path)
-        .unwrap_or_else(|error| panic!("{}: {error} (EGRET_REGENERATE=1 makes it)", path.display()));
+    let file = std::fs::File::open(path).unwrap_or_else(|error| {
+        panic!("{}: {error} (EGRET_REGENERATE=1 makes it)", path.display())
+    });
     PcapReader::new(std::io::BufReader::new(file))
         .unwrap()
         .map(|record| record.unwrap())
@@ -142,7 +163,12 @@ pub fn load_pcap(path: &Path) -> Vec<(u64, Vec<u8>)> {
 }
 
 /// An envelope of a frame that arrives at an interface of the world from a neighbour's MAC.
-pub fn towards(interface: usize, source: Ipv4Addr, destination: Ipv4Addr, from: Ipv4Addr) -> Envelope {
+pub fn towards(
+    interface: usize,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    from: Ipv4Addr,
+) -> Envelope {
     Envelope {
         destination_mac: mac_of_interface(interface),
         source_mac: mac_of(from),
