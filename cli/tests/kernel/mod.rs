@@ -3,7 +3,8 @@
 #![allow(dead_code)] // Every test file uses its own part.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use egret_cli::demo::setup::{self, Tuning};
 use egret_cli::lab::owner::remove_leftovers;
 use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Namespace, wait};
+use nix::sys::socket::bind;
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// The program under test.
 pub const EGRET: &str = env!("CARGO_BIN_EXE_egret");
@@ -285,4 +288,61 @@ pub fn snmp(namespace: &Namespace, protocol: &str, counter: &str) -> io::Result<
         columns.find(|(name, _)| *name == counter)?.1.parse().ok()
     });
     found.ok_or_else(|| io::Error::other(format!("no {protocol} {counter}")))
+}
+
+/// Whole frames on one interface, of every EtherType, as they are.
+pub struct Frames(Socket);
+
+impl Frames {
+    /// Opens an interface; begins to see what it receives.
+    pub fn open(namespace: &Namespace, link: &str) -> Frames {
+        let address = namespace.link_address(link).expect("a link");
+        let opened = namespace.run(|| {
+            let all = i32::from((libc::ETH_P_ALL as u16).to_be());
+            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(all)))?;
+            bind(socket.as_raw_fd(), &address)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        });
+        Frames(opened.expect("a packet socket"))
+    }
+
+    /// Sends a frame.
+    pub fn send(&self, frame: &[u8]) {
+        (&self.0).write_all(frame).expect("the frame is sent");
+    }
+
+    /// Does a frame with these bytes in it come within `limit`?
+    pub fn see(&self, marker: &[u8], limit: Duration) -> bool {
+        self.see_all(marker, marker, limit, &mut Vec::new())
+    }
+
+    /// Collects what follows `any` in frames until one has `last` in it; does that come within
+    /// `limit`?
+    pub fn see_all(
+        &self,
+        any: &[u8],
+        last: &[u8],
+        limit: Duration,
+        seen: &mut Vec<String>,
+    ) -> bool {
+        let mut buffer = [0; 2048];
+        let place = |frame: &[u8], marker: &[u8]| {
+            frame
+                .windows(marker.len())
+                .position(|bytes| bytes == marker)
+        };
+        wait::until(limit, || {
+            while let Ok(length) = (&self.0).read(&mut buffer) {
+                let frame = &buffer[..length];
+                if place(frame, last).is_some() {
+                    return true;
+                }
+                if let Some(at) = place(frame, any) {
+                    seen.push(String::from_utf8_lossy(&frame[at..]).into_owned());
+                }
+            }
+            false
+        })
+    }
 }
