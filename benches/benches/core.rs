@@ -35,8 +35,17 @@ fn translate(criterion: &mut Criterion) {
     let mut ask = |number: u32, now: Time| {
         let tuple = flow(number);
         let hash = nat.hash(&tuple);
-        nat.translate(&policy, Realm::Internal, &tuple, hash, Signal::Udp, 64, now, &mut random)
-            .expect("there is room for a thousand flows")
+        nat.translate(
+            &policy,
+            Realm::Internal,
+            &tuple,
+            hash,
+            Signal::Udp,
+            64,
+            now,
+            &mut random,
+        )
+        .expect("there is room for a thousand flows")
     };
     for number in 0..FLOWS {
         ask(number, Time(1000));

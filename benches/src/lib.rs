@@ -23,9 +23,17 @@ impl Random for Sequence {
 
 /// Tables on the heap for `sessions_max` sessions; the memory is never given back.
 pub fn tables(sessions_max: u32, addresses_max: u16) -> Nat<'static> {
-    let size = TableSize { sessions_max, addresses_max };
+    let size = TableSize {
+        sessions_max,
+        addresses_max,
+    };
     let words = |count: usize| -> &'static [AtomicU64] {
-        Box::leak((0..count).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().into_boxed_slice())
+        Box::leak(
+            (0..count)
+                .map(|_| AtomicU64::new(0))
+                .collect::<Vec<_>>()
+                .into_boxed_slice(),
+        )
     };
     let identity = Identity { boot_id: [1; 16] };
     Nat::create(
@@ -65,7 +73,10 @@ pub fn flow(number: u32) -> Tuple {
     let addr = |base: [u8; 2], low: u32| [base[0], base[1], (low >> 8) as u8, low as u8].into();
     Tuple {
         protocol: Protocol::Udp,
-        source: Endpoint::new(addr([10, 77], internal / 64), 10_000 + (internal % 64) as u16),
+        source: Endpoint::new(
+            addr([10, 77], internal / 64),
+            10_000 + (internal % 64) as u16,
+        ),
         destination: Endpoint::new(addr([203, 0], remote), 53),
     }
 }

@@ -80,8 +80,12 @@ fn text(status: &Value) -> String {
         let _ = writeln!(out, "  not by {mode}: {reason}");
     }
     for interface in status["interfaces"].as_array().into_iter().flatten() {
-        let addresses: Vec<String> =
-            interface["addresses"].as_array().into_iter().flatten().map(string).collect();
+        let addresses: Vec<String> = interface["addresses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(string)
+            .collect();
         let _ = writeln!(
             out,
             "{} ({}): {}, MTU {}, {}",
@@ -93,7 +97,12 @@ fn text(status: &Value) -> String {
         );
     }
     for own in status["pool"].as_array().into_iter().flatten() {
-        let _ = writeln!(out, "pool: {} ({})", string(&own["address"]), string(&own["kind"]));
+        let _ = writeln!(
+            out,
+            "pool: {} ({})",
+            string(&own["address"]),
+            string(&own["kind"])
+        );
     }
     let ports = &status["ports_in_use"];
     let _ = writeln!(
@@ -108,7 +117,9 @@ fn text(status: &Value) -> String {
         number(&ports["icmp"])
     );
     let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["frames", "count"]);
+    table
+        .load_style(presets::UTF8_FULL_CONDENSED)
+        .set_header(["frames", "count"]);
     table.add_row(["received".to_owned(), number(&sum(&counters["received"]))]);
     table.add_row(["sent".to_owned(), number(&sum(&counters["transmitted"]))]);
     table.add_row(["made by Egret".to_owned(), number(&counters["made"])]);

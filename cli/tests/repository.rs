@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use engine::drop_reason::DropReason;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli/ lies in the root").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("cli/ lies in the root")
+        .to_owned()
 }
 
 /// Every file below a folder with one of these endings; build output is left out.
@@ -36,7 +39,12 @@ fn offenders(paths: &[PathBuf], bad: impl Fn(&Path, &str) -> bool) -> Vec<String
     for path in paths {
         for (number, line) in read(path).lines().enumerate() {
             if bad(path, line) {
-                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+                found.push(format!(
+                    "{}:{}: {}",
+                    path.display(),
+                    number + 1,
+                    line.trim()
+                ));
             }
         }
     }
@@ -46,13 +54,33 @@ fn offenders(paths: &[PathBuf], bad: impl Fn(&Path, &str) -> bool) -> Vec<String
 #[test]
 fn the_root_is_bare() {
     let allowed = [
-        "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "COMPLIANCE.md", "Cargo.lock",
-        "Cargo.toml", "LICENSE", "README.md", "benches", "cli", "clippy.toml", "conntrack",
-        "deny.toml", "engine", "fuzz", "rustfmt.toml", "target",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "COMPLIANCE.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "benches",
+        "cli",
+        "clippy.toml",
+        "conntrack",
+        "deny.toml",
+        "engine",
+        "fuzz",
+        "rustfmt.toml",
+        "target",
     ];
-    for entry in fs::read_dir(root()).expect("the root can be listed").flatten() {
+    for entry in fs::read_dir(root())
+        .expect("the root can be listed")
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
-        assert!(name.starts_with('.') || allowed.contains(&name.as_str()), "{name} in the root");
+        assert!(
+            name.starts_with('.') || allowed.contains(&name.as_str()),
+            "{name} in the root"
+        );
     }
 }
 
@@ -62,7 +90,10 @@ fn the_readme_begins_with_the_two_commands() {
     let (_, rest) = text.split_once("```sh\n").expect("a block of commands");
     let (block, _) = rest.split_once("```").expect("its end");
     let commands: Vec<&str> = block.lines().collect();
-    assert_eq!(commands, ["cargo run --release -- demo", "cargo test --workspace"]);
+    assert_eq!(
+        commands,
+        ["cargo run --release -- demo", "cargo test --workspace"]
+    );
 }
 
 #[test]
@@ -72,7 +103,11 @@ fn unsafe_code_is_where_it_may_be() {
         path.starts_with(root.join("engine/src/device/sys"))
             || path == root.join("conntrack/src/prefetch.rs")
     };
-    let markers = [concat!("unsa", "fe {"), concat!("unsa", "fe fn"), concat!("unsa", "fe impl")];
+    let markers = [
+        concat!("unsa", "fe {"),
+        concat!("unsa", "fe fn"),
+        concat!("unsa", "fe impl"),
+    ];
     let found = offenders(&files(&root, &[".rs"]), |path, line| {
         let code = line.split("//").next().unwrap_or_default();
         !allowed(path) && markers.iter().any(|marker| code.contains(marker))
@@ -83,8 +118,11 @@ fn unsafe_code_is_where_it_may_be() {
 #[test]
 fn nothing_is_left_unfinished() {
     let words = [
-        concat!("to", "do!("), concat!("unimpl", "emented!("), concat!("FIX", "ME"),
-        concat!("XX", "X:"), concat!("db", "g!("),
+        concat!("to", "do!("),
+        concat!("unimpl", "emented!("),
+        concat!("FIX", "ME"),
+        concat!("XX", "X:"),
+        concat!("db", "g!("),
     ];
     let found = offenders(&files(&root(), &[".rs", ".c", ".sh"]), |_, line| {
         words.iter().any(|word| line.contains(word))
@@ -94,10 +132,15 @@ fn nothing_is_left_unfinished() {
 
 #[test]
 fn no_path_of_one_machine_is_named() {
-    let words = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/tm", "p/wt")];
-    let found = offenders(&files(&root(), &[".rs", ".c", ".sh", ".md", ".toml", "run"]), |_, line| {
-        words.iter().any(|word| line.contains(word))
-    });
+    let words = [
+        concat!("/wo", "rk/"),
+        concat!("/ro", "ot/"),
+        concat!("/tm", "p/wt"),
+    ];
+    let found = offenders(
+        &files(&root(), &[".rs", ".c", ".sh", ".md", ".toml", "run"]),
+        |_, line| words.iter().any(|word| line.contains(word)),
+    );
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
@@ -126,12 +169,21 @@ fn every_drop_reason_is_named_in_a_test() {
 #[test]
 fn public_modules_are_on_the_map() {
     let architecture = read(&root().join("ARCHITECTURE.md"));
-    for (library, crate_name) in [("engine/src/lib.rs", "engine"), ("conntrack/src/lib.rs", "conntrack")] {
+    for (library, crate_name) in [
+        ("engine/src/lib.rs", "engine"),
+        ("conntrack/src/lib.rs", "conntrack"),
+    ] {
         for line in read(&root().join(library)).lines() {
-            let module = line.trim_start_matches("pub ").trim_start_matches("(crate) ");
-            let Some(module) = module.strip_prefix("mod ") else { continue };
+            let module = line
+                .trim_start_matches("pub ")
+                .trim_start_matches("(crate) ");
+            let Some(module) = module.strip_prefix("mod ") else {
+                continue;
+            };
             let module = module.trim_end_matches([';', ' ', '{']);
-            let small = ["time", "signal", "endpoint", "verdict", "config", "clock", "random", "tests"];
+            let small = [
+                "time", "signal", "endpoint", "verdict", "config", "clock", "random", "tests",
+            ];
             assert!(
                 small.contains(&module)
                     || architecture.contains(&format!("`{module}`"))

@@ -373,7 +373,9 @@ fn start_in(set: &PortSet, first: u16, last: u16, random: u64) -> u16 {
             break;
         }
         // Knuth's MMIX generator: the source's bits are spent, and these need not be guessed.
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        state = state
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(0x1405_7b7e_f767_814f);
     }
     start
 }

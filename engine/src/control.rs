@@ -55,7 +55,10 @@ impl Control {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-        Ok(Control { listener, path: path.to_owned() })
+        Ok(Control {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// Serves until the future is dropped; one client after the other: answers are short.
@@ -93,7 +96,9 @@ async fn serve_one(client: UnixStream, answer: &impl Answer) -> io::Result<()> {
     let (reader, mut writer) = client.into_split();
     let reply = if may_ask(peer.uid(), peer.gid()) {
         let mut request = String::new();
-        BufReader::new(reader.take(REQUEST_LEN_MAX)).read_line(&mut request).await?;
+        BufReader::new(reader.take(REQUEST_LEN_MAX))
+            .read_line(&mut request)
+            .await?;
         match request.trim() {
             "status" => answer.status(),
             "invariants" => answer.invariants(),
@@ -108,9 +113,7 @@ async fn serve_one(client: UnixStream, answer: &impl Answer) -> io::Result<()> {
 }
 
 fn may_ask(uid: u32, gid: u32) -> bool {
-    uid == 0
-        || uid == nix::unistd::geteuid().as_raw()
-        || gid == nix::unistd::getegid().as_raw()
+    uid == 0 || uid == nix::unistd::geteuid().as_raw() || gid == nix::unistd::getegid().as_raw()
 }
 
 /// Sends one request to a running engine and returns its answer. Errors: nobody listens there, or

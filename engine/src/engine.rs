@@ -4,8 +4,8 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -23,6 +23,7 @@ use crate::control::Control;
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::{Found, MemFile};
 use crate::device::xdp::XdpDevice;
+use crate::facts;
 use crate::fragment::{FragmentLimits, FragmentTable};
 use crate::gateway::{Gateway, Shared};
 use crate::ladder::{self, Rung};
@@ -32,15 +33,14 @@ use crate::plan::{HostFacts, Plan};
 use crate::poll::{self, Bed, PollMode};
 use crate::punt::Punt;
 use crate::random::WorkerRandom;
-use crate::rulebook::{self, Rulebook};
 use crate::route::{Forwarding, ServedInterface};
+use crate::rulebook::{self, Rulebook};
 use crate::stats::WorkerStats;
 use crate::status::Status;
 use crate::steering::{self, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
 use crate::undo::{self, Undo};
 use crate::worker::{Host, Worker};
-use crate::facts;
 
 /// Next hops that a gateway knows at the same time.
 const HOPS_MAX: u32 = 65_536;
@@ -69,7 +69,10 @@ pub enum StartError {
 fn at<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     step: &'static str,
 ) -> impl FnOnce(E) -> StartError {
-    move |source| StartError::Step { step, source: source.into() }
+    move |source| StartError::Step {
+        step,
+        source: source.into(),
+    }
 }
 
 /// The host's kernel, reached through the punt TAPs.
@@ -102,8 +105,10 @@ impl Engine {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
         let instance = config.instance.clone();
-        let size =
-            SteeringSize { addresses_max: plan.addresses_max, ..SteeringSize::default() };
+        let size = SteeringSize {
+            addresses_max: plan.addresses_max,
+            ..SteeringSize::default()
+        };
         let steering = Steering::open(&instance, size, random_mac())
             .map_err(at("loading the steering program"))?;
         let inherited = steering.is_inherited();
@@ -116,7 +121,10 @@ impl Engine {
                 );
             } else if let Err(error) = put_back(&instance) {
                 let error: &dyn std::error::Error = &error;
-                warn!(error, "something is left behind: `egret detach --instance {instance}`");
+                warn!(
+                    error,
+                    "something is left behind: `egret detach --instance {instance}`"
+                );
             }
         })
     }
@@ -129,7 +137,10 @@ impl Engine {
         mut steering: Steering,
     ) -> Result<Engine, StartError> {
         let instance = config.instance.clone();
-        let size = TableSize { sessions_max: plan.sessions_max, addresses_max: plan.addresses_max };
+        let size = TableSize {
+            sessions_max: plan.sessions_max,
+            addresses_max: plan.addresses_max,
+        };
 
         if let Some(directory) = config.tables.path.value.parent() {
             std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
@@ -140,11 +151,15 @@ impl Engine {
         rulebook::settle(&nat, &plan.policy, clock::now());
 
         let forwarding = forwarding(&plan);
-        let netlink = netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
+        let netlink =
+            netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
         let view = netlink.view().borrow().clone();
 
-        let names: Vec<&str> =
-            plan.interfaces.iter().map(|planned| planned.facts.name.as_str()).collect();
+        let names: Vec<&str> = plan
+            .interfaces
+            .iter()
+            .map(|planned| planned.facts.name.as_str())
+            .collect();
         let punt = Punt::open(&mut steering, &punt_prefix(&instance), &names)
             .map_err(at("making the punt devices"))?;
         let shared = Arc::new(Shared {
@@ -157,10 +172,17 @@ impl Engine {
             on_refusal: config.icmp.on_refusal,
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
-        let mut steward =
-            Steward::new(config.clone(), plan.clone(), host, steering, Arc::clone(&shared))
-                .map_err(at("telling the steering program its settings"))?;
-        steward.follow(&view).map_err(at("telling the steering program its settings"))?;
+        let mut steward = Steward::new(
+            config.clone(),
+            plan.clone(),
+            host,
+            steering,
+            Arc::clone(&shared),
+        )
+        .map_err(at("telling the steering program its settings"))?;
+        steward
+            .follow(&view)
+            .map_err(at("telling the steering program its settings"))?;
 
         let undo = Undo::open(&instance);
         let undo = Arc::new(Mutex::new(undo));
@@ -182,8 +204,18 @@ impl Engine {
             undo: Arc::clone(&undo),
             failed: Arc::clone(&staff.failed),
         };
-        let control = governor.start(steward).map_err(at("starting the control thread"))?;
-        Ok(Engine { plan, rung, staff, control: Some(control), netlink, tables, undo })
+        let control = governor
+            .start(steward)
+            .map_err(at("starting the control thread"))?;
+        Ok(Engine {
+            plan,
+            rung,
+            staff,
+            control: Some(control),
+            netlink,
+            tables,
+            undo,
+        })
     }
 
     /// The plan that it runs by, with its warnings.
@@ -235,7 +267,10 @@ fn fragments(config: &Config) -> FragmentTable {
         timeout_ms: config.timers.fragment_timeout_ms,
         ..FragmentLimits::default()
     };
-    FragmentTable::new(&limits, conntrack::Random::next_u64(&mut WorkerRandom::from_system()))
+    FragmentTable::new(
+        &limits,
+        conntrack::Random::next_u64(&mut WorkerRandom::from_system()),
+    )
 }
 
 /// Takes away all that a dead engine left, or one whose start failed: program, pins, changes.
@@ -271,32 +306,45 @@ fn open_nat(
     steering: &Steering,
     size: TableSize,
 ) -> Result<Nat<'static>, StartError> {
-    let identity = Identity { boot_id: facts::boot_id() };
+    let identity = Identity {
+        boot_id: facts::boot_id(),
+    };
     if tables.found() == Found::Kept {
         match Nat::open(tables.words(), steering.owned(), size, identity) {
             Ok(nat) => {
                 let totals = nat.totals();
-                info!(sessions = totals.sessions, "took over the sessions of an earlier engine");
+                info!(
+                    sessions = totals.sessions,
+                    "took over the sessions of an earlier engine"
+                );
                 return Ok(nat);
             }
             Err(error) => warn!(%error, "the tables in the file are not used"),
         }
     }
     let mut random = WorkerRandom::from_system();
-    Nat::create(tables.words(), steering.owned(), size, identity, &mut random)
-        .map_err(at("making the tables"))
+    Nat::create(
+        tables.words(),
+        steering.owned(),
+        size,
+        identity,
+        &mut random,
+    )
+    .map_err(at("making the tables"))
 }
 
 /// A hidden VLAN tag would make a tagged frame look untagged.
 fn turn_vlan_offload_off(plan: &Plan, undo: &Mutex<Undo>) -> Result<(), StartError> {
     for planned in &plan.interfaces {
         let name = &planned.facts.name;
-        lock(undo).turn_off(name, Offload::RxVlan).map_err(|error| {
-            at("turning VLAN receive offload off")(format!(
-                "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
+        lock(undo)
+            .turn_off(name, Offload::RxVlan)
+            .map_err(|error| {
+                at("turning VLAN receive offload off")(format!(
+                    "{name}: {error}; with it on, tagged frames would be taken for untagged ones; \
                  use an interface whose driver can turn it off (`ethtool -k {name}`)"
-            ))
-        })?;
+                ))
+            })?;
     }
     Ok(())
 }
@@ -358,7 +406,11 @@ impl Staff {
             let interfaces = self.shared.links.load().links.len();
             let stats = Arc::new(WorkerStats::new(interfaces));
             let (bed, waker) = Bed::new(&crate::device::Device::wait_fds(&device))?;
-            let gateway = Gateway::new(Arc::clone(&self.shared), number, WorkerRandom::from_system());
+            let gateway = Gateway::new(
+                Arc::clone(&self.shared),
+                number,
+                WorkerRandom::from_system(),
+            );
             let worker = Worker::new(
                 device,
                 Kernel(Arc::clone(&self.punt)),
@@ -396,16 +448,18 @@ impl Staff {
     ) -> io::Result<JoinHandle<()>> {
         let (mode, cpu) = (self.mode, self.cpus.get(number).copied());
         let (stop, failed) = (Arc::clone(&self.stop), Arc::clone(&self.failed));
-        std::thread::Builder::new().name(format!("egret-worker{number}")).spawn(move || {
-            if let Some(cpu) = cpu {
-                pin(cpu);
-            }
-            let guard = FailureGuard(&failed, &stop);
-            if let Err(error) = poll::run(&mut worker, &mut bed, mode, clock::now, &stop) {
-                error!(worker = number, %error, "a worker cannot wait for frames");
-            }
-            drop(guard);
-        })
+        std::thread::Builder::new()
+            .name(format!("egret-worker{number}"))
+            .spawn(move || {
+                if let Some(cpu) = cpu {
+                    pin(cpu);
+                }
+                let guard = FailureGuard(&failed, &stop);
+                if let Err(error) = poll::run(&mut worker, &mut bed, mode, clock::now, &stop) {
+                    error!(worker = number, %error, "a worker cannot wait for frames");
+                }
+                drop(guard);
+            })
     }
 }
 
@@ -428,7 +482,9 @@ impl Drop for FailureGuard<'_> {
 
 fn pin(cpu: u16) {
     let mut set = CpuSet::new();
-    let pinned = set.set(usize::from(cpu)).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    let pinned = set
+        .set(usize::from(cpu))
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
     if let Err(error) = pinned {
         warn!(cpu, %error, "a worker could not be pinned to its CPU");
     }
@@ -449,21 +505,28 @@ struct Governor {
 impl Governor {
     fn start(self, steward: Steward) -> io::Result<(oneshot::Sender<()>, JoinHandle<Steward>)> {
         let (end, ended) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let (control, announcer) = {
             let _context = runtime.enter();
-            (Control::listen(&self.control_socket)?, Announcer::open(self.undo.clone())?)
+            (
+                Control::listen(&self.control_socket)?,
+                Announcer::open(self.undo.clone())?,
+            )
         };
         let failed = Arc::clone(&self.failed);
-        let thread = std::thread::Builder::new().name("egret-control".into()).spawn(move || {
-            let asked = AtomicBool::new(false);
-            let guard = FailureGuard(&failed, &asked);
-            let steward = RefCell::new(steward);
-            runtime.block_on(self.govern(&steward, control, announcer, ended));
-            asked.store(true, Ordering::Release);
-            drop(guard);
-            steward.into_inner()
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("egret-control".into())
+            .spawn(move || {
+                let asked = AtomicBool::new(false);
+                let guard = FailureGuard(&failed, &asked);
+                let steward = RefCell::new(steward);
+                runtime.block_on(self.govern(&steward, control, announcer, ended));
+                asked.store(true, Ordering::Release);
+                drop(guard);
+                steward.into_inner()
+            })?;
         Ok((end, thread))
     }
 

@@ -9,10 +9,8 @@ use nix::unistd::Pid;
 use crate::config::Config;
 use crate::device::sys::ethtool::{self, Offload};
 use crate::host::Host;
+use crate::plan::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload};
 use crate::xdp_features;
-use crate::plan::{
-    Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload,
-};
 
 /// Numbers of the capabilities in `/proc/self/status` (linux/capability.h).
 const CAP_NET_ADMIN: u32 = 12;
@@ -27,16 +25,28 @@ const CAP_SYS_ADMIN: u32 = 21;
 pub fn read(config: &Config) -> io::Result<HostFacts> {
     let host = Host::read()?;
     let root = nix::unistd::geteuid().is_root();
-    let served = |name: &str| config.interfaces.iter().any(|given| given.name.value == name);
+    let served = |name: &str| {
+        config
+            .interfaces
+            .iter()
+            .any(|given| given.name.value == name)
+    };
     let interfaces = host.interfaces.iter().map(|facts| {
         let rp_filter = host.rp_filter.iter().find(|(name, _)| *name == facts.name);
-        interface(facts, rp_filter.map(|&(_, value)| value), served(&facts.name))
+        interface(
+            facts,
+            rp_filter.map(|&(_, value)| value),
+            served(&facts.name),
+        )
     });
-    let dnat = host.redirected_ports.iter().map(|&(protocol, range)| DnatPorts {
-        protocol,
-        first: range.first,
-        last: range.last,
-    });
+    let dnat = host
+        .redirected_ports
+        .iter()
+        .map(|&(protocol, range)| DnatPorts {
+            protocol,
+            first: range.first,
+            last: range.last,
+        });
     let listeners = host.listeners.iter().map(|listener| Listener {
         protocol: listener.protocol,
         addr: listener.addr,
@@ -66,7 +76,9 @@ fn interface(
     served: bool,
 ) -> NicFacts {
     let name = &facts.name;
-    let features = served.then(|| xdp_features::read(facts.ifindex).ok()).flatten();
+    let features = served
+        .then(|| xdp_features::read(facts.ifindex).ok())
+        .flatten();
     NicFacts {
         name: name.clone(),
         ifindex: facts.ifindex,
@@ -76,7 +88,9 @@ fn interface(
         loopback: facts.loopback,
         addresses: facts.addresses.clone(),
         driver: ethtool::driver(name).unwrap_or_default(),
-        rx_queues: ethtool::channels(name).map_or(0, |channels| u16::try_from(channels.receive).unwrap_or(u16::MAX)),
+        rx_queues: ethtool::channels(name).map_or(0, |channels| {
+            u16::try_from(channels.receive).unwrap_or(u16::MAX)
+        }),
         xdp_native: features.map(|features| features.native),
         xdp_zero_copy: features.map(|features| features.zero_copy),
         xdp_mtu_max: None,
@@ -88,12 +102,18 @@ fn interface(
 /// Whether VLAN receive offload is on. Whether it can be turned off is known only by doing so.
 fn vlan_offload(name: &str) -> Option<VlanOffload> {
     let on = ethtool::offload(name, Offload::RxVlan).ok()?;
-    Some(if on { VlanOffload::On } else { VlanOffload::Off })
+    Some(if on {
+        VlanOffload::On
+    } else {
+        VlanOffload::Off
+    })
 }
 
 fn capabilities() -> Option<Capabilities> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     let bits = u64::from_str_radix(line.trim(), 16).ok()?;
     let has = |capability: u32| bits >> capability & 1 == 1;
     Some(Capabilities {
@@ -106,7 +126,9 @@ fn capabilities() -> Option<Capabilities> {
 /// The machine's memory, or the control group's limit if that is less.
 fn ram_bytes() -> Option<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let line = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max")
         .ok()
@@ -116,14 +138,19 @@ fn ram_bytes() -> Option<u64> {
 
 /// Free space where the tables' file is or will be, and what the file takes already.
 fn free_bytes(path: &Path) -> Option<u64> {
-    let there = path.ancestors().skip(1).find(|directory| directory.exists())?;
+    let there = path
+        .ancestors()
+        .skip(1)
+        .find(|directory| directory.exists())?;
     let space = nix::sys::statvfs::statvfs(there).ok()?;
     let existing = std::fs::metadata(path).map_or(0, |file| file.len());
     Some(space.blocks_available() * space.fragment_size() + existing)
 }
 
 fn cpus() -> Vec<u16> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
+        return Vec::new();
+    };
     (0..nix::sched::CpuSet::count() as u16)
         .filter(|&cpu| set.is_set(usize::from(cpu)).unwrap_or(false))
         .collect()

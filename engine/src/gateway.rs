@@ -20,8 +20,8 @@ use crate::neighbour::{Hop, HopNumber, HopState};
 use crate::own_address::Announcement;
 use crate::packet::{self, Body, Packet};
 use crate::rewrite;
-use crate::rulebook::Rulebook;
 use crate::route::{Forwarding, NoRoute, Routes};
+use crate::rulebook::Rulebook;
 use crate::stats::WorkerStats;
 use crate::wire::{ethernet, ipv4};
 
@@ -170,7 +170,10 @@ impl<R: Random> Gateway<R> {
     pub fn prepare(&self, frame: &[u8]) -> Prepared {
         let parsed = packet::parse(frame);
         let hash = match &parsed {
-            Ok(Packet { body: Body::Flow { tuple, .. }, .. }) => Some(self.shared.nat.hash(tuple)),
+            Ok(Packet {
+                body: Body::Flow { tuple, .. },
+                ..
+            }) => Some(self.shared.nat.hash(tuple)),
             _ => None,
         };
         if let Some(hash) = hash {
@@ -233,9 +236,15 @@ impl<R: Random> Gateway<R> {
     /// What a frame is that was steered to us but could not be parsed. The host's own traffic comes
     /// here in fragments whatever its protocol: that part goes on to the host.
     fn unparsed(&self, frame: &[u8], reason: DropReason) -> Verdict {
-        let foreign =
-            matches!(reason, DropReason::UnsupportedProtocol | DropReason::UnsupportedIcmp);
-        if foreign && self.is_to_shared(frame) { Verdict::Punt } else { Verdict::Drop(reason) }
+        let foreign = matches!(
+            reason,
+            DropReason::UnsupportedProtocol | DropReason::UnsupportedIcmp
+        );
+        if foreign && self.is_to_shared(frame) {
+            Verdict::Punt
+        } else {
+            Verdict::Drop(reason)
+        }
     }
 
     /// What becomes of a fragment whose first fragment did not come in time.
@@ -256,7 +265,11 @@ impl<R: Random> Gateway<R> {
 
     /// Which realm a packet comes from, and whether it goes to an external address.
     fn place(&self, packet: &Packet, ingress: u8) -> Result<Place, DropReason> {
-        let role = self.links.links.get(usize::from(ingress)).map(|link| link.role);
+        let role = self
+            .links
+            .links
+            .get(usize::from(ingress))
+            .map(|link| link.role);
         let internal = self.links.is_internal(packet.ipv4.source);
         let external = self.kind_of(packet.ipv4.destination);
         let realm = match (role, internal) {
@@ -270,7 +283,11 @@ impl<R: Random> Gateway<R> {
     }
 
     fn kind_of(&self, addr: Ipv4Addr) -> Option<AddressKind> {
-        self.policy.addresses.iter().find(|own| own.addr == addr).map(|own| own.kind)
+        self.policy
+            .addresses
+            .iter()
+            .find(|own| own.addr == addr)
+            .map(|own| own.kind)
     }
 
     /// Steps 5 and 6: the rewrite of a packet.
@@ -310,16 +327,14 @@ impl<R: Random> Gateway<R> {
                     Verdict::Punt => Verdict::Punt,
                     _ => Verdict::Drop(DropReason::IcmpNoSession),
                 }),
-            Body::LaterFragment => {
-                match self.shared.fragments.later(packet, frame, ingress, now) {
-                    Ok(Later::Translate(tuple)) => {
-                        self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
-                    }
-                    Ok(Later::Punt) => Err(Verdict::Punt),
-                    Ok(Later::Held) => Err(Verdict::HeldFragment),
-                    Err(reason) => Err(self.fragment_refused(reason, place)),
+            Body::LaterFragment => match self.shared.fragments.later(packet, frame, ingress, now) {
+                Ok(Later::Translate(tuple)) => {
+                    self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
                 }
-            }
+                Ok(Later::Punt) => Err(Verdict::Punt),
+                Ok(Later::Held) => Err(Verdict::HeldFragment),
+                Err(reason) => Err(self.fragment_refused(reason, place)),
+            },
         }
     }
 
@@ -369,7 +384,10 @@ impl<R: Random> Gateway<R> {
             OnRefusal::Silent => None,
         };
         match kind.filter(|_| for_want_of_room && place.realm == Realm::Internal) {
-            Some(kind) => Verdict::Reply { kind, reason: refusal.into() },
+            Some(kind) => Verdict::Reply {
+                kind,
+                reason: refusal.into(),
+            },
             None => Verdict::Drop(refusal.into()),
         }
     }
@@ -392,7 +410,10 @@ impl<R: Random> Gateway<R> {
             Err(NoRoute::TableFull) => return Verdict::Drop(DropReason::HoldFull),
             Err(no_route) => {
                 let kind = ErrorKind::HostUnreachable;
-                return Verdict::Reply { kind, reason: no_route.into() };
+                return Verdict::Reply {
+                    kind,
+                    reason: no_route.into(),
+                };
             }
         };
         let hop = self.shared.forwarding.hops().load(number);
@@ -426,10 +447,16 @@ impl<R: Random> Gateway<R> {
         rewrite::decrement_ttl(frame, packet);
         let split_mtu = too_big.then_some(hop.mtu);
         if hop.state == HopState::Unresolved {
-            return Verdict::Hold { hop: number, split_mtu };
+            return Verdict::Hold {
+                hop: number,
+                split_mtu,
+            };
         }
         self.set_ethernet(frame, &hop);
-        Verdict::Transmit { interface: hop.interface, split_mtu }
+        Verdict::Transmit {
+            interface: hop.interface,
+            split_mtu,
+        }
     }
 
     /// The next hop: remembered in the session while routes are unchanged, else looked up and
@@ -446,7 +473,10 @@ impl<R: Random> Gateway<R> {
     }
 
     fn leads_inside(&self, interface: u8) -> bool {
-        self.links.links.get(usize::from(interface)).is_some_and(|link| link.role.is_internal())
+        self.links
+            .links
+            .get(usize::from(interface))
+            .is_some_and(|link| link.role.is_internal())
     }
 
     /// Writes the Ethernet addresses for a resolved hop.
@@ -477,5 +507,8 @@ fn signal_of_rest(tuple: &Tuple) -> Signal {
 }
 
 fn ttl_expired() -> Verdict {
-    Verdict::Reply { kind: ErrorKind::TimeExceeded, reason: DropReason::TtlExpired }
+    Verdict::Reply {
+        kind: ErrorKind::TimeExceeded,
+        reason: DropReason::TtlExpired,
+    }
 }

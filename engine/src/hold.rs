@@ -41,7 +41,9 @@ pub struct HoldQueue {
 
 impl Default for HoldQueue {
     fn default() -> HoldQueue {
-        HoldQueue { held: Vec::with_capacity(HELD_MAX) }
+        HoldQueue {
+            held: Vec::with_capacity(HELD_MAX),
+        }
     }
 }
 
@@ -58,7 +60,12 @@ impl HoldQueue {
         if self.held.len() >= HELD_MAX || same_hop >= HELD_PER_HOP_MAX {
             return Err(frame);
         }
-        self.held.push(Held { frame, hop, split_mtu, since: now });
+        self.held.push(Held {
+            frame,
+            hop,
+            split_mtu,
+            since: now,
+        });
         Ok(())
     }
 
@@ -74,7 +81,11 @@ impl HoldQueue {
 
     /// Takes out the first frame that has waited too long or that `judge` releases; the order of
     /// the others stays. `true` beside the frame: its time ran out.
-    pub fn take(&mut self, now: Time, judge: impl Fn(HopNumber) -> Outcome) -> Option<(Held, bool)> {
+    pub fn take(
+        &mut self,
+        now: Time,
+        judge: impl Fn(HopNumber) -> Outcome,
+    ) -> Option<(Held, bool)> {
         let late = |held: &Held| now.0.saturating_sub(held.since.0) >= HELD_TIMEOUT_MS;
         let at = self
             .held

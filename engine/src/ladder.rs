@@ -63,9 +63,18 @@ pub enum LadderError {
 }
 
 fn ways(mode: DeviceMode) -> &'static [Way] {
-    const ZERO_COPY: Way = Way { xdp: XdpMode::Native, copy: CopyMode::ZeroCopy };
-    const COPY: Way = Way { xdp: XdpMode::Native, copy: CopyMode::Copy };
-    const GENERIC: Way = Way { xdp: XdpMode::Generic, copy: CopyMode::Copy };
+    const ZERO_COPY: Way = Way {
+        xdp: XdpMode::Native,
+        copy: CopyMode::ZeroCopy,
+    };
+    const COPY: Way = Way {
+        xdp: XdpMode::Native,
+        copy: CopyMode::Copy,
+    };
+    const GENERIC: Way = Way {
+        xdp: XdpMode::Generic,
+        copy: CopyMode::Copy,
+    };
     match mode {
         DeviceMode::Auto => &[ZERO_COPY, COPY, GENERIC],
         DeviceMode::ZeroCopy => &[ZERO_COPY],
@@ -91,14 +100,18 @@ pub fn descend(
                 info!(mode = %way, "frames are exchanged");
                 return Ok((devices, Rung { way, refused }));
             }
-            Err(error @ LadderError::Steering(SteeringError::Occupied { .. })) => return Err(error),
+            Err(error @ LadderError::Steering(SteeringError::Occupied { .. })) => {
+                return Err(error);
+            }
             Err(error) => {
                 warn!(mode = %way, %error, "does not work here");
                 refused.push((way, error.to_string()));
             }
         }
     }
-    let told = refused.iter().map(|(way, reason)| format!("{way}: {reason}"));
+    let told = refused
+        .iter()
+        .map(|(way, reason)| format!("{way}: {reason}"));
     Err(LadderError::Bottom(told.collect()))
 }
 

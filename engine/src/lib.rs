@@ -36,5 +36,5 @@ pub mod steward;
 pub mod undo;
 pub mod wire;
 pub mod worker;
-pub mod xdp_features;
 pub mod world;
+pub mod xdp_features;

@@ -42,7 +42,11 @@ impl Links {
     pub fn source_towards(&self, interface: u8, peer: Ipv4Addr) -> Option<Ipv4Addr> {
         let addresses = &self.links.get(usize::from(interface))?.addresses;
         let inside = self.is_internal(peer);
-        let usable = || addresses.iter().filter(|net| inside || !self.is_internal(net.addr()));
+        let usable = || {
+            addresses
+                .iter()
+                .filter(|net| inside || !self.is_internal(net.addr()))
+        };
         let same_realm = |net: &&Ipv4Net| self.is_internal(net.addr()) == inside;
         usable()
             .find(|net| net.contains(&peer))
@@ -73,7 +77,11 @@ mod tests {
         };
         let towards = |peer: [u8; 4]| links.source_towards(0, peer.into()).unwrap().octets();
         assert_eq!(towards([10, 7, 0, 9]), [10, 7, 0, 1]);
-        assert_eq!(towards([10, 9, 9, 9]), [10, 7, 0, 1], "same realm, other subnet");
+        assert_eq!(
+            towards([10, 9, 9, 9]),
+            [10, 7, 0, 1],
+            "same realm, other subnet"
+        );
         assert_eq!(towards([203, 0, 113, 1]), [198, 51, 100, 2]);
         assert_eq!(links.source_towards(1, [10, 7, 0, 9].into()), None);
     }

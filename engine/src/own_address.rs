@@ -38,12 +38,12 @@ fn route(addr: Ipv4Addr) -> rtnetlink::packet_route::route::RouteMessage {
 async fn add(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
     match handle.route().add(route(addr)).execute().await {
         Ok(()) => Ok(()),
-        Err(rtnetlink::Error::NetlinkError(message))
-            if message.raw_code() == -libc::EEXIST =>
-        {
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => {
             Ok(())
         }
-        Err(error) => Err(io::Error::other(format!("adding the local route for {addr}: {error}"))),
+        Err(error) => Err(io::Error::other(format!(
+            "adding the local route for {addr}: {error}"
+        ))),
     }
 }
 
@@ -51,12 +51,12 @@ async fn add(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
 async fn remove(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
     match handle.route().del(route(addr)).execute().await {
         Ok(()) => Ok(()),
-        Err(rtnetlink::Error::NetlinkError(message))
-            if message.raw_code() == -libc::ESRCH =>
-        {
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::ESRCH => {
             Ok(())
         }
-        Err(error) => Err(io::Error::other(format!("removing the local route for {addr}: {error}"))),
+        Err(error) => Err(io::Error::other(format!(
+            "removing the local route for {addr}: {error}"
+        ))),
     }
 }
 
@@ -65,7 +65,9 @@ async fn remove(handle: &Handle, addr: Ipv4Addr) -> io::Result<()> {
 /// # Errors
 /// The first one that is still there.
 pub fn remove_all(addrs: &[Ipv4Addr]) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
@@ -124,12 +126,19 @@ impl Announcer {
     pub async fn tick(&mut self, shared: &Shared) {
         let wanted: Vec<Ipv4Addr> = {
             let policy = shared.rulebook.load();
-            let own = policy.addresses.iter().filter(|own| own.kind == AddressKind::Own);
+            let own = policy
+                .addresses
+                .iter()
+                .filter(|own| own.kind == AddressKind::Own);
             own.map(|own| own.addr).collect()
         };
         self.follow(&wanted).await;
         let links = shared.links.load_full();
-        let external = links.links.iter().zip(0u8..).filter(|(link, _)| link.role.is_external());
+        let external = links
+            .links
+            .iter()
+            .zip(0u8..)
+            .filter(|(link, _)| link.role.is_external());
         let now: Vec<_> = external
             .flat_map(|(link, number)| wanted.iter().map(move |&addr| (number, link.mac, addr)))
             .collect();

@@ -43,10 +43,17 @@ impl Bed {
     pub fn new(fds: &[RawFd]) -> io::Result<(Bed, Waker)> {
         let poll = Poll::new()?;
         for (number, fd) in fds.iter().enumerate() {
-            poll.registry().register(&mut SourceFd(fd), Token(number), Interest::READABLE)?;
+            poll.registry()
+                .register(&mut SourceFd(fd), Token(number), Interest::READABLE)?;
         }
         let waker = Waker::new(poll.registry(), WAKE)?;
-        Ok((Bed { poll, events: Events::with_capacity(fds.len() + 1) }, waker))
+        Ok((
+            Bed {
+                poll,
+                events: Events::with_capacity(fds.len() + 1),
+            },
+            waker,
+        ))
     }
 
     fn sleep(&mut self, timeout: Duration) -> io::Result<()> {
@@ -79,7 +86,11 @@ pub fn run<D: Device, H: Host, R: Random>(
         // The files are edge-triggered: what arrived since the last round's look at the rings is
         // an edge that the wait reports at once.
         worker.stats().sleeps.add(1);
-        let timeout_ms = if worker.is_waiting() { SLEEP_WAITING_MS } else { SLEEP_MS_MAX };
+        let timeout_ms = if worker.is_waiting() {
+            SLEEP_WAITING_MS
+        } else {
+            SLEEP_MS_MAX
+        };
         bed.sleep(Duration::from_millis(timeout_ms))?;
         // After a sleep, one empty round is enough to sleep again.
         empty_rounds = EMPTY_ROUNDS_MAX - 1;

@@ -35,7 +35,9 @@ impl Rulebook {
         Rulebook {
             current: ArcSwap::from_pointee(policy),
             version: AtomicU64::new(0),
-            seen: (0..workers).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
+            seen: (0..workers)
+                .map(|_| CachePadded::new(AtomicU64::new(0)))
+                .collect(),
             pending: Mutex::new(None),
         }
     }
@@ -55,7 +57,11 @@ impl Rulebook {
         self.current.store(Arc::clone(&policy));
         // After the policy: who sees the number finds the policy.
         self.version.store(version, Ordering::Release);
-        *pending = Some(Pending { version, policy, change });
+        *pending = Some(Pending {
+            version,
+            policy,
+            change,
+        });
     }
 
     /// Takes up the newest policy for a worker's next rounds.
@@ -81,7 +87,11 @@ impl Rulebook {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
         };
         let Some(job) = pending.as_mut() else { return };
-        if self.seen.iter().any(|seen| seen.load(Ordering::Acquire) < job.version) {
+        if self
+            .seen
+            .iter()
+            .any(|seen| seen.load(Ordering::Acquire) < job.version)
+        {
             return;
         }
         if nat.apply_policy(&job.policy, &mut job.change, now, SLICE) {
@@ -91,7 +101,10 @@ impl Rulebook {
 
     /// Is the policy in force in the tables everywhere?
     pub fn is_settled(&self) -> bool {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
     }
 }
 

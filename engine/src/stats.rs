@@ -20,7 +20,10 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds `n`. Only the counter's own worker may call it: it is no read-modify-write.
     pub fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
 
     /// The value.
@@ -199,7 +202,11 @@ mod tests {
         }
         let snapshot = stats.snapshot();
         let mut names: Vec<_> = snapshot.drops().map(|(reason, _)| reason.name()).collect();
-        assert!(snapshot.drops().all(|(reason, count)| count == reason as u64 + 1));
+        assert!(
+            snapshot
+                .drops()
+                .all(|(reason, count)| count == reason as u64 + 1)
+        );
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), DropReason::ALL.len());

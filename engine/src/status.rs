@@ -65,8 +65,10 @@ impl Status<'_> {
 impl Answer for Status<'_> {
     fn status(&self) -> Value {
         let total = Snapshot::sum(self.stats.iter().map(|stats| stats.snapshot()));
-        let mut drops: Map<String, Value> =
-            total.drops().map(|(reason, count)| (reason.name().to_owned(), json!(count))).collect();
+        let mut drops: Map<String, Value> = total
+            .drops()
+            .map(|(reason, count)| (reason.name().to_owned(), json!(count)))
+            .collect();
         // The steering program drops these before any copy is made.
         let steering = self.steering();
         if let Some(spoofed) = steering["spoofed"].as_u64().filter(|&count| count > 0) {

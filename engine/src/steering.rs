@@ -403,7 +403,13 @@ impl Steering {
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), SteeringError> {
         self.attached.retain(|&other| other != ifindex);
         let pin = self.pins.link(ifindex);
-        at_home(|| if pin.exists() { pins::detach(&pin) } else { Ok(()) })
+        at_home(|| {
+            if pin.exists() {
+                pins::detach(&pin)
+            } else {
+                Ok(())
+            }
+        })
     }
 
     /// Detaches the program from all interfaces and removes every pin: the interfaces are as they

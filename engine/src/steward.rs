@@ -18,14 +18,22 @@ use crate::steering::{SteeredAddress, SteeredInterface, Steering, SteeringError}
 /// The served interfaces as they are in this view. An interface that vanished keeps its last facts.
 pub fn links_of(config: &Config, plan: &Plan, view: &NetworkView) -> Links {
     let links = plan.interfaces.iter().map(|planned| {
-        let facts = view.interfaces.iter().find(|facts| facts.ifindex == planned.facts.ifindex);
+        let facts = view
+            .interfaces
+            .iter()
+            .find(|facts| facts.ifindex == planned.facts.ifindex);
         Link {
             name: planned.facts.name.clone(),
             role: planned.role,
-            mac: facts.and_then(|facts| facts.mac).or(planned.facts.mac).unwrap_or_default(),
+            mac: facts
+                .and_then(|facts| facts.mac)
+                .or(planned.facts.mac)
+                .unwrap_or_default(),
             mtu: u16::try_from(facts.map_or(planned.facts.mtu, |facts| facts.mtu))
                 .unwrap_or(u16::MAX),
-            addresses: facts.map(|facts| facts.addresses.clone()).unwrap_or_default(),
+            addresses: facts
+                .map(|facts| facts.addresses.clone())
+                .unwrap_or_default(),
         }
     });
     Links {
@@ -59,7 +67,14 @@ impl Steward {
         steering.set_internals(&prefixes(&config.internal))?;
         steering.set_bypasses(&prefixes(&config.bypass))?;
         let slots = plan.slots.clone();
-        Ok(Steward { config, plan, host, slots, steering, shared })
+        Ok(Steward {
+            config,
+            plan,
+            host,
+            slots,
+            steering,
+            shared,
+        })
     }
 
     /// The steering program.
@@ -90,7 +105,12 @@ impl Steward {
         if links != **self.shared.links.load() {
             self.shared.links.store(Arc::new(links));
         }
-        let policy = policy_for(&self.config, self.shared_address(view), &self.host, &mut self.slots);
+        let policy = policy_for(
+            &self.config,
+            self.shared_address(view),
+            &self.host,
+            &mut self.slots,
+        );
         let before = Arc::clone(&self.shared.rulebook.load());
         if policy == *before {
             return self.steering.set_externals(&steered_addresses(&policy));
@@ -101,7 +121,10 @@ impl Steward {
         let both: Vec<SteeredAddress> = steered_addresses(&policy)
             .into_iter()
             .chain(steered_addresses(&before).into_iter().filter(|old| {
-                policy.addresses.iter().all(|new| new.slot != old.slot && new.addr != old.addr)
+                policy
+                    .addresses
+                    .iter()
+                    .all(|new| new.slot != old.slot && new.addr != old.addr)
             }))
             .collect();
         self.steering.set_externals(&both)?;
@@ -127,14 +150,20 @@ impl Steward {
         let external = &self.plan.interfaces[usize::from(self.plan.external)];
         let present = view.addresses(external.facts.ifindex);
         let policy = self.shared.rulebook.load();
-        let current = policy.addresses.iter().find(|own| own.kind == AddressKind::Shared);
+        let current = policy
+            .addresses
+            .iter()
+            .find(|own| own.kind == AddressKind::Shared);
         if let Some(current) = current
             && present.contains(&current.addr)
         {
             return Some(current.addr);
         }
         let usable = |addr: &&Ipv4Addr| !self.config.is_internal(**addr) && !addr.is_loopback();
-        let global = present.iter().filter(usable).find(|addr| !addr.is_link_local());
+        let global = present
+            .iter()
+            .filter(usable)
+            .find(|addr| !addr.is_link_local());
         global.or_else(|| present.iter().find(usable)).copied()
     }
 }
@@ -149,11 +178,17 @@ fn steered_addresses(policy: &Policy) -> Vec<SteeredAddress> {
 }
 
 fn announce_change(before: &Policy, after: &Policy) {
-    let lost = before.addresses.iter().filter(|old| after.addresses.iter().all(|a| a.addr != old.addr));
+    let lost = before
+        .addresses
+        .iter()
+        .filter(|old| after.addresses.iter().all(|a| a.addr != old.addr));
     for old in lost {
         warn!(address = %old.addr, "external address lost: its sessions end");
     }
-    let gained = after.addresses.iter().filter(|new| before.addresses.iter().all(|a| a.addr != new.addr));
+    let gained = after
+        .addresses
+        .iter()
+        .filter(|new| before.addresses.iter().all(|a| a.addr != new.addr));
     for new in gained {
         info!(address = %new.addr, kind = ?new.kind, "external address gained");
     }

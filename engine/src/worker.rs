@@ -73,7 +73,9 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             hold: HoldQueue::default(),
             batch: Vec::with_capacity(BATCH),
             prepared: Vec::with_capacity(BATCH),
-            transmit: (0..interfaces).map(|_| Vec::with_capacity(TRANSMIT_MAX)).collect(),
+            transmit: (0..interfaces)
+                .map(|_| Vec::with_capacity(TRANSMIT_MAX))
+                .collect(),
             queued: vec![0; interfaces],
             scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
@@ -138,7 +140,8 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     /// while other frames are parsed.
     fn judge_batch(&mut self, ingress: u8, now: Time) {
         for frame in &self.batch {
-            self.prepared.push(self.gateway.prepare(self.device.bytes(frame)));
+            self.prepared
+                .push(self.gateway.prepare(self.device.bytes(frame)));
         }
         for prepared in &self.prepared {
             self.gateway.prefetch(prepared);
@@ -169,16 +172,20 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.device.resize(&mut frame, offset, len);
         }
         let bytes = self.device.bytes_mut(&frame);
-        match self.gateway.process(bytes, prepared, ingress, now, &self.stats) {
-            Verdict::Transmit { interface, split_mtu } => {
+        match self
+            .gateway
+            .process(bytes, prepared, ingress, now, &self.stats)
+        {
+            Verdict::Transmit {
+                interface,
+                split_mtu,
+            } => {
                 self.enqueue(frame, interface, split_mtu);
             }
-            Verdict::Hold { hop, split_mtu } => {
-                match self.hold.push(frame, hop, split_mtu, now) {
-                    Ok(()) => self.stats.held.add(1),
-                    Err(frame) => self.drop(frame, DropReason::HoldFull),
-                }
-            }
+            Verdict::Hold { hop, split_mtu } => match self.hold.push(frame, hop, split_mtu, now) {
+                Ok(()) => self.stats.held.add(1),
+                Err(frame) => self.drop(frame, DropReason::HoldFull),
+            },
             Verdict::HeldFragment => {
                 self.stats.held.add(1);
                 self.device.free(frame);
@@ -212,9 +219,17 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             let (offset, held) = {
                 let offset = self.device.offset(&frame);
                 let slot = self.device.resize(&mut frame, offset, 0);
-                (offset, self.gateway.shared().fragments.take(&packet, &mut slot[offset..]))
+                (
+                    offset,
+                    self.gateway
+                        .shared()
+                        .fragments
+                        .take(&packet, &mut slot[offset..]),
+                )
             };
-            let Some(held) = held else { return self.device.free(frame) };
+            let Some(held) = held else {
+                return self.device.free(frame);
+            };
             self.device.resize(&mut frame, offset, held.len);
             self.stats.released.add(1);
             let prepared = self.gateway.prepare(self.device.bytes(&frame));
@@ -228,9 +243,17 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             let (offset, held) = {
                 let offset = self.device.offset(&frame);
                 let slot = self.device.resize(&mut frame, offset, 0);
-                (offset, self.gateway.shared().fragments.expire(now, &mut slot[offset..]))
+                (
+                    offset,
+                    self.gateway
+                        .shared()
+                        .fragments
+                        .expire(now, &mut slot[offset..]),
+                )
             };
-            let Some(held) = held else { return self.device.free(frame) };
+            let Some(held) = held else {
+                return self.device.free(frame);
+            };
             self.device.resize(&mut frame, offset, held.len);
             self.stats.released.add(1);
             match self.gateway.fragment_expired(self.device.bytes(&frame)) {
@@ -251,8 +274,13 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         reason: DropReason,
         now: Time,
     ) {
-        let Ok(packet) = &prepared.parsed else { return self.drop(frame, reason) };
-        let source = self.gateway.links().source_towards(ingress, packet.ipv4.source);
+        let Ok(packet) = &prepared.parsed else {
+            return self.drop(frame, reason);
+        };
+        let source = self
+            .gateway
+            .links()
+            .source_towards(ingress, packet.ipv4.source);
         let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
             && source.is_some()
             && self.limiters.of(ingress, kind).allow(now);
@@ -262,7 +290,12 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         };
         self.identification = self.identification.wrapping_add(1);
         // The answer fits the link that it leaves by, however small.
-        let mtu = self.gateway.links().links.get(usize::from(ingress)).map_or(0, |link| link.mtu);
+        let mtu = self
+            .gateway
+            .links()
+            .links
+            .get(usize::from(ingress))
+            .map_or(0, |link| link.mtu);
         let quoted = usize::from(mtu).saturating_sub(icmp::QUOTE_OFFSET);
         let (offset, len) = (self.device.offset(&frame), frame.len());
         let len = len.min(ethernet::HEADER_LEN + quoted);
@@ -343,7 +376,8 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
                 self.drop(held.frame, DropReason::NeighbourUnreachable);
                 continue;
             }
-            self.gateway.set_ethernet(self.device.bytes_mut(&held.frame), &hop);
+            self.gateway
+                .set_ethernet(self.device.bytes_mut(&held.frame), &hop);
             self.enqueue(held.frame, hop.interface, held.split_mtu);
         }
     }
@@ -379,10 +413,13 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     fn announce(&mut self) {
         let shared = Arc::clone(self.gateway.shared());
         while let Some(announcement) = shared.announcements.pop() {
-            let Some(mut frame) = self.device.allocate() else { return };
+            let Some(mut frame) = self.device.allocate() else {
+                return;
+            };
             let offset = self.device.offset(&frame);
             let end = offset + announcement.frame.len();
-            self.device.resize(&mut frame, offset, announcement.frame.len())[offset..end]
+            self.device
+                .resize(&mut frame, offset, announcement.frame.len())[offset..end]
                 .copy_from_slice(&announcement.frame);
             self.stats.made.add(1);
             self.push(frame, announcement.interface);

@@ -36,13 +36,23 @@ pub fn read(ifindex: u32) -> io::Result<XdpFeatures> {
     let socket = Socket::new(NETLINK_GENERIC)?;
     let family = ask(
         &socket,
-        &request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, b"netdev\0"),
+        &request(
+            GENL_ID_CTRL,
+            CTRL_CMD_GETFAMILY,
+            CTRL_ATTR_FAMILY_NAME,
+            b"netdev\0",
+        ),
     )?;
     let id = attribute(&family, CTRL_ATTR_FAMILY_ID).and_then(|value| value.first_chunk().copied());
     let id = u16::from_ne_bytes(id.ok_or(io::ErrorKind::InvalidData)?);
     let device = ask(
         &socket,
-        &request(id, NETDEV_CMD_DEV_GET, NETDEV_A_DEV_IFINDEX, &ifindex.to_ne_bytes()),
+        &request(
+            id,
+            NETDEV_CMD_DEV_GET,
+            NETDEV_A_DEV_IFINDEX,
+            &ifindex.to_ne_bytes(),
+        ),
     )?;
     let bits = attribute(&device, NETDEV_A_DEV_XDP_FEATURES)
         .and_then(|value| value.first_chunk().copied())
@@ -75,10 +85,14 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
 fn ask(socket: &Socket, request: &[u8]) -> io::Result<Vec<u8>> {
     socket.send_to(request, &SocketAddr::new(0, 0), 0)?;
     let (answer, _) = socket.recv_from_full()?;
-    let kind = answer.get(4..6).and_then(|kind| kind.first_chunk().copied());
+    let kind = answer
+        .get(4..6)
+        .and_then(|kind| kind.first_chunk().copied());
     let kind = u16::from_ne_bytes(kind.ok_or(io::ErrorKind::InvalidData)?);
     if kind == NLMSG_ERROR {
-        let code = answer.get(NETLINK_HEADER_LEN..).and_then(|code| code.first_chunk().copied());
+        let code = answer
+            .get(NETLINK_HEADER_LEN..)
+            .and_then(|code| code.first_chunk().copied());
         let code = i32::from_ne_bytes(code.ok_or(io::ErrorKind::InvalidData)?);
         return Err(io::Error::from_raw_os_error(-code));
     }
@@ -113,13 +127,23 @@ mod tests {
         for cut in 0..bytes.len() {
             attribute(&bytes[..cut], 9);
         }
-        assert_eq!(attribute(&[0, 0, 0, 0, 1], 9), None, "a length of zero ends the list");
+        assert_eq!(
+            attribute(&[0, 0, 0, 0, 1], 9),
+            None,
+            "a length of zero ends the list"
+        );
     }
 
     #[test]
     fn loopback_has_no_native_xdp() {
         match read(1) {
-            Ok(features) => assert_eq!(features, XdpFeatures { native: false, zero_copy: false }),
+            Ok(features) => assert_eq!(
+                features,
+                XdpFeatures {
+                    native: false,
+                    zero_copy: false
+                }
+            ),
             Err(error) => println!("skipped: the kernel does not tell: {error}"),
         }
     }

@@ -49,13 +49,20 @@ fn what_is_for_inside_never_leaves_outside() {
     let port = open(&mut world);
     // As when the link inside goes down: the client falls to the default route.
     world.set_routes(vec![unicast_route(CLIENT.into(), OUTSIDE, Some(UPSTREAM))]);
-    world.inject(OUTSIDE, &Envelope::new(SERVER, EXTERNAL).udp(53, port, b"answer"));
+    world.inject(
+        OUTSIDE,
+        &Envelope::new(SERVER, EXTERNAL).udp(53, port, b"answer"),
+    );
     let about = Envelope::new(EXTERNAL, SERVER).udp(port, 53, b"ask");
     let error = Envelope::new(UPSTREAM, EXTERNAL).icmp_error(icmp::UNREACHABLE, 1, &about, 64);
     world.inject(OUTSIDE, &error);
     world.run();
     let sent = world.take_sent(OUTSIDE);
-    assert!(sent.iter().all(|frame| header(frame).destination() != CLIENT), "{sent:?}");
+    assert!(
+        sent.iter()
+            .all(|frame| header(frame).destination() != CLIENT),
+        "{sent:?}"
+    );
     assert_eq!(sent.len(), 1, "the server is told");
     assert_eq!(header(&sent[0]).destination(), SERVER);
     assert!(world.take_sent(INSIDE).is_empty());
@@ -90,14 +97,21 @@ fn an_icmp_error_from_inside_reaches_no_other_client() {
 #[test]
 fn a_flood_that_provokes_errors_does_not_stop_path_mtu_discovery() {
     let mut world = two_arm("[icmp]\nerrors_per_second = 40");
-    let expiring = Envelope { ttl: 1, ..Envelope::new(CLIENT, SERVER) }.udp(5000, 53, b"x");
+    let expiring = Envelope {
+        ttl: 1,
+        ..Envelope::new(CLIENT, SERVER)
+    }
+    .udp(5000, 53, b"x");
     for _ in 0..200 {
         world.inject(INSIDE, &expiring);
         world.run();
     }
     assert!(world.take_sent(INSIDE).len() <= 40);
     world.set_mtu(OUTSIDE, 1280);
-    let envelope = Envelope { flags_offset: ipv4::DONT_FRAGMENT, ..Envelope::new(CLIENT, SERVER) };
+    let envelope = Envelope {
+        flags_offset: ipv4::DONT_FRAGMENT,
+        ..Envelope::new(CLIENT, SERVER)
+    };
     world.inject(INSIDE, &envelope.udp(5000, 53, &[0; 1400]));
     world.run();
     let sent = world.take_sent(INSIDE);
@@ -112,7 +126,10 @@ fn fragments_to_the_host_reach_it_from_a_network_that_is_not_served() {
         flags_offset: ipv4::MORE_FRAGMENTS,
         ..Envelope::new(Ipv4Addr::new(10, 88, 0, 5), EXTERNAL)
     };
-    let later = Envelope { flags_offset: 3, ..first.clone() };
+    let later = Envelope {
+        flags_offset: 3,
+        ..first.clone()
+    };
     world.inject(INSIDE, &first.udp(4000, 53, &[1; 16]));
     world.inject(INSIDE, &later.frame(17, &[2; 16]));
     world.run();

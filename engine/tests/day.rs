@@ -80,7 +80,12 @@ impl Churn {
                 ),
                 (
                     wan,
-                    back.tcp(port, 8443, if port.is_multiple_of(2) { ACK } else { RST }, b""),
+                    back.tcp(
+                        port,
+                        8443,
+                        if port.is_multiple_of(2) { ACK } else { RST },
+                        b"",
+                    ),
                 ),
             ],
             6 => vec![(

@@ -376,11 +376,23 @@ fn nothing_goes_straight_from_outside_to_inside() {
         let from = |source, destination| ipv4(6, source, destination, 0, &tcp(5000, 443));
         for on in [EXTERNAL, ONE_ARM] {
             assert_eq!(bench.packet(on, &from(REMOTE, INSIDE)), DROP);
-            assert_eq!(bench.packet(on, &from(POD, INSIDE)), PASS, "bypass goes both ways");
-            assert_eq!(bench.packet(on, &from(REMOTE, GATEWAY)), PASS, "the host itself");
+            assert_eq!(
+                bench.packet(on, &from(POD, INSIDE)),
+                PASS,
+                "bypass goes both ways"
+            );
+            assert_eq!(
+                bench.packet(on, &from(REMOTE, GATEWAY)),
+                PASS,
+                "the host itself"
+            );
             assert_eq!(bench.packet(on, &from(REMOTE, POD)), PASS);
         }
-        assert_eq!(bench.packet(INTERNAL, &from(REMOTE, INSIDE)), PASS, "not from outside");
+        assert_eq!(
+            bench.packet(INTERNAL, &from(REMOTE, INSIDE)),
+            PASS,
+            "not from outside"
+        );
     });
 }
 

@@ -277,9 +277,20 @@ fn what_could_not_be_read_is_said() {
 
 #[test]
 fn a_session_costs_at_most_192_bytes_whatever_the_ram() {
-    for ram in [64 << 20, 256 << 20, 512 << 20, 1 << 30, 8 << 30, 1_u64 << 40] {
+    for ram in [
+        64 << 20,
+        256 << 20,
+        512 << 20,
+        1 << 30,
+        8 << 30,
+        1_u64 << 40,
+    ] {
         let plan = plan(MINIMAL, &host_with(|host| host.ram_bytes = Some(ram)));
         let each = plan.table_bytes as f64 / f64::from(plan.sessions_max);
-        assert!(each <= 192.0, "{each} bytes a session with {} sessions", plan.sessions_max);
+        assert!(
+            each <= 192.0,
+            "{each} bytes a session with {} sessions",
+            plan.sessions_max
+        );
     }
 }

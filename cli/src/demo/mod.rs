@@ -174,7 +174,11 @@ fn print(json: bool, reports: &[Report], drops: &[String], elapsed: Duration) {
         0 => "Everything held".to_owned(),
         count => format!("{count} of {} did not hold", reports.len()),
     };
-    println!("{}\n{}", report::table(reports, report::terminal_width()), drops.join("\n"));
+    println!(
+        "{}\n{}",
+        report::table(reports, report::terminal_width()),
+        drops.join("\n")
+    );
     println!("\n{result}, in {:.1} s", elapsed.as_secs_f64());
 }
 

@@ -93,7 +93,9 @@ pub fn table(reports: &[Report], width: Option<u16>) -> String {
 
 /// Columns of the terminal that standard output is; none if it is no terminal.
 pub fn terminal_width() -> Option<u16> {
-    console::Term::stdout().size_checked().map(|(_rows, columns)| columns)
+    console::Term::stdout()
+        .size_checked()
+        .map(|(_rows, columns)| columns)
 }
 
 /// The drop counters of one topology's gateway, as they were read at some moment.
@@ -196,7 +198,10 @@ mod tests {
         let reports = [report(Ok(long.to_owned()))];
         let widest = |width| {
             let text = table(&reports, width);
-            text.lines().map(|line| line.chars().count()).max().unwrap_or(0)
+            text.lines()
+                .map(|line| line.chars().count())
+                .max()
+                .unwrap_or(0)
         };
         assert!(widest(None) > 80);
         assert!(widest(Some(80)) <= 80);

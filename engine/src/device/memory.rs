@@ -129,7 +129,11 @@ impl Device for MemoryDevice {
     fn allocate(&mut self) -> Option<Frame> {
         let slot = self.free.pop()?;
         self.taken[slot as usize] = true;
-        Some(Frame { slot, offset: HEADROOM as u16, len: 0 })
+        Some(Frame {
+            slot,
+            offset: HEADROOM as u16,
+            len: 0,
+        })
     }
 
     fn free(&mut self, frame: Frame) {

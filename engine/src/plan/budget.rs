@@ -24,7 +24,11 @@ pub fn default_sessions(ram_bytes: Option<u64>) -> u32 {
 
 /// Bytes of the tables for so many sessions and addresses, the ownership bitmap included.
 pub fn table_bytes(sessions_max: u32, addresses_max: u16) -> u64 {
-    TableSize { sessions_max, addresses_max }.bytes()
+    TableSize {
+        sessions_max,
+        addresses_max,
+    }
+    .bytes()
 }
 
 fn mebibytes(bytes: u64) -> String {
