@@ -46,7 +46,7 @@ fn demo(topology: Topology, mode: &str, queues: u32, workers: u32) {
     assert!(
         !reports.iter().any(report::Report::failed),
         "{}",
-        report::table(&reports)
+        report::table(&reports, None)
     );
     assert_eq!(
         reports.len(),
