@@ -158,9 +158,7 @@ fn every_drop_reason_is_named_in_a_test() {
     }
     let missing: Vec<&str> = DropReason::ALL
         .iter()
-        .filter(|reason| {
-            !tests.contains(&format!("DropReason::{reason:?}")) && !tests.contains(reason.name())
-        })
+        .filter(|reason| !tests.contains(&format!("{reason:?}")) && !tests.contains(reason.name()))
         .map(|reason| reason.name())
         .collect();
     assert!(missing.is_empty(), "no test names {missing:?}");

@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(second.changes, [offload.clone(), route.clone()]);
         assert_eq!(second.routes(), [Ipv4Addr::new(192, 0, 2, 3)]);
         second.remove(&offload);
-        assert_eq!(Undo::at(&directory).changes, [route.clone()]);
+        assert_eq!(Undo::at(&directory).changes, std::slice::from_ref(&route));
         second.remove(&route);
         // Nothing is left, not even the file.
         fs::remove_dir(directory).unwrap();

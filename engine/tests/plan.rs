@@ -223,7 +223,7 @@ fn workers_are_as_many_as_cpus_and_queues_allow() {
 fn tables_are_sized_by_ram() {
     let sessions =
         |ram: Option<u64>| plan(MINIMAL, &host_with(|host| host.ram_bytes = ram)).sessions_max;
-    assert_eq!(sessions(Some(64 << 20)), 1 << 18);
+    assert_eq!(sessions(Some(128 << 20)), 1 << 18);
     assert_eq!(sessions(Some(1 << 30)), 1 << 19);
     assert_eq!(sessions(Some(1 << 40)), 1 << 20);
     assert_eq!(sessions(None), 1 << 18);
@@ -278,7 +278,7 @@ fn what_could_not_be_read_is_said() {
 #[test]
 fn a_session_costs_at_most_192_bytes_whatever_the_ram() {
     for ram in [
-        64 << 20,
+        128 << 20,
         256 << 20,
         512 << 20,
         1 << 30,
