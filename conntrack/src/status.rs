@@ -1,10 +1,12 @@
 //! What the tables tell: totals, and a listing of sessions. Never takes a write bit.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::half::Snapshot;
 use crate::layout::header;
+use crate::mapping::Mapping;
 use crate::meta::TimeoutClass;
 use crate::nat::Nat;
 use crate::tcp::State;
@@ -102,6 +104,21 @@ impl<W: Word> Nat<'_, W> {
             expired: read(header::EXPIRED),
             removed: read(header::REMOVED),
         }
+    }
+
+    /// Which external address the living mappings of each slot have: after a restart, addresses that
+    /// are still there keep their slots, and with them their sessions.
+    pub fn placed(&self) -> Vec<(u16, Ipv4Addr)> {
+        let mut placed = vec![None; usize::from(self.ports.slots())];
+        for number in 1..=self.mappings.pool.highest() {
+            if let Some(mapping) = self.mappings.read(number).filter(Mapping::alive)
+                && let Some(place) = placed.get_mut(usize::from(mapping.slot))
+            {
+                *place = Some(mapping.external.addr);
+            }
+        }
+        let some = |(slot, addr): (u16, Option<Ipv4Addr>)| Some((slot, addr?));
+        (0..).zip(placed).filter_map(some).collect()
     }
 
     /// All sessions, expired but not yet swept ones included, each as it was when it was reached.

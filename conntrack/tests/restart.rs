@@ -43,6 +43,10 @@ fn sessions_survive() {
         let totals = rig.nat.totals();
         reopen(&mut rig);
         rig.check();
+        let placed = |own: &conntrack::ExternalAddress| (own.slot, own.addr);
+        let mut addresses: Vec<_> = rig.policy.addresses.iter().map(placed).collect();
+        addresses.sort();
+        assert_eq!(rig.nat.placed(), addresses);
         assert_eq!(rig.nat.sessions(rig.now).collect::<Vec<_>>(), before);
         assert_eq!((rig.owned_bits(), rig.nat.totals()), (owned, totals));
         rig.wait(100_000);

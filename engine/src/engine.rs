@@ -133,7 +133,7 @@ impl Engine {
     fn start_steered(
         config: Config,
         host: HostFacts,
-        plan: Plan,
+        mut plan: Plan,
         mut steering: Steering,
     ) -> Result<Engine, StartError> {
         let instance = config.instance.clone();
@@ -148,6 +148,7 @@ impl Engine {
         let tables = MemFile::open(&config.tables.path.value, size.words())
             .map_err(at("opening the tables"))?;
         let nat = open_nat(&tables, &steering, size)?;
+        plan.reseat(&config, &host, &nat.placed());
         rulebook::settle(&nat, &plan.policy, clock::now());
 
         let forwarding = forwarding(&plan);

@@ -642,6 +642,20 @@ error: the tables for 16000000 sessions take 2769 MiB, more than half of the 409
 }
 
 #[test]
+fn default_tables_too_large_for_a_tiny_machine() {
+    let host = host_with(|host| host.ram_bytes = Some(64 << 20));
+    says(
+        MINIMAL,
+        &host,
+        r#"
+error: the tables for 262144 sessions take 47 MiB, more than half of the 64 MiB RAM
+  = why: they are allocated at the start, and frames and the rest of the host need memory, too
+  = fix: write sessions_max = 131072 in [tables], or less
+"#,
+    );
+}
+
+#[test]
 fn tables_have_no_room() {
     let host = host_with(|host| host.tables_free_bytes = Some(100 << 20));
     says(

@@ -3,7 +3,7 @@
 use conntrack::TableSize;
 
 use super::facts::HostFacts;
-use crate::config::{Config, DeviceMode, Poll, Problem};
+use crate::config::{Config, DeviceMode, Poll, Problem, SESSIONS_MIN};
 
 /// Table bytes that a session may cost at most, all in.
 const BYTES_PER_SESSION_MAX: u64 = 192;
@@ -29,6 +29,16 @@ pub fn table_bytes(sessions_max: u32, addresses_max: u16) -> u64 {
         addresses_max,
     }
     .bytes()
+}
+
+/// The default, or on a machine that is too small for it the largest power of two that is not.
+fn sessions_that_fit(ram_bytes: u64, config: &Config) -> u32 {
+    let mut sessions = default_sessions(Some(ram_bytes));
+    let addresses_max = super::addresses_max(config);
+    while sessions > SESSIONS_MIN && table_bytes(sessions, addresses_max) > ram_bytes / 2 {
+        sessions /= 2;
+    }
+    sessions
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -62,7 +72,7 @@ pub(super) fn check_memory(
             "they are allocated at the start, and frames and the rest of the host need memory, too";
         let fix = format!(
             "write sessions_max = {} in [tables], or less",
-            default_sessions(Some(ram))
+            sessions_that_fit(ram, config)
         );
         found.push(
             Problem::error("tables-too-large", what)

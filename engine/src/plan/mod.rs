@@ -128,6 +128,19 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Gives addresses the places that they have in tables taken over from an earlier run. `config`
+    /// and `host` are those that the plan was made from.
+    pub fn reseat(&mut self, config: &Config, host: &HostFacts, placed: &[(u16, Ipv4Addr)]) {
+        let mut slots = Slots::new(self.addresses_max);
+        for &(slot, addr) in placed {
+            slots.seed(slot, addr);
+        }
+        self.policy = policy_for(config, self.shared_address, host, &mut slots);
+        self.slots = slots;
+    }
+}
+
 /// Places in the port tables that a configuration needs.
 fn addresses_max(config: &Config) -> u16 {
     // At most ADDRESSES_MAX own ones: checked.

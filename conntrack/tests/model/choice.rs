@@ -1,0 +1,225 @@
+//! What the tables choose when the internal side opens a session: mapping, address, port. Every
+//! legal choice is adopted.
+
+use conntrack::{Endpoint, ExternalAddress, Protocol, Rewrite, Signal, Tuple};
+
+use crate::judge::{Packet, Worlds};
+use crate::observe::{Judged, World, ensure};
+use crate::reference::{Backing, Hold, Mapping, Reach, Reference};
+
+/// What a packet from inside gets its external endpoint from.
+pub enum Source {
+    Forward(Endpoint),
+    Mapping(Mapping),
+    /// A mapping that is over: revived or replaced.
+    Over(Mapping),
+    New,
+}
+
+impl Reference {
+    pub fn source(&self, protocol: Protocol, internal: Endpoint) -> Source {
+        if !self.eim() {
+            return Source::New;
+        }
+        if let Some(forward) = self.forward_to(protocol, internal) {
+            return Source::Forward(forward.external);
+        }
+        match self.mapping_of(protocol, internal) {
+            Some(mapping) if self.mapping_lives(mapping) => Source::Mapping(mapping.clone()),
+            Some(mapping) => Source::Over(mapping.clone()),
+            None => Source::New,
+        }
+    }
+
+    pub fn judge_opened_inside(
+        &mut self,
+        packet: &Packet,
+        rewrite: &Rewrite,
+        worlds: &Worlds,
+    ) -> Judged {
+        let tuple = packet.tuple;
+        let opens = matches!(
+            packet.signal,
+            Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery
+        );
+        ensure(opens, || "opened by a packet that must not open".into())?;
+        let external = rewrite.source;
+        let (target, far) = match self.target(&tuple, external.addr) {
+            None => (tuple.destination, None),
+            Some(Reach::Open {
+                target, backing, ..
+            }) => (target, Some(backing)),
+            Some(Reach::Shut(reasons)) => {
+                return Err(format!("hairpin to {external}'s view: {reasons:?}"));
+            }
+        };
+        ensure(rewrite.destination == target, || {
+            format!("rewrites to {rewrite:?}, should go to {target}")
+        })?;
+        let backing = match self.source(tuple.protocol, tuple.source) {
+            Source::Forward(fixed) => {
+                ensure(external == fixed, || {
+                    format!("leaves from {external}, should from its forward {fixed}")
+                })?;
+                Backing::Forward
+            }
+            Source::Mapping(mapping) => {
+                ensure(external == mapping.external, || {
+                    format!("leaves from {external}, not its mapping {mapping:?}")
+                })?;
+                Backing::Mapping(mapping.name)
+            }
+            Source::Over(mapping) if external == mapping.external => {
+                self.seen("mapping revived");
+                let mut mappings = self.mappings.iter_mut();
+                let mapping = mappings.find(|m| m.name == mapping.name).expect("found");
+                (mapping.started_ms, mapping.limbo_ms) = (None, None);
+                Backing::Mapping(mapping.name)
+            }
+            Source::Over(_) | Source::New => self.adopt(&tuple, external, target, worlds)?,
+        };
+        let back = Tuple {
+            protocol: tuple.protocol,
+            source: target,
+            destination: external,
+        };
+        self.seen(match (far, backing) {
+            (Some(_), _) => "opened as hairpin",
+            (None, Backing::Forward) => "opened by a forward's target",
+            (None, Backing::Own(_)) => "opened with edm",
+            (None, Backing::Mapping(_)) => "opened with eim",
+        });
+        self.add_session(
+            packet,
+            rewrite,
+            [tuple, back],
+            [external, target],
+            backing,
+            far,
+        )?;
+        self.touch(backing);
+        Ok(())
+    }
+
+    /// Checks the external endpoint chosen for a new mapping, and makes the mapping.
+    pub fn adopt(
+        &mut self,
+        tuple: &Tuple,
+        external: Endpoint,
+        back: Endpoint,
+        worlds: &Worlds,
+    ) -> Result<Backing, String> {
+        let protocol = tuple.protocol;
+        let wrong = |why: &str| Err(format!("{external} assigned to {tuple}: {why}"));
+        let Some(address) = self.address(external.addr).cloned() else {
+            return wrong("not of the pool");
+        };
+        if !address.ports[protocol.index()].contains(external.port) {
+            return wrong("not a port of the pool");
+        }
+        if self.forward_at(protocol, external).is_some() {
+            return wrong("a forward's");
+        }
+        let held = |h: &&Hold| h.protocol == protocol && h.external == external;
+        if let Some(hold) = self.holds.iter().find(held)
+            && self.now_ms < hold.from_ms
+        {
+            return wrong("in hold-down");
+        }
+        if let Some(mapping) = self.mapping_at(protocol, external) {
+            if self.mapping_lives(mapping) || self.users(mapping.name) > 0 {
+                return wrong("another mapping's");
+            }
+            let quarter = address.ports[protocol.index()].len() as usize / 4;
+            // In limbo it may have been held down, and that is over.
+            let fresh = mapping.limbo_ms.is_none();
+            if fresh && self.hold_is_due(protocol) && self.held(protocol, external.addr) < quarter {
+                return wrong("should be in hold-down");
+            }
+        }
+        if self.overloaded(protocol, external) {
+            if self.eim() {
+                return wrong("overloaded");
+            }
+            self.seen("port overloaded");
+        }
+        self.check_preserved(tuple, external, back, &address, worlds)?;
+        self.learn_pairing(tuple, external, back, worlds.after)?;
+        if !self.eim() {
+            self.note_exhausted(protocol, back);
+            return Ok(Backing::Own(self.now_ms));
+        }
+        self.mappings
+            .retain(|m| !(m.protocol == protocol && m.external == external));
+        self.names += 1;
+        self.mappings.push(Mapping {
+            name: self.names,
+            protocol,
+            internal: tuple.source,
+            external,
+            refreshed_ms: self.now_ms,
+            started_ms: Some(self.now_ms),
+            limbo_ms: None,
+        });
+        Ok(Backing::Mapping(self.names))
+    }
+
+    pub fn check_preserved(
+        &mut self,
+        tuple: &Tuple,
+        external: Endpoint,
+        back: Endpoint,
+        address: &ExternalAddress,
+        worlds: &Worlds,
+    ) -> Judged {
+        let (protocol, wanted) = (tuple.protocol, tuple.source.port);
+        if external.port == wanted {
+            self.seen("port preserved");
+            return Ok(());
+        }
+        if !self.policy.preserve_port || !address.ports[protocol.index()].contains(wanted) {
+            return Ok(());
+        }
+        let wanted = Endpoint::new(external.addr, wanted);
+        let free = [worlds.before, worlds.after]
+            .iter()
+            .all(|world| self.usable(protocol, wanted, back, world));
+        let held = self.holds.iter().any(|hold| hold.external == wanted);
+        ensure(!free || held, || {
+            format!("{external} assigned to {tuple}, though {wanted} is free")
+        })
+    }
+
+    /// The first address from the paired one on that has a port (`eim`: the paired one).
+    pub fn learn_pairing(
+        &mut self,
+        tuple: &Tuple,
+        external: Endpoint,
+        back: Endpoint,
+        world: &World,
+    ) -> Judged {
+        let mut paired = self.pairing(tuple.source.addr).clone();
+        let all: Vec<ExternalAddress> = self.policy.addresses.clone();
+        paired.retain(|&addr| {
+            let start = all
+                .iter()
+                .position(|a| a.addr == addr)
+                .expect("of the policy");
+            let mut order = all.iter().cycle().skip(start).take(all.len());
+            if self.eim() {
+                return addr == external.addr;
+            }
+            let first = order.find(|a| {
+                a.addr == external.addr
+                    || self.admits(tuple, a) && !self.exhausted(a, tuple.protocol, back, world)
+            });
+            first.is_some_and(|a| a.addr == external.addr)
+        });
+        ensure(!paired.is_empty(), || {
+            let before = self.pairing(tuple.source.addr);
+            format!("{external} assigned to {tuple}, paired with {before:?}")
+        })?;
+        *self.pairing(tuple.source.addr) = paired;
+        Ok(())
+    }
+}

@@ -1,0 +1,397 @@
+//! What a run does: a configuration and operations, both made by proptest so that they shrink.
+//! Few of everything, so that collisions, exhaustion and expiry are frequent.
+
+use std::net::Ipv4Addr;
+
+use conntrack::{
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy,
+    PortSet, Protocol, Signal, Timers,
+};
+use proptest::prelude::*;
+
+/// All ports that pools and forwards use: borders of 64-bit words among them.
+pub const PORTS: &[u16] = &[
+    0, 7, 80, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1022, 1023, 1024, 1025,
+    2047, 2048, 65535,
+];
+/// Addresses of the pool with their slots: the first and the last take turns.
+const ADDRESSES: [(Ipv4Addr, u16); 3] = [
+    (Ipv4Addr::new(203, 0, 113, 1), 0),
+    (Ipv4Addr::new(203, 0, 113, 2), 1),
+    (Ipv4Addr::new(203, 0, 113, 3), 0),
+];
+/// Pools by places in [`ADDRESSES`].
+const POOLS: [&[usize]; 12] = [
+    &[0],
+    &[0, 1],
+    &[1, 0],
+    &[0, 1],
+    &[1],
+    &[2, 1],
+    &[0],
+    &[0, 1],
+    &[0],
+    &[0, 1],
+    &[2],
+    &[],
+];
+/// Ports of a pool by protocol, as first and last places in [`PORTS`].
+const POOL_PORTS: [[&[(usize, usize)]; 3]; 7] = [
+    [&[(3, 5)], &[(3, 5)], &[(3, 5)]],
+    [&[(3, 6), (14, 15)], &[(3, 6), (14, 15)], &[(3, 6)]],
+    [&[(0, 19)], &[(0, 19)], &[(0, 19)]],
+    [&[(13, 16)], &[(0, 1), (19, 19)], &[(3, 3)]],
+    [&[(4, 8)], &[(3, 10)], &[]],
+    [&[(4, 4)], &[(4, 4)], &[(4, 4)]],
+    [&[(1, 12)], &[(3, 14)], &[(3, 7)]],
+];
+const SESSIONS_MAX: [u32; 6] = [3, 4, 8, 12, 24, 64];
+const STARTS_MS: [u64; 5] = [
+    1_000_000,
+    0,
+    (1 << 32) - 20_000,
+    (1 << 31) - 9_000,
+    0x5_0000_1234,
+];
+const SOURCE_PORTS: [u16; 6] = [1000, 1001, 1002, 7, 5000, 1000];
+const REMOTES: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(198, 51, 100, 10),
+    Ipv4Addr::new(198, 51, 100, 11),
+    ADDRESSES[2].0,
+];
+const REMOTE_PORTS: [u16; 2] = [53, 1000];
+
+/// Choices that make a policy. All numbers are taken modulo what there is.
+#[derive(Clone, Copy, Debug)]
+pub struct Choice {
+    pub eim: bool,
+    pub filtering: u8,
+    pub preserve: bool,
+    pub inbound_refresh: bool,
+    pub timers: u8,
+    pub shared: bool,
+    pub pool: u8,
+    pub ports: u8,
+    /// One bit a forward.
+    pub forwards: u8,
+}
+
+/// What a run starts from.
+#[derive(Clone, Copy, Debug)]
+pub struct Configuration {
+    pub choice: Choice,
+    pub sessions_max: u8,
+    pub start: u8,
+    pub random: u64,
+}
+
+/// One step. `which` names one of the things that are there, modulo their number.
+#[derive(Clone, Copy, Debug)]
+pub enum Operation {
+    /// A packet from an internal host to a remote one.
+    Out {
+        protocol: u8,
+        source: u8,
+        remote: u8,
+        signal: u8,
+        length: u8,
+    },
+    /// A packet of a session in the tables, over or not.
+    Of {
+        which: u8,
+        side: bool,
+        signal: u8,
+        length: u8,
+    },
+    /// A packet from a remote host to an external endpoint that was seen.
+    In { which: u8, remote: u8, signal: u8 },
+    /// A packet from an internal host to an external endpoint that was seen.
+    Hairpin { which: u8, source: u8, signal: u8 },
+    /// A packet with a session's tuple from the wrong realm.
+    Spoofed { which: u8, side: bool, signal: u8 },
+    /// An ICMP error about a packet of a session.
+    Embedded { which: u8, side: bool, stray: bool },
+    /// So many ms pass.
+    Pass { ms: u16 },
+    /// Time goes to where something ends, or one ms before or after.
+    Edge { which: u8, offset: u8 },
+    /// One slice.
+    Sweep { budget: u8 },
+    /// Everything.
+    SweepAll,
+    /// One thing of the policy changes.
+    Change { what: u8, value: u8, budget: u8 },
+    /// The process ends, the next one takes over.
+    Restart,
+    /// A next hop is remembered through a reference that was given out.
+    Hop { which: u8, hop: u8 },
+}
+
+impl Operation {
+    fn decode([kind, a, b, c, d]: [u8; 5]) -> Operation {
+        match kind {
+            0..70 => Operation::Out {
+                protocol: a,
+                source: b,
+                remote: c,
+                signal: d,
+                length: a,
+            },
+            70..144 => Operation::Of {
+                which: a,
+                side: b & 1 == 1,
+                signal: c,
+                length: d,
+            },
+            144..164 => Operation::In {
+                which: a,
+                remote: b,
+                signal: c,
+            },
+            164..186 => Operation::Hairpin {
+                which: a,
+                source: b,
+                signal: c,
+            },
+            186..188 => Operation::Spoofed {
+                which: a,
+                side: b & 1 == 1,
+                signal: c,
+            },
+            188..194 => Operation::Embedded {
+                which: a,
+                side: b & 1 == 1,
+                stray: c < 32,
+            },
+            194..206 => Operation::Pass {
+                ms: u16::from(a) * u16::from(b) / 32,
+            },
+            206..224 => Operation::Edge {
+                which: a,
+                offset: b,
+            },
+            224..241 => Operation::Sweep { budget: a },
+            241..243 => Operation::SweepAll,
+            243..249 => Operation::Change {
+                what: a,
+                value: b,
+                budget: c,
+            },
+            249 => Operation::Restart,
+            _ => Operation::Hop { which: a, hop: b },
+        }
+    }
+}
+
+/// Any operations, at most so many.
+pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
+    let one = any::<[u8; 5]>().prop_map(Operation::decode);
+    proptest::collection::vec(one, 1..=most)
+}
+
+/// Any configuration with this mapping and filtering behaviour.
+pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
+    let flags = any::<[bool; 3]>();
+    (flags, any::<[u8; 6]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
+        let [preserve, inbound_refresh, shared] = flags;
+        let [timers, pool, ports, forwards, sessions_max, start] = numbers;
+        Configuration {
+            choice: Choice {
+                eim,
+                filtering,
+                preserve,
+                inbound_refresh,
+                timers,
+                shared,
+                pool,
+                ports,
+                forwards,
+            },
+            sessions_max,
+            start,
+            random,
+        }
+    })
+}
+
+impl Configuration {
+    pub fn sessions_max(&self) -> u32 {
+        of(&SESSIONS_MAX, self.sessions_max)
+    }
+
+    pub fn start_ms(&self) -> u64 {
+        of(&STARTS_MS, self.start)
+    }
+}
+
+impl Choice {
+    /// The choice with one thing changed.
+    pub fn changed(mut self, what: u8, value: u8) -> Choice {
+        match what % 10 {
+            0 => self.eim = value & 1 == 1,
+            1 => self.filtering = value,
+            2 => self.preserve = value & 1 == 1,
+            3 => self.inbound_refresh = value & 1 == 1,
+            4 => self.timers = value,
+            5 | 6 => self.pool = value,
+            7 => self.ports = value,
+            _ => self.forwards = value,
+        }
+        self
+    }
+
+    pub fn policy(&self) -> Policy {
+        let pool = of(&POOLS, self.pool).iter();
+        let kind = match self.shared {
+            true => AddressKind::Shared,
+            false => AddressKind::Own,
+        };
+        let address = |&place: &usize| ExternalAddress {
+            addr: ADDRESSES[place].0,
+            slot: ADDRESSES[place].1,
+            kind,
+            ports: of(&POOL_PORTS, self.ports).map(port_set),
+        };
+        Policy {
+            mapping: match self.eim {
+                true => MappingBehaviour::EndpointIndependent,
+                false => MappingBehaviour::EndpointDependent,
+            },
+            filtering: of(
+                &[
+                    FilteringBehaviour::EndpointIndependent,
+                    FilteringBehaviour::AddressDependent,
+                    FilteringBehaviour::EndpointDependent,
+                ],
+                self.filtering,
+            ),
+            preserve_port: self.preserve,
+            inbound_refresh: self.inbound_refresh,
+            timers: timers(self.timers),
+            addresses: pool.map(address).collect(),
+            forwards: forwards(self.forwards),
+        }
+    }
+}
+
+fn of<T: Copy>(values: &[T], which: u8) -> T {
+    values[usize::from(which) % values.len()]
+}
+
+fn port_set(ranges: &[(usize, usize)]) -> PortSet {
+    let mut set = PortSet::empty();
+    for &(first, last) in ranges {
+        for &port in &PORTS[first..=last] {
+            set.insert_range(port, port);
+        }
+    }
+    set
+}
+
+fn timers(which: u8) -> Timers {
+    // udp, trans-open, idle, trans-close, icmp, hold-down.
+    let short = |[udp, open, idle, close, icmp, hold]: [u32; 6]| Timers {
+        udp_timeout_ms: udp,
+        tcp_trans_open_timeout_ms: open,
+        tcp_idle_timeout_ms: idle,
+        tcp_trans_close_timeout_ms: close,
+        icmp_timeout_ms: icmp,
+        hold_down_ms: hold,
+        ..Timers::RFC
+    };
+    match which % 6 {
+        0 => short([5_000, 4_000, 12_000, 3_000, 2_000, 6_000]),
+        1 => Timers::RFC,
+        2 => Timers::CLOUD,
+        3 => short([300, 200, 900, 100, 50, 0]),
+        4 => short([2_048, 5_000, 2_000, 7_000, 1_024, 1]),
+        _ => short([5_000, 4_000, 12_000, 3_000, 2_000, 30_000]),
+    }
+}
+
+/// Those of the forwards whose bits are set; of two at one endpoint the first.
+fn forwards(bits: u8) -> Vec<Forward> {
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    let net = |addr: Ipv4Addr| ipnet::Ipv4Net::new(addr, 32).expect("a prefix length");
+    let all: [(Protocol, usize, u16, Endpoint, Vec<Ipv4Addr>); 8] = [
+        (tcp, 0, 1001, host(0, 1000), vec![]),
+        (tcp, 0, 1001, host(2, 1002), vec![]),
+        (udp, 0, 1002, host(1, 1001), vec![]),
+        (tcp, 0, 80, host(1, 1000), vec![REMOTES[1]]),
+        (tcp, 0, 80, host(1, 1000), vec![REMOTES[0], ADDRESSES[1].0]),
+        (
+            udp,
+            1,
+            1000,
+            host(0, 1000),
+            vec![REMOTES[0], ADDRESSES[0].0],
+        ),
+        (tcp, 1, 1001, host(0, 1000), vec![]),
+        (udp, 0, 7, host(2, 7), vec![]),
+    ];
+    let mut forwards: Vec<Forward> = Vec::new();
+    for (i, (protocol, address, port, target, allow)) in all.into_iter().enumerate() {
+        let external = Endpoint::new(ADDRESSES[address].0, port);
+        let twin = |f: &Forward| f.protocol == protocol && f.external == external;
+        if bits >> i & 1 == 1 && !forwards.iter().any(twin) {
+            forwards.push(Forward {
+                protocol,
+                external,
+                target,
+                allow: allow.into_iter().map(net).collect(),
+            });
+        }
+    }
+    forwards
+}
+
+fn host(number: u8, port: u16) -> Endpoint {
+    Endpoint::new(Ipv4Addr::new(10, 0, 0, 1 + number % 3), port)
+}
+
+/// An internal endpoint.
+pub fn source(raw: u8) -> Endpoint {
+    host(raw, of(&SOURCE_PORTS, raw / 3))
+}
+
+/// A remote endpoint.
+pub fn remote(raw: u8) -> Endpoint {
+    // The third remote is an address that the pool may have, too: rarely.
+    let addr = match raw >> 4 {
+        15 => REMOTES[2],
+        _ => of(&REMOTES[..2], raw),
+    };
+    Endpoint::new(addr, of(&REMOTE_PORTS, raw / 2))
+}
+
+/// One in eight ICMP, the rest half TCP, half UDP.
+pub fn protocol(raw: u8) -> Protocol {
+    match raw % 8 {
+        0 => Protocol::Icmp,
+        1..4 => Protocol::Tcp,
+        _ => Protocol::Udp,
+    }
+}
+
+/// A signal of a protocol: from inside ICMP mostly asks, from outside it answers.
+pub fn signal(protocol: Protocol, raw: u8, opening: bool, asks: bool) -> Signal {
+    match protocol {
+        Protocol::Udp => Signal::Udp,
+        Protocol::Icmp if asks != raw.is_multiple_of(16) => Signal::IcmpQuery,
+        Protocol::Icmp => Signal::IcmpReply,
+        Protocol::Tcp if opening && !raw.is_multiple_of(16) => Signal::TcpSyn,
+        Protocol::Tcp => of(
+            &[
+                Signal::TcpData,
+                Signal::TcpSynAck,
+                Signal::TcpFin,
+                Signal::TcpData,
+                Signal::TcpSynAck,
+                Signal::TcpFin,
+                Signal::TcpSyn,
+                Signal::TcpRst,
+            ],
+            raw / 16,
+        ),
+    }
+}

@@ -1,0 +1,274 @@
+//! The reasons for which a packet may be refused: a refusal must have one of them.
+
+use std::net::Ipv4Addr;
+
+use conntrack::{Endpoint, ExternalAddress, Protocol, Refusal, Signal, Tuple};
+
+use crate::choice::Source;
+use crate::judge::Packet;
+use crate::observe::{Judged, World, ensure};
+use crate::operation::PORTS;
+use crate::reference::{Reach, Reference, Side, TICK_MS};
+
+impl Reference {
+    /// The reasons to refuse a packet from outside, and those that are not certain.
+    pub fn refuse_outside(
+        &mut self,
+        packet: &Packet,
+        world: &World,
+    ) -> (Vec<Refusal>, Vec<Refusal>) {
+        if !matches!(packet.signal, Signal::TcpSyn | Signal::Udp) {
+            return (vec![Refusal::NoSession], vec![]);
+        }
+        let Tuple {
+            protocol,
+            source: remote,
+            destination: external,
+        } = packet.tuple;
+        let mut free_to = Vec::new();
+        let mut reasons = match self.reach(protocol, external, remote.addr) {
+            Reach::Shut(reasons) => reasons,
+            Reach::Open { target, sure, .. } => {
+                if !sure {
+                    free_to.push(Refusal::NoSession);
+                }
+                let there = Tuple {
+                    protocol,
+                    source: target,
+                    destination: remote,
+                };
+                // Two sessions cannot share a tuple: there is no endpoint for the second.
+                match self.lives_at(&there) {
+                    true => vec![Refusal::PortsExhausted],
+                    false => vec![],
+                }
+            }
+        };
+        reasons.extend(self.full(world));
+        if world.totals.sessions_inbound + 1 > u64::from(self.sessions_max) / 4 {
+            reasons.push(Refusal::InboundLimit);
+        }
+        (reasons, free_to)
+    }
+
+    pub fn full(&self, world: &World) -> Option<Refusal> {
+        (world.totals.sessions == u64::from(self.sessions_max)).then_some(Refusal::SessionsFull)
+    }
+
+    /// Addresses that the sender may be seen as.
+    pub fn seen_as(&mut self, source: &Source, internal: Endpoint) -> Vec<Ipv4Addr> {
+        match source {
+            Source::Forward(external) => vec![external.addr],
+            Source::Mapping(mapping) => vec![mapping.external.addr],
+            Source::Over(mapping) => {
+                let mut addresses = self.pairing(internal.addr).clone();
+                addresses.push(mapping.external.addr);
+                addresses
+            }
+            Source::New if self.eim() => self.pairing(internal.addr).clone(),
+            Source::New => self.policy.addresses.iter().map(|a| a.addr).collect(),
+        }
+    }
+
+    /// Where a packet from inside goes, seen as an address: `None` is its own destination.
+    pub fn target(&self, tuple: &Tuple, seen_as: Ipv4Addr) -> Option<Reach> {
+        self.address(tuple.destination.addr)?;
+        if tuple.protocol == Protocol::Icmp {
+            return Some(Reach::Shut(vec![Refusal::NoSession]));
+        }
+        Some(
+            match self.reach(tuple.protocol, tuple.destination, seen_as) {
+                Reach::Open { target, .. } if target == tuple.source => {
+                    Reach::Shut(vec![Refusal::NoSession])
+                }
+                reach => reach,
+            },
+        )
+    }
+
+    /// The reasons to refuse a packet from inside, and those that are not certain.
+    pub fn refuse_inside(
+        &mut self,
+        packet: &Packet,
+        world: &World,
+    ) -> (Vec<Refusal>, Vec<Refusal>) {
+        match packet.signal {
+            Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
+            Signal::IcmpReply => return (vec![Refusal::IcmpUnasked], vec![]),
+            _ => return (vec![Refusal::TcpMidstream], vec![]),
+        }
+        let tuple = packet.tuple;
+        let (mut reasons, mut free_to) = (Vec::new(), Vec::new());
+        reasons.extend(self.full(world));
+        let source = self.source(tuple.protocol, tuple.source);
+        let seen_as = self.seen_as(&source, tuple.source);
+        if seen_as.is_empty() {
+            reasons.push(Refusal::NoExternalAddress);
+        }
+        let mut back = tuple.destination;
+        for addr in seen_as {
+            match self.target(&tuple, addr) {
+                None => {}
+                Some(Reach::Shut(shut)) => reasons.extend(shut),
+                Some(Reach::Open { target, sure, .. }) => {
+                    back = target;
+                    if !sure {
+                        free_to.push(Refusal::NoSession);
+                    }
+                }
+            }
+        }
+        let clash = |external| {
+            self.lives_at(&Tuple {
+                protocol: tuple.protocol,
+                source: back,
+                destination: external,
+            })
+        };
+        match &source {
+            Source::Forward(external) if clash(*external) => reasons.push(Refusal::PortsExhausted),
+            Source::Mapping(mapping) if clash(mapping.external) => {
+                reasons.push(Refusal::PortsExhausted);
+            }
+            Source::Forward(_) | Source::Mapping(_) => {}
+            // Its own endpoint is free for it, unless it went into hold-down or left the pool.
+            Source::Over(mapping)
+                if !self.hold_is_due(tuple.protocol)
+                    && *self.pairing(tuple.source.addr) == [mapping.external.addr]
+                    && self.address(mapping.external.addr).is_some_and(|a| {
+                        a.ports[tuple.protocol.index()].contains(mapping.external.port)
+                    }) => {}
+            Source::Over(_) => {
+                let full = [Refusal::PortsExhausted, Refusal::MappingsFull];
+                let really = self.refuse_new(&tuple, back, world);
+                free_to.extend(full.into_iter().filter(|r| really.contains(r)));
+            }
+            Source::New => reasons.extend(self.refuse_new(&tuple, back, world)),
+        }
+        if self.may_clash(&tuple, back) && !matches!(source, Source::Forward(_)) {
+            free_to.push(Refusal::PortsExhausted);
+        }
+        (reasons, free_to)
+    }
+
+    /// May a session leave from an address, or does the far side refuse what it sees then?
+    pub fn admits(&self, tuple: &Tuple, address: &ExternalAddress) -> bool {
+        !matches!(self.target(tuple, address.addr), Some(Reach::Shut(_)))
+    }
+
+    /// Has the far side of a hairpin a session to an address that has become the pool's since? An
+    /// endpoint chosen anew may clash with it: `eim` does not choose by the far side.
+    pub fn may_clash(&self, tuple: &Tuple, back: Endpoint) -> bool {
+        let mut sides = self.sessions.iter().flat_map(|session| &session.sides);
+        let clashing = |side: &Side| {
+            (side.tuple.protocol, side.tuple.source) == (tuple.protocol, back)
+                && self.address(side.tuple.destination.addr).is_some()
+        };
+        self.eim() && back != tuple.destination && sides.any(clashing)
+    }
+
+    /// The reasons to refuse a new mapping.
+    pub fn refuse_new(&mut self, tuple: &Tuple, back: Endpoint, world: &World) -> Vec<Refusal> {
+        let mut reasons = Vec::new();
+        if world.totals.mappings == u64::from(self.sessions_max) {
+            reasons.push(Refusal::MappingsFull);
+        }
+        let paired = self.pairing(tuple.source.addr).clone();
+        let candidates = self.policy.addresses.iter();
+        let mut candidates = candidates.filter(|a| match self.eim() {
+            true => paired.contains(&a.addr),
+            false => self.admits(tuple, a),
+        });
+        let exhausted = match self.eim() {
+            true => candidates.any(|a| self.exhausted(a, tuple.protocol, back, world)),
+            false => candidates.all(|a| self.exhausted(a, tuple.protocol, back, world)),
+        };
+        if exhausted {
+            reasons.push(Refusal::PortsExhausted);
+        }
+        reasons
+    }
+
+    /// Is no port of an address left (in `edm`: for this far side)?
+    pub fn exhausted(
+        &self,
+        address: &ExternalAddress,
+        protocol: Protocol,
+        back: Endpoint,
+        world: &World,
+    ) -> bool {
+        let ports = &address.ports[protocol.index()];
+        let mut ports = PORTS.iter().filter(|p| ports.contains(**p));
+        ports.all(|&port| {
+            let external = Endpoint::new(address.addr, port);
+            !self.usable(protocol, external, back, world)
+        })
+    }
+
+    /// Would a port do for a new mapping? A hold-down that is over is no reason against it.
+    pub fn usable(
+        &self,
+        protocol: Protocol,
+        external: Endpoint,
+        back: Endpoint,
+        world: &World,
+    ) -> bool {
+        let over = self.holds.iter().any(|hold| {
+            hold.protocol == protocol && hold.external == external && self.now_ms >= hold.until_ms
+        });
+        if !self.is_set(world, protocol, external) || over {
+            return true;
+        }
+        if self.eim() || !self.overloaded(protocol, external) {
+            return false;
+        }
+        let blocking = Tuple {
+            protocol,
+            source: back,
+            destination: external,
+        };
+        let mut sessions = self.sessions.iter();
+        let blocked = sessions.find(|s| s.sides.iter().any(|side| side.tuple == blocking));
+        // A session that is over gives way, but the remote may be remembered as exhausted for the
+        // rest of the tick.
+        let tick = self.now_ms / TICK_MS;
+        blocked.is_none_or(|session| {
+            !self.lives(session) && !self.refused.contains(&(protocol, back, tick))
+        })
+    }
+
+    /// `PortsExhausted`: what it says about the pairing.
+    pub fn learn_exhaustion(&mut self, packet: &Packet, world: &World) -> Judged {
+        let tuple = packet.tuple;
+        let addresses: Vec<Ipv4Addr> = self.policy.addresses.iter().map(|a| a.addr).collect();
+        let mut targets = addresses.iter().map(|&addr| self.target(&tuple, addr));
+        let back = targets.find_map(|target| match target {
+            Some(Reach::Open { target, .. }) => Some(target),
+            _ => None,
+        });
+        let back = back.unwrap_or(tuple.destination);
+        if !self.eim() {
+            self.note_exhausted(tuple.protocol, back);
+            return Ok(());
+        }
+        let new = matches!(self.source(tuple.protocol, tuple.source), Source::New);
+        if !new || self.may_clash(&tuple, back) {
+            return Ok(());
+        }
+        let mut paired = self.pairing(tuple.source.addr).clone();
+        paired.retain(|&addr| {
+            let address = self.address(addr).expect("of the policy");
+            self.exhausted(address, tuple.protocol, back, world)
+        });
+        ensure(!paired.is_empty(), || "no pairing explains that".into())?;
+        *self.pairing(tuple.source.addr) = paired;
+        Ok(())
+    }
+
+    /// `edm`: an address may be remembered as exhausted for a far side until the tick ends.
+    pub fn note_exhausted(&mut self, protocol: Protocol, back: Endpoint) {
+        let tick = self.now_ms / TICK_MS;
+        self.refused.retain(|refused| refused.2 == tick);
+        self.refused.push((protocol, back, tick));
+    }
+}
