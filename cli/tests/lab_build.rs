@@ -1,5 +1,7 @@
 //! The lab is built as it was asked for.
 
+mod common;
+
 use egret_cli::lab::link::End;
 use egret_cli::lab::owner::remove_leftovers;
 use egret_cli::lab::{Lab, LabOptions, Topology, plan};
@@ -9,7 +11,7 @@ const PREFIX: &str = "egret-tb";
 #[test]
 fn queues_and_mtus_are_as_asked() {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
+        common::skip("network namespaces need root");
         return;
     }
     remove_leftovers(PREFIX);

@@ -1,5 +1,7 @@
 //! The gateway as a process: started, ended and killed; and nothing of a demo outlives it.
 
+mod common;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("skipped: network namespaces need root");
+        common::skip("network namespaces need root");
     }
     root
 }

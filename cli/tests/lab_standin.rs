@@ -1,6 +1,8 @@
 //! The demo's checks against a stand-in gateway: the kernel's own NAT. They must hold where it is
 //! set up right, and each must fail where the thing that it looks for is missing.
 
+mod common;
+
 use std::sync::Mutex;
 
 use egret_cli::demo::check::{CHECKS, Check, Miss};
@@ -175,11 +177,11 @@ static ONE: Mutex<()> = Mutex::new(());
 /// May the test run? Says why not.
 fn possible() -> bool {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: network namespaces need root");
+        common::skip("network namespaces need root");
         return false;
     }
     if !nft_present() {
-        eprintln!("skipped: the stand-in gateway needs nft");
+        common::skip("the stand-in gateway needs nft");
         return false;
     }
     remove_leftovers(PREFIX);

@@ -15,27 +15,21 @@ use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Namespace, wait};
 use nix::sys::socket::bind;
 use socket2::{Domain, Protocol, Socket, Type};
 
+#[path = "../common/mod.rs"]
+mod common;
+pub use common::skip;
+
 /// The program under test.
 pub const EGRET: &str = env!("CARGO_BIN_EXE_egret");
 
 /// How long a server may take until it listens.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Says that something is not tested here, and why; an error where skipping is forbidden.
-pub fn skip(why: &str) {
-    assert!(
-        std::env::var_os("EGRET_TESTS_NO_SKIP").is_none(),
-        "may not be skipped: {why}"
-    );
-    eprintln!("skipped: {why}");
-}
-
 /// May this user make namespaces?
 pub fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        // Without privilege there is nothing to install: never an error.
-        eprintln!("skipped: network namespaces and AF_XDP need root");
+        skip("network namespaces and AF_XDP need root");
     }
     root
 }

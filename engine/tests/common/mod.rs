@@ -5,6 +5,7 @@
 pub mod frames;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -36,7 +37,8 @@ pub fn privileged(test: &str) -> bool {
 pub fn skip(test: &str, why: &str) {
     let allowed = std::env::var_os("EGRET_TESTS_NO_SKIP").is_none_or(|value| value != "1");
     assert!(allowed, "{test}: {why}");
-    eprintln!("skipped {test}: {why}");
+    // Past the test harness, which would keep it to itself.
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {why}");
 }
 
 /// A number that no other call in this process has got.
