@@ -173,7 +173,9 @@ impl<W: Word> Nat<'_, W> {
         let forward = place.map(|&place| &policy.forwards[place as usize]);
         if half.mapping() != 0 {
             let mapping = self.mappings.read(half.mapping());
-            return forward.is_none() && mapping.is_some_and(|m| m.agrees_with(policy));
+            return forward.is_none()
+                && mapping
+                    .is_some_and(|m| m.agrees_with(policy) && !self.is_superseded(policy, &m));
         }
         forward.is_some_and(|forward| {
             forward.target == internal
@@ -189,9 +191,51 @@ impl<W: Word> Nat<'_, W> {
         let forward = change
             .forwards
             .contains_key(&(mapping.protocol(), mapping.external));
-        if (forward || !mapping.agrees_with(at.policy)) && !self.end_mapping(at, &mapping) {
-            change.again = true;
+        let ends =
+            forward || !mapping.agrees_with(at.policy) || self.is_superseded(at.policy, &mapping);
+        let done = if ends {
+            self.end_mapping(at, &mapping)
+        } else {
+            !mapping.shared() || self.find_again(at, &mapping)
+        };
+        change.again |= !done;
+    }
+
+    /// Has the internal endpoint another mapping, which new sessions join? The address of this one
+    /// was gone for a moment and came back (RFC 4787 REQ-1 leaves room for one).
+    fn is_superseded(&self, policy: &Policy, mapping: &Mapping) -> bool {
+        mapping.shared()
+            && self
+                .shared_mapping(mapping.protocol(), mapping.internal)
+                .is_some_and(|found| found.number != mapping.number && found.agrees_with(policy))
+    }
+
+    /// Makes sure that an internal endpoint's mapping is found: one that has lost its address left
+    /// the index, or a restart put it there in this one's place. False if that must be tried again.
+    fn find_again(&self, at: &At, mapping: &Mapping) -> bool {
+        let protocol = mapping.protocol();
+        let found = || self.shared_mapping(protocol, mapping.internal);
+        if found().is_some_and(|found| found.number == mapping.number) {
+            return true;
         }
+        let hash = self.mapping_hash(protocol, mapping.internal);
+        let Ok(_held) = self.locks.hold([hash]) else {
+            return false;
+        };
+        // Joined, it cannot end meanwhile and leave its entry behind.
+        if !self.mappings.join(mapping) {
+            return true;
+        }
+        let other = found();
+        if let Some(old) = other.filter(|old| !old.agrees_with(at.policy)) {
+            self.mappings.index.remove(hash, old.number);
+        }
+        let done = match other.filter(|other| other.agrees_with(at.policy)) {
+            Some(found) => found.number == mapping.number,
+            None => self.mappings.index.insert(hash, mapping.number),
+        };
+        self.leave_mapping(at, mapping.number);
+        done
     }
 
     /// Gives up claims of forwards that are gone and hold-downs of addresses that are.

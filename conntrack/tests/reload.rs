@@ -124,3 +124,29 @@ fn no_pool_no_mapping() {
     let refused = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
     assert_eq!(refused, Err(Refusal::NoExternalAddress));
 }
+
+/// An address that goes and comes back before its mappings have ended: an internal endpoint keeps
+/// one mapping, and that one is found (RFC 4787 REQ-1).
+#[test]
+fn an_address_that_comes_back_leaves_one_mapping_for_an_endpoint() {
+    let (old, new) = (
+        external("198.51.100.1", 0, 1024, 65535),
+        external("198.51.100.9", 1, 1024, 65535),
+    );
+    for after in [vec![old.clone()], vec![old.clone(), new.clone()]] {
+        let mut rig = Rig::new(policy(EIM, EDF));
+        rig.udp("10.0.0.1:5000", "203.0.113.1:53");
+        rig.policy.addresses = vec![new.clone()];
+        rig.udp("10.0.0.1:5000", "203.0.113.2:53");
+        let both = after.len() == 2;
+        rig.policy.addresses = after;
+        rig.apply();
+        rig.check();
+        assert_eq!(rig.nat.totals().mappings, 1);
+        let kept = rig.udp("10.0.0.1:5000", "203.0.113.3:53");
+        let wanted = if both { new.addr } else { old.addr };
+        assert_eq!(kept.addr, wanted);
+        assert_eq!(rig.nat.totals().mappings, 1);
+        rig.check();
+    }
+}
