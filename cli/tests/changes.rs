@@ -309,6 +309,40 @@ fn changed_address_one_arm() {
     changed_address(Topology::OneArm);
 }
 
+/// A daemon of the host begins to listen on a port of the shared address's pool: no client gets that
+/// port any more.
+#[test]
+fn a_listening_port_leaves_the_pool() {
+    if !ready() {
+        return;
+    }
+    let stand = Stand::start(
+        LabOptions::new(PREFIX, Topology::OneArm),
+        &Tuning::default(),
+    );
+    const PORT: u16 = 20_200;
+    let server = &stand.lab.servers[0];
+    let services =
+        UdpService::start(&server.namespace, server.address, 7100..7160).expect("servers");
+    let flow = |to: u16| {
+        let client = &stand.lab.clients[0].namespace;
+        let flow = UdpFlow::open(client, PORT, at(0, to)).expect("a flow");
+        flow.ask(b"which port?", 3, SHORT)
+            .expect("an answer")
+            .port()
+    };
+    assert_eq!(flow(7100), PORT, "the port of the client is kept");
+    let daemon = UdpService::start(&stand.lab.gateway, EXTERNAL, [PORT]).expect("a server");
+    let mut ports = 7101..7160;
+    let left = wait::until(LIMIT, || {
+        std::thread::sleep(Duration::from_millis(200));
+        flow(ports.next().expect("in time")) != PORT
+    });
+    assert!(left, "the port is still given away");
+    drop((daemon, services));
+    stand.stop();
+}
+
 /// The default route moves to another router on the same segment, and back.
 #[test]
 fn changed_route() {

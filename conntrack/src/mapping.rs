@@ -134,6 +134,9 @@ impl<W: Word> Mappings<'_, W> {
     pub fn write(&self, number: u32, new: &NewMapping, tick: u32) {
         let words = &self.records[number as usize];
         let ports = u64::from(pack_ports(new.internal, new.external));
+        // A reader that still holds the record's last mapping and sees one of these words must
+        // also see that that mapping was ended.
+        W::fence(Release);
         words[1].store(pack_addresses(new.internal, new.external), Relaxed);
         words[2].store(ports << 32 | u64::from(new.slot) << 16, Relaxed);
         words[3].store(u64::from(tick) << 32 | u64::from(tick), Relaxed);

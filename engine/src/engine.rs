@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conntrack::{Identity, Nat, TableSize};
 use crossbeam_queue::ArrayQueue;
@@ -26,6 +26,7 @@ use crate::device::xdp::XdpDevice;
 use crate::facts;
 use crate::fragment::{FragmentLimits, FragmentTable};
 use crate::gateway::{Gateway, Shared};
+use crate::host::HostPorts;
 use crate::ladder::{self, Rung};
 use crate::netlink::{self, NetlinkHandle, NetworkView};
 use crate::own_address::{self, Announcer};
@@ -47,6 +48,13 @@ const HOPS_MAX: u32 = 65_536;
 
 /// Announcements of own addresses that wait for a worker.
 const ANNOUNCEMENTS_MAX: usize = 512;
+
+/// How often the host's sockets are looked at: a daemon that listens on a shared address from now
+/// on gets its port left out of the pool.
+const PORTS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Every so manieth time its rules are listed, too, which takes programs.
+const RULES_EVERY: u32 = 12;
 
 /// Why the gateway could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +157,11 @@ impl Engine {
             .map_err(at("opening the tables"))?;
         let nat = open_nat(&tables, &steering, size)?;
         plan.reseat(&config, &host, &nat.placed());
-        rulebook::settle(&nat, &plan.policy, clock::now());
+        if !rulebook::settle(&nat, &plan.policy, clock::now()) {
+            let path = config.tables.path.value.display();
+            let what = format!("they are broken; remove {path} and start again");
+            return Err(at("putting the policy into the tables")(what));
+        }
 
         let forwarding = forwarding(&plan);
         let netlink =
@@ -545,17 +557,36 @@ impl Governor {
             started: Instant::now(),
             steward,
         };
+        let view = self.view.clone();
         let follow = async {
             while self.view.changed().await.is_ok() {
                 let view = self.view.borrow_and_update().clone();
-                if let Err(error) = steward.borrow_mut().follow(&view) {
-                    error!(%error, "the steering program's settings are out of date");
-                }
+                follow_view(steward, &view);
             }
             // The sender is gone with its thread, which lives as long as we do.
             error!("nobody follows the routes and addresses any more");
             self.failed.store(true, Ordering::Release);
             std::future::pending::<()>().await;
+        };
+        let watch_ports = async {
+            let mut ports = HostPorts::default();
+            for round in 0_u32.. {
+                let before = ports.clone();
+                let read = tokio::task::spawn_blocking(move || {
+                    ports.read_sockets();
+                    if round % RULES_EVERY == 0 {
+                        ports.read_rules();
+                    }
+                    ports
+                });
+                ports = read.await.unwrap_or_else(|_| before.clone());
+                if ports != before {
+                    steward.borrow_mut().take_up_ports(&ports);
+                    let view = view.borrow().clone();
+                    follow_view(steward, &view);
+                }
+                tokio::time::sleep(PORTS_INTERVAL).await;
+            }
         };
         let announce = async {
             let mut tick = tokio::time::interval(own_address::ANNOUNCE_INTERVAL);
@@ -567,6 +598,7 @@ impl Governor {
         tokio::select! {
             _ = ended => {}
             () = follow => {}
+            () = watch_ports => {}
             () = announce => {}
             () = control.serve(&status) => {}
         }
@@ -574,5 +606,11 @@ impl Governor {
             error!(%error, "detaching the steering program");
         }
         announcer.stop().await;
+    }
+}
+
+fn follow_view(steward: &RefCell<Steward>, view: &NetworkView) {
+    if let Err(error) = steward.borrow_mut().follow(view) {
+        error!(%error, "the steering program's settings are out of date");
     }
 }

@@ -3,13 +3,14 @@
 use std::io;
 use std::path::Path;
 
+use conntrack::Protocol;
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 
-use crate::config::Config;
+use crate::config::{Config, PortRange};
 use crate::device::sys::ethtool::{self, Offload};
-use crate::host::Host;
-use crate::plan::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload};
+use crate::host::{Host, HostPorts};
+use crate::plan::{Capabilities, DnatPorts, HostFacts, NicFacts, VlanOffload};
 use crate::xdp_features;
 
 /// Numbers of the capabilities in `/proc/self/status` (linux/capability.h).
@@ -24,7 +25,6 @@ const CAP_SYS_ADMIN: u32 = 21;
 /// The interfaces cannot be listed.
 pub fn read(config: &Config) -> io::Result<HostFacts> {
     let host = Host::read()?;
-    let root = nix::unistd::geteuid().is_root();
     let served = |name: &str| {
         config
             .interfaces
@@ -39,35 +39,32 @@ pub fn read(config: &Config) -> io::Result<HostFacts> {
             served(&facts.name),
         )
     });
-    let dnat = host
-        .redirected_ports
-        .iter()
-        .map(|&(protocol, range)| DnatPorts {
-            protocol,
-            first: range.first,
-            last: range.last,
-        });
-    let listeners = host.listeners.iter().map(|listener| Listener {
-        protocol: listener.protocol,
-        addr: listener.addr,
-        port: listener.port,
-    });
-    Ok(HostFacts {
+    let mut facts = HostFacts {
         interfaces: interfaces.collect(),
-        local_port_range: host.local_port_range.map(|range| (range.first, range.last)),
-        reserved_ports: host
-            .local_reserved_ports
-            .iter()
-            .map(|range| (range.first, range.last))
-            .collect(),
-        listeners: Some(listeners.collect()),
-        dnat: root.then(|| dnat.collect()),
         ip_forward: Some(host.ip_forward),
         capabilities: capabilities(),
         ram_bytes: ram_bytes(),
         tables_free_bytes: free_bytes(&config.tables.path.value),
         cpus: cpus(),
-    })
+        ..HostFacts::default()
+    };
+    put_ports(&mut facts, &host.ports);
+    Ok(facts)
+}
+
+/// Puts the host's ports, read again, into the facts. Rules can be listed by root only.
+pub fn put_ports(facts: &mut HostFacts, ports: &HostPorts) {
+    let both = |range: &PortRange| (range.first, range.last);
+    let dnat = |&(protocol, range): &(Protocol, PortRange)| DnatPorts {
+        protocol,
+        first: range.first,
+        last: range.last,
+    };
+    facts.local_port_range = ports.local_port_range.as_ref().map(both);
+    facts.reserved_ports = ports.local_reserved_ports.iter().map(both).collect();
+    facts.listeners = Some(ports.listeners.clone());
+    let root = nix::unistd::geteuid().is_root();
+    facts.dnat = root.then(|| ports.redirected_ports.iter().map(dnat).collect());
 }
 
 fn interface(
@@ -93,19 +90,21 @@ fn interface(
         }),
         xdp_native: features.map(|features| features.native),
         xdp_zero_copy: features.map(|features| features.zero_copy),
-        xdp_mtu_max: None,
         vlan_offload: served.then(|| vlan_offload(name)).flatten(),
         rp_filter,
     }
 }
 
-/// Whether VLAN receive offload is on. Whether it can be turned off is known only by doing so.
 fn vlan_offload(name: &str) -> Option<VlanOffload> {
-    let on = ethtool::offload(name, Offload::RxVlan).ok()?;
-    Some(if on {
+    if !ethtool::offload(name, Offload::RxVlan).ok()? {
+        return Some(VlanOffload::Off);
+    }
+    // What cannot be read may be changeable: the start tries.
+    let changeable = ethtool::changeable(name, "rx-vlan-hw-parse").unwrap_or(true);
+    Some(if changeable {
         VlanOffload::On
     } else {
-        VlanOffload::Off
+        VlanOffload::Fixed
     })
 }
 

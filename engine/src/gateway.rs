@@ -135,11 +135,12 @@ impl<R: Random> Gateway<R> {
     }
 
     /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
-    /// expired, at a pace that visits the whole table once in `cycle_ms`.
+    /// expired, at a pace at which all workers together visit the whole table once in `cycle_ms`.
     pub fn sweep(&mut self, now: Time, elapsed_ms: u64, cycle_ms: u64) {
         let size = self.shared.size;
         let records = 2 * u64::from(size.sessions_max) + size.owned_words() as u64;
-        let budget = (records * elapsed_ms / cycle_ms).clamp(64, 65_536) as u32;
+        let share = records / self.shared.rulebook.workers() as u64;
+        let budget = (share * elapsed_ms / cycle_ms).clamp(64, 65_536) as u32;
         self.shared.nat.sweep(&self.policy, now, budget);
         self.shared.rulebook.carry(&self.shared.nat, now);
     }

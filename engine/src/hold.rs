@@ -24,6 +24,15 @@ pub struct Held {
     since: Time,
 }
 
+/// A frame that there was no place for.
+#[derive(Debug)]
+pub enum Pushed {
+    /// The one that was to be kept.
+    Back(Frame),
+    /// One that waited already; the new one waits in its place.
+    Out(Frame),
+}
+
 /// What is to become of a waiting frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -48,25 +57,29 @@ impl Default for HoldQueue {
 }
 
 impl HoldQueue {
-    /// Keeps a frame, or gives it back when too many wait already.
+    /// Keeps a frame, in order. Comes back: the frame itself when as many wait for its hop as may;
+    /// when the queue is full, the oldest, so that dead neighbours take no place from a living one,
+    /// which answers long before the queue has turned over.
     pub fn push(
         &mut self,
         frame: Frame,
         hop: HopNumber,
         split_mtu: Option<u16>,
         now: Time,
-    ) -> Result<(), Frame> {
+    ) -> Option<Pushed> {
         let same_hop = self.held.iter().filter(|held| held.hop == hop).count();
-        if self.held.len() >= HELD_MAX || same_hop >= HELD_PER_HOP_MAX {
-            return Err(frame);
+        if same_hop >= HELD_PER_HOP_MAX {
+            return Some(Pushed::Back(frame));
         }
+        let full = self.held.len() >= HELD_MAX;
+        let pushed = full.then(|| Pushed::Out(self.held.remove(0).frame));
         self.held.push(Held {
             frame,
             hop,
             split_mtu,
             since: now,
         });
-        Ok(())
+        pushed
     }
 
     /// Does nothing wait?

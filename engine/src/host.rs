@@ -1,7 +1,7 @@
 //! What the host does with the network namespace that Egret works in: a snapshot as plain data, for
 //! choosing the ports of a shared address, for the steering program and for `egret check`.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use conntrack::Protocol;
 
+use crate::config::PortRange;
 use crate::interface::InterfaceFacts;
 use crate::netlink::{NetworkView, dump::Requests};
+use crate::plan::Listener;
 
 mod rules;
 
@@ -22,33 +24,13 @@ const PROGRAM_MAX: Duration = Duration::from_secs(3);
 /// Most text taken from such a program, bytes.
 const TEXT_MAX: u64 = 64 << 20;
 
-/// Ports `first..=last`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PortRange {
-    /// The lowest.
-    pub first: u16,
-    /// The highest; not below `first`.
-    pub last: u16,
-}
+/// States in the tables of `/proc/net` (linux/tcp_states.h): listening, and not connected.
+const TCP_LISTEN: &str = "0A";
+const UDP_UNCONNECTED: &str = "07";
 
-/// A socket of the host that receives from anyone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Listener {
-    /// TCP (listening) or UDP (not connected).
-    pub protocol: Protocol,
-    /// The address it is bound to; 0.0.0.0: all.
-    pub addr: Ipv4Addr,
-    /// The port it is bound to.
-    pub port: u16,
-}
-
-/// A snapshot.
+/// Ports that the host uses itself, or sends elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Host {
-    /// All interfaces.
-    pub interfaces: Vec<InterfaceFacts>,
-    /// Every address that the host receives packets for, see [`NetworkView::locals`].
-    pub locals: Vec<Ipv4Addr>,
+pub struct HostPorts {
     /// `net.ipv4.ip_local_port_range`: ports that the host's own sockets are given.
     pub local_port_range: Option<PortRange>,
     /// `net.ipv4.ip_local_reserved_ports`.
@@ -58,6 +40,57 @@ pub struct Host {
     /// Ports that nft or iptables rules send elsewhere (best effort: rules that name a destination
     /// port), sorted.
     pub redirected_ports: Vec<(Protocol, PortRange)>,
+}
+
+impl HostPorts {
+    /// Those of the current thread's network namespace; what cannot be read is left empty. Blocks for
+    /// as long as the programs that list rules take (3 s each at most).
+    pub fn read() -> HostPorts {
+        let mut ports = HostPorts::default();
+        ports.read_sockets();
+        ports.read_rules();
+        ports
+    }
+
+    /// Reads all but the rules again: some files in /proc.
+    pub fn read_sockets(&mut self) {
+        let mut listeners = Vec::new();
+        for (file, protocol) in [
+            ("tcp", Protocol::Tcp),
+            ("tcp6", Protocol::Tcp),
+            ("udp", Protocol::Udp),
+            ("udp6", Protocol::Udp),
+        ] {
+            let path = format!("/proc/thread-self/net/{file}");
+            listeners.extend(parse_sockets(protocol, &receiving_part(protocol, &path)));
+        }
+        listeners.sort_unstable();
+        listeners.dedup();
+        self.listeners = listeners;
+        self.local_port_range = parse_port_range(&sysctl("ip_local_port_range"));
+        self.local_reserved_ports = parse_port_list(&sysctl("ip_local_reserved_ports"));
+    }
+
+    /// Reads the rules again.
+    pub fn read_rules(&mut self) {
+        let mut ports = nft_ports(&output("nft", &["-j", "list", "ruleset"]));
+        // Without a table's name only tables that exist are listed; naming one would create it.
+        ports.extend(iptables_ports(&output("iptables-save", &[])));
+        ports.sort_unstable();
+        ports.dedup();
+        self.redirected_ports = ports;
+    }
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Host {
+    /// All interfaces.
+    pub interfaces: Vec<InterfaceFacts>,
+    /// Every address that the host receives packets for, see [`NetworkView::locals`].
+    pub locals: Vec<Ipv4Addr>,
+    /// Its ports.
+    pub ports: HostPorts,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: bool,
     /// The effective `rp_filter` of each interface, by name: the larger of its own and `all`.
@@ -87,36 +120,12 @@ impl Host {
             .build()?;
         let network = runtime.block_on(async { Requests::open()?.network().await })?;
         let view = NetworkView::of(&network);
-        let sysctl = |key: &str| {
-            std::fs::read_to_string(format!("/proc/sys/net/ipv4/{key}")).unwrap_or_default()
-        };
         let filter = |name: &str| {
             let text = sysctl(&format!("conf/{name}/rp_filter"));
             text.trim().parse().unwrap_or(0_u8)
         };
-        let mut listeners = Vec::new();
-        for (file, protocol) in [
-            ("tcp", Protocol::Tcp),
-            ("tcp6", Protocol::Tcp),
-            ("udp", Protocol::Udp),
-            ("udp6", Protocol::Udp),
-        ] {
-            let path = format!("/proc/thread-self/net/{file}");
-            let text = std::fs::read_to_string(path).unwrap_or_default();
-            listeners.extend(parse_sockets(protocol, &text));
-        }
-        listeners.sort_unstable();
-        listeners.dedup();
-        let mut redirected_ports = nft_ports(&output("nft", &["-j", "list", "ruleset"]));
-        // Without a table's name only tables that exist are listed; naming one would create it.
-        redirected_ports.extend(iptables_ports(&output("iptables-save", &[])));
-        redirected_ports.sort_unstable();
-        redirected_ports.dedup();
         Ok(Host {
-            local_port_range: parse_port_range(&sysctl("ip_local_port_range")),
-            local_reserved_ports: parse_port_list(&sysctl("ip_local_reserved_ports")),
-            listeners,
-            redirected_ports,
+            ports: HostPorts::read(),
             ip_forward: sysctl("ip_forward").trim() == "1",
             rp_filter: view
                 .interfaces
@@ -127,6 +136,10 @@ impl Host {
             locals: view.locals,
         })
     }
+}
+
+fn sysctl(key: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/{key}")).unwrap_or_default()
 }
 
 /// Two numbers, as in `ip_local_port_range`.
@@ -146,13 +159,31 @@ fn parse_port_list(text: &str) -> Vec<PortRange> {
     text.trim().split(',').filter_map(one).collect()
 }
 
+/// The part of a table of `/proc/net` that has the receiving sockets: of TCP's, the kernel lists
+/// those first, and a busy host has a hundred thousand others behind them.
+fn receiving_part(protocol: Protocol, path: &str) -> String {
+    let Ok(file) = std::fs::File::open(path) else {
+        return String::new();
+    };
+    let mut lines = io::BufReader::new(file).lines().map_while(Result::ok);
+    let mut text = lines.next().unwrap_or_default();
+    for line in lines {
+        if protocol == Protocol::Tcp && line.split_whitespace().nth(3) != Some(TCP_LISTEN) {
+            break;
+        }
+        text.push('\n');
+        text.push_str(&line);
+    }
+    text
+}
+
 /// The receiving sockets in a table of `/proc/net`: `tcp`, `tcp6`, `udp` or `udp6`. Of the IPv6
 /// tables those that receive IPv4, too (whether a socket is for IPv6 only is not told).
 fn parse_sockets(protocol: Protocol, text: &str) -> Vec<Listener> {
     let wanted = if protocol == Protocol::Tcp {
-        "0A"
+        TCP_LISTEN
     } else {
-        "07"
+        UDP_UNCONNECTED
     };
     let one = |line: &str| {
         let mut words = line.split_whitespace().skip(1);

@@ -98,6 +98,8 @@ pub struct Announcer {
     handle: Handle,
     /// Addresses with a local route of ours.
     routed: Vec<Ipv4Addr>,
+    /// Those that could not be given one; it was told.
+    refused: Vec<Ipv4Addr>,
     /// Those with one of a dead engine before us.
     inherited: Vec<Ipv4Addr>,
     undo: Arc<Mutex<Undo>>,
@@ -114,6 +116,7 @@ impl Announcer {
         Ok(Announcer {
             handle,
             routed: Vec::new(),
+            refused: Vec::new(),
             inherited,
             undo,
             announced: Vec::new(),
@@ -169,17 +172,29 @@ impl Announcer {
                 Err(error) => warn!(%addr, %error, "a local route is left behind"),
             }
         }
-        for &addr in wanted.iter().filter(|addr| !self.routed.contains(addr)) {
+        self.routed.retain(|addr| wanted.contains(addr));
+        for &addr in wanted {
+            if self.routed.contains(&addr) {
+                continue;
+            }
             let noted = lock(&self.undo).add(Change::Route(addr));
             let added = match noted {
                 Ok(()) => add(&self.handle, addr).await,
                 Err(error) => Err(error),
             };
-            if let Err(error) = added {
-                warn!(%addr, %error, "nobody will answer ARP for this pool address");
+            match added {
+                Ok(()) => {
+                    self.routed.push(addr);
+                    self.refused.retain(|&other| other != addr);
+                }
+                // Tried again with every tick, but told once.
+                Err(error) if !self.refused.contains(&addr) => {
+                    warn!(%addr, %error, "nobody answers ARP for this pool address");
+                    self.refused.push(addr);
+                }
+                Err(_) => {}
             }
         }
-        self.routed = wanted.to_vec();
     }
 
     /// Takes the local routes away.

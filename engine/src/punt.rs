@@ -6,7 +6,6 @@
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::uio::writev;
 
@@ -43,8 +42,6 @@ pub enum PuntError {
 pub struct Punt {
     taps: Vec<Tap>,
     mark: [u8; 6],
-    punted: AtomicU64,
-    failed: AtomicU64,
 }
 
 impl Punt {
@@ -94,21 +91,12 @@ impl Punt {
         Ok(Punt {
             taps,
             mark: steering.mark(),
-            punted: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
         })
     }
 
     /// Gives an Ethernet frame to the host's kernel as if it had just arrived on the interface.
-    /// Never blocks; false, and counted, if it could not be given.
+    /// Never blocks; false if it could not be given.
     pub fn punt(&self, interface: usize, frame: &[u8]) -> bool {
-        let done = self.write(interface, frame);
-        let counter = if done { &self.punted } else { &self.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
-        done
-    }
-
-    fn write(&self, interface: usize, frame: &[u8]) -> bool {
         let Some(tap) = self.taps.get(interface) else {
             return false;
         };
@@ -121,16 +109,6 @@ impl Punt {
             IoSlice::new(&frame[SOURCE.end..]),
         ];
         writev(tap.as_fd(), &parts).is_ok_and(|written| written == frame.len())
-    }
-
-    /// Frames given to the kernel.
-    pub fn punted(&self) -> u64 {
-        self.punted.load(Ordering::Relaxed)
-    }
-
-    /// Frames that could not be given to the kernel.
-    pub fn failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
     }
 }
 

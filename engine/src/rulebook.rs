@@ -42,6 +42,11 @@ impl Rulebook {
         }
     }
 
+    /// How many workers take up policies; at least 1.
+    pub fn workers(&self) -> usize {
+        self.seen.len().max(1)
+    }
+
     /// The policy in force.
     pub fn load(&self) -> Guard<Arc<Policy>> {
         self.current.load()
@@ -108,13 +113,10 @@ impl Rulebook {
     }
 }
 
-/// Puts a policy into tables that no worker uses yet.
-pub fn settle(nat: &Nat<'_>, policy: &Policy, now: Time) {
+/// Puts a policy into tables that no worker uses yet. False if they do not take it, as only broken
+/// ones would: nobody is in the way.
+#[must_use]
+pub fn settle(nat: &Nat<'_>, policy: &Policy, now: Time) -> bool {
     let mut change = PolicyChange::new(policy);
-    // Nobody is in the way, so this ends; the bound is for a broken table only.
-    for _ in 0..1024 {
-        if nat.apply_policy(policy, &mut change, now, u32::MAX) {
-            return;
-        }
-    }
+    (0..1024).any(|_| nat.apply_policy(policy, &mut change, now, u32::MAX))
 }

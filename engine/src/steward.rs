@@ -8,11 +8,13 @@ use conntrack::{AddressKind, Policy};
 use ipnet::Ipv4Net;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Problem};
+use crate::facts;
 use crate::gateway::Shared;
+use crate::host::HostPorts;
 use crate::link::{Link, Links};
 use crate::netlink::NetworkView;
-use crate::plan::{HostFacts, Plan, Slots, policy_for};
+use crate::plan::{HostFacts, Plan, Slots, policy_for, port_clashes};
 use crate::steering::{SteeredAddress, SteeredInterface, Steering, SteeringError};
 
 /// The served interfaces as they are in this view. An interface that vanished keeps its last facts.
@@ -48,6 +50,8 @@ pub struct Steward {
     plan: Plan,
     host: HostFacts,
     slots: Slots,
+    /// Clashes of ports that were told.
+    clashes: Vec<Problem>,
     steering: Steering,
     shared: Arc<Shared>,
 }
@@ -67,7 +71,9 @@ impl Steward {
         steering.set_internals(&prefixes(&config.internal))?;
         steering.set_bypasses(&prefixes(&config.bypass))?;
         let slots = plan.slots.clone();
+        let clashes = port_clashes(&config, &host, plan.shared_address);
         Ok(Steward {
+            clashes,
             config,
             plan,
             host,
@@ -97,6 +103,22 @@ impl Steward {
         &self.plan
     }
 
+    /// Takes up the host's ports as they are now: what it uses of a shared address leaves the pool
+    /// with the next [`Steward::follow`]. Mappings that have such a port keep it to their end. Tells
+    /// of new clashes with ports that the configuration names.
+    pub fn take_up_ports(&mut self, ports: &HostPorts) {
+        facts::put_ports(&mut self.host, ports);
+        let shared = self.shared.rulebook.load();
+        let shared = shared.addresses.iter();
+        let shared = shared.filter(|own| own.kind == AddressKind::Shared);
+        let shared = shared.map(|own| own.addr).next();
+        let clashes = port_clashes(&self.config, &self.host, shared);
+        for clash in clashes.iter().filter(|clash| !self.clashes.contains(clash)) {
+            warn!(why = clash.why, fix = clash.fix, "{}", clash.what);
+        }
+        self.clashes = clashes;
+    }
+
     /// Tells the packet path what this view says. Idempotent.
     pub fn follow(&mut self, view: &NetworkView) -> Result<(), SteeringError> {
         let links = links_of(&self.config, &self.plan, view);
@@ -116,8 +138,9 @@ impl Steward {
             return self.steering.set_externals(&steered_addresses(&policy));
         }
         announce_change(&before, &policy);
-        // New addresses are steered before anything is mapped onto them; old ones are until
-        // nothing new is.
+        // New addresses are steered before anything is mapped onto them, old ones until nothing
+        // more is. What comes to those afterwards is no longer ours, though their sessions end only
+        // in the slices that follow.
         let both: Vec<SteeredAddress> = steered_addresses(&policy)
             .into_iter()
             .chain(steered_addresses(&before).into_iter().filter(|old| {

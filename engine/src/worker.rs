@@ -10,9 +10,9 @@ use crate::device::{Device, FRAME_SIZE, Frame};
 use crate::drop_reason::DropReason;
 use crate::fragment::Splitter;
 use crate::gateway::{Gateway, Prepared, Verdict};
-use crate::hold::{HoldQueue, Outcome};
+use crate::hold::{HoldQueue, Outcome, Pushed};
 use crate::icmp::{self, ErrorKind, Limiters};
-use crate::neighbour::HopState;
+use crate::neighbour::{HopNumber, HopState};
 use crate::packet;
 use crate::stats::WorkerStats;
 use crate::wire::ethernet;
@@ -182,10 +182,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             } => {
                 self.enqueue(frame, interface, split_mtu);
             }
-            Verdict::Hold { hop, split_mtu } => match self.hold.push(frame, hop, split_mtu, now) {
-                Ok(()) => self.stats.held.add(1),
-                Err(frame) => self.drop(frame, DropReason::HoldFull),
-            },
+            Verdict::Hold { hop, split_mtu } => self.hold(frame, hop, split_mtu, now),
             Verdict::HeldFragment => {
                 self.stats.held.add(1);
                 self.device.free(frame);
@@ -195,6 +192,18 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
                 self.reply(frame, prepared, ingress, kind, reason, now);
             }
             Verdict::Drop(reason) => self.drop(frame, reason),
+        }
+    }
+
+    fn hold(&mut self, frame: Frame, hop: HopNumber, split_mtu: Option<u16>, now: Time) {
+        match self.hold.push(frame, hop, split_mtu, now) {
+            None => self.stats.held.add(1),
+            Some(Pushed::Back(frame)) => self.drop(frame, DropReason::HoldFull),
+            Some(Pushed::Out(frame)) => {
+                self.stats.held.add(1);
+                self.stats.released.add(1);
+                self.drop(frame, DropReason::HoldFull);
+            }
         }
     }
 
@@ -412,9 +421,13 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     /// Sends what waits in the announcement queue.
     fn announce(&mut self) {
         let shared = Arc::clone(self.gateway.shared());
-        while let Some(announcement) = shared.announcements.pop() {
+        while !shared.announcements.is_empty() {
             let Some(mut frame) = self.device.allocate() else {
                 return;
+            };
+            // Another worker was faster.
+            let Some(announcement) = shared.announcements.pop() else {
+                return self.device.free(frame);
             };
             let offset = self.device.offset(&frame);
             let end = offset + announcement.frame.len();

@@ -4,7 +4,8 @@
 use std::process::{Command, Stdio};
 
 use conntrack::Protocol;
-use engine::host::{Host, PortRange};
+use engine::config::PortRange;
+use engine::host::Host;
 
 fn run(program: &str, arguments: &str) {
     let output = Command::new(program)
@@ -64,7 +65,7 @@ fn in_a_namespace() {
     assert_eq!(v0.addresses, ["10.9.0.1/24".parse().unwrap()]);
     assert!(host.locals.contains(&"10.9.0.1".parse().unwrap()));
     assert_eq!(
-        host.local_port_range,
+        host.ports.local_port_range,
         Some(PortRange {
             first: 40000,
             last: 50000
@@ -80,12 +81,13 @@ fn in_a_namespace() {
             last: 9100,
         },
     ];
-    assert_eq!(host.local_reserved_ports, reserved);
+    assert_eq!(host.ports.local_reserved_ports, reserved);
     assert!(host.ip_forward);
     assert!(host.rp_filter.contains(&("v0".into(), 2)));
     assert!(host.rp_filter.contains(&("v1".into(), 1)));
     let ports = |protocol| -> Vec<_> {
         let of = host
+            .ports
             .listeners
             .iter()
             .filter(|listener| listener.protocol == protocol);
@@ -111,7 +113,7 @@ fn in_a_namespace() {
             range(Protocol::Udp, 500, 510),
         ];
         wanted.sort_unstable();
-        assert_eq!(host.redirected_ports, wanted);
+        assert_eq!(host.ports.redirected_ports, wanted);
     }
 }
 

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use conntrack::Protocol;
 use serde_json::Value;
 
-use super::PortRange;
+use crate::config::PortRange;
 
 type Ports = Vec<(Protocol, PortRange)>;
 

@@ -10,10 +10,18 @@ use crate::config::{Config, Problem, Role};
 /// The address of the external interface that the pool has, if it has one: the first that traffic
 /// may leave with and that is in no internal prefix.
 pub fn shared_address(config: &Config, external: &NicFacts) -> Option<Ipv4Addr> {
-    let mut outside = external
+    let first = usable_addresses(config, external).next();
+    first.filter(|_| config.pool.has_interface())
+}
+
+/// The addresses of the external interface that the pool could share.
+pub(super) fn usable_addresses(
+    config: &Config,
+    external: &NicFacts,
+) -> impl Iterator<Item = Ipv4Addr> {
+    external
         .leaving_addresses()
-        .filter(|addr| !config.is_internal(*addr));
-    outside.next().filter(|_| config.pool.has_interface())
+        .filter(|addr| !config.is_internal(*addr))
 }
 
 /// The external address against the internal prefixes (RFC 4787 REQ-7), and against the pool.

@@ -57,8 +57,6 @@ pub struct NicFacts {
     pub xdp_native: Option<bool>,
     /// The driver can bind AF_XDP sockets without copying.
     pub xdp_zero_copy: Option<bool>,
-    /// The largest MTU with which the driver takes an XDP program, where it is known.
-    pub xdp_mtu_max: Option<u32>,
     /// VLAN receive offload (`rxvlan`).
     pub vlan_offload: Option<VlanOffload>,
     /// The `rp_filter` in force: the larger of the interface's and `all`.

@@ -83,7 +83,7 @@ fn single(
         found.push(problem.fix(format!("ip link set {name} up")).at(span));
     }
     xdp(config, interface, facts, found);
-    mtu(config, interface, facts, found);
+    mtu(interface, facts, found);
     match facts.vlan_offload {
         Some(VlanOffload::Fixed) => {
             let what =
@@ -172,10 +172,8 @@ fn xdp(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &m
     }
 }
 
-fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
-    let native = config.mode.value != DeviceMode::Generic && facts.xdp_native != Some(false);
-    let max = facts.xdp_mtu_max.filter(|_| native).unwrap_or(XDP_MTU_MAX);
-    if facts.mtu <= max {
+fn mtu(interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
+    if facts.mtu <= XDP_MTU_MAX {
         return;
     }
     let what = format!(
@@ -183,12 +181,8 @@ fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &m
         with_driver(facts),
         facts.mtu
     );
-    let why = format!("a frame must fit one buffer: {max} at most");
-    let fix = format!(
-        "ip link set {} mtu {}",
-        facts.name,
-        if max >= 1500 { 1500 } else { max }
-    );
+    let why = format!("a frame must fit one buffer: {XDP_MTU_MAX} at most");
+    let fix = format!("ip link set {} mtu 1500", facts.name);
     found.push(
         Problem::error("mtu-too-large", what)
             .why(why)

@@ -17,10 +17,11 @@ pub use addresses::shared_address;
 pub use budget::{default_sessions, table_bytes};
 pub use facts::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload};
 pub use interfaces::XDP_MTU_MAX;
-pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, sustainable_rate};
+pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, port_clashes, sustainable_rate};
 pub use slots::Slots;
 
 use crate::config::{Config, Level, Problem, Role};
+use addresses::usable_addresses;
 
 /// Spare places in the port tables for an interface's address that changes: the sessions of the
 /// old ones end while new ones are made.
@@ -83,7 +84,7 @@ impl Plan {
             addresses::external_address(config, host, facts, &mut found);
             shared = shared_address(config, facts);
         }
-        ports::check(config, host, shared, &mut found);
+        found.extend(port_clashes(config, host, shared));
         unchecked_ports(config, host, &mut found);
         kernel_settings(config, &facts, host, &mut found);
 
@@ -129,9 +130,16 @@ impl Plan {
 }
 
 impl Plan {
-    /// Gives addresses the places that they have in tables taken over from an earlier run. `config`
-    /// and `host` are those that the plan was made from.
+    /// Gives addresses the places that they have in tables taken over from an earlier run, and lets
+    /// the interface's address that was in force stay so while it is there. `config` and `host` are
+    /// those that the plan was made from.
     pub fn reseat(&mut self, config: &Config, host: &HostFacts, placed: &[(u16, Ipv4Addr)]) {
+        let external = &self.interfaces[usize::from(self.external)].facts;
+        let mut usable = usable_addresses(config, external);
+        let in_force = usable.find(|addr| placed.iter().any(|(_, there)| there == addr));
+        self.shared_address = in_force
+            .filter(|_| config.pool.has_interface())
+            .or(self.shared_address);
         let mut slots = Slots::new(self.addresses_max);
         for &(slot, addr) in placed {
             slots.seed(slot, addr);

@@ -174,28 +174,22 @@ fn ephemeral_clash(host: &HostFacts, range: PortRange) -> Option<PortRange> {
 
 /// Ports that the file gives to the pool, or to forwards, and that the host uses on the shared
 /// address. `shared` is that address, if it is known.
-pub(super) fn check(
-    config: &Config,
-    host: &HostFacts,
-    shared: Option<Ipv4Addr>,
-    found: &mut Vec<Problem>,
-) {
+pub fn port_clashes(config: &Config, host: &HostFacts, shared: Option<Ipv4Addr>) -> Vec<Problem> {
+    let mut found = Vec::new();
     if !config.pool.has_interface() {
-        return;
+        return found;
     }
     let addr = shared.unwrap_or(Ipv4Addr::UNSPECIFIED);
     for range in config.pool.ports.iter().flatten() {
-        given_range(config, host, addr, *range, found);
+        given_range(config, host, addr, *range, &mut found);
     }
     for forward in &config.forwards {
-        let on_shared = forward
-            .external
-            .addr
-            .is_none_or(|external| external == addr);
-        if on_shared {
-            forward_port(host, addr, forward, found);
+        let external = forward.external.addr;
+        if external.is_none_or(|external| external == addr) {
+            forward_port(host, addr, forward, &mut found);
         }
     }
+    found
 }
 
 fn given_range(

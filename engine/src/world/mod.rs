@@ -135,7 +135,10 @@ impl World {
         let mut random = WorkerRandom::from_seed(setup.seed);
         let nat = Nat::create(words, owned, size, IDENTITY, &mut random)
             .expect("the words are of this size");
-        settle(&nat, &policy, setup.start);
+        assert!(
+            settle(&nat, &policy, setup.start),
+            "new tables take a policy"
+        );
         let count = config
             .workers
             .count
@@ -195,7 +198,10 @@ impl World {
         let size = self.shared.size;
         let nat =
             Nat::open(self.words, self.owned, size, IDENTITY).expect("tables of this process");
-        settle(&nat, &policy, self.now);
+        assert!(
+            settle(&nat, &policy, self.now),
+            "the tables do not take the policy"
+        );
         let setup = Setup {
             seed: self.setup.seed.wrapping_add(1000),
             ..self.setup.clone()
