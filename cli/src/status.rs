@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
+use engine::config::RUN_DIR;
 use serde_json::Value;
 
 /// Arguments of `egret status`.
@@ -22,7 +23,7 @@ pub struct StatusArgs {
 
 /// Asks and prints. Exit status: 0 it answered, 2 it could not be asked.
 pub fn run(args: &StatusArgs) -> ExitCode {
-    let default = || ["/run/egret", &args.instance, "control"].iter().collect();
+    let default = || [RUN_DIR, &args.instance, "control"].iter().collect();
     let path = args.socket.clone().unwrap_or_else(default);
     let status = match engine::control::ask(&path, "status") {
         Ok(status) => status,

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -155,6 +155,7 @@ impl Engine {
         }
         let tables = MemFile::open(&config.tables.path.value, size.words())
             .map_err(at("opening the tables"))?;
+        let unused = UnusedFile::of(&tables, &config.tables.path.value);
         let nat = open_nat(&tables, &steering, size)?;
         plan.reseat(&config, &host, &nat.placed());
         if !rulebook::settle(&nat, &plan.policy, clock::now()) {
@@ -220,6 +221,7 @@ impl Engine {
         let control = governor
             .start(steward)
             .map_err(at("starting the control thread"))?;
+        unused.keep();
         Ok(Engine {
             plan,
             rung,
@@ -262,6 +264,28 @@ impl Engine {
         self.netlink.stop();
         lock(&self.undo).restore_offloads();
         drop(self.tables);
+    }
+}
+
+/// Takes a tables' file that was made for a start away, if that start fails.
+struct UnusedFile(Option<PathBuf>);
+
+impl UnusedFile {
+    fn of(tables: &MemFile, path: &Path) -> UnusedFile {
+        UnusedFile((tables.found() == Found::Created).then(|| path.to_owned()))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for UnusedFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // If it cannot be removed it is empty tables, which do no harm.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 

@@ -36,8 +36,6 @@ pub enum ErrorKind {
     AdminProhibited,
     /// 3/3: nobody wants this SYN (RFC 5382 REQ-4).
     PortUnreachable,
-    /// 11/1: the rest of a datagram did not come. Only for first fragments (RFC 792).
-    ReassemblyTimeExceeded,
 }
 
 impl ErrorKind {
@@ -51,7 +49,6 @@ impl ErrorKind {
             ErrorKind::HostUnreachable => (icmp::UNREACHABLE, icmp::CODE_HOST, 0),
             ErrorKind::AdminProhibited => (icmp::UNREACHABLE, icmp::CODE_ADMIN_PROHIBITED, 0),
             ErrorKind::PortUnreachable => (icmp::UNREACHABLE, icmp::CODE_PORT, 0),
-            ErrorKind::ReassemblyTimeExceeded => (icmp::TIME_EXCEEDED, icmp::CODE_REASSEMBLY, 0),
         }
     }
 }

@@ -9,11 +9,9 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
+use crate::config::RUN_DIR;
 use crate::device::sys::ethtool::{self, Offload};
 use crate::own_address;
-
-/// Where instances keep what outlives them.
-const ROOT: &str = "/run/egret";
 
 /// Something that was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +57,7 @@ pub struct Undo {
 impl Undo {
     /// Reads what a dead engine of the instance left. The caller holds the instance's lock.
     pub fn open(instance: &str) -> Undo {
-        Undo::at(&Path::new(ROOT).join(instance))
+        Undo::at(&Path::new(RUN_DIR).join(instance))
     }
 
     fn at(directory: &Path) -> Undo {
@@ -159,7 +157,7 @@ pub fn everything(instance: &str) -> io::Result<()> {
         undo.remove(&Change::Route(addr));
     }
     // Kept while the tables are in it.
-    let _ = fs::remove_dir(Path::new(ROOT).join(instance));
+    let _ = fs::remove_dir(Path::new(RUN_DIR).join(instance));
     Ok(())
 }
 

@@ -281,3 +281,32 @@ fn a_full_hop_table_holds_nothing_more() {
         "nothing to tell the sender"
     );
 }
+
+/// Neighbours that never answer, with as many frames as may wait for each: one that answers still
+/// gets its frame.
+#[test]
+fn dead_neighbours_leave_room_for_a_living_one() {
+    let mut world = with("", |setup| {
+        (setup.slots, setup.sessions_max) = (1024, 1024);
+    });
+    let to = |last, port| {
+        Envelope::new(CLIENT, Ipv4Addr::new(198, 51, 100, last)).udp(port, 53, b"anybody?")
+    };
+    for last in 60..76 {
+        for port in 0..32 {
+            assert!(world.inject(LAN, &to(last, 20_000 + port)));
+            world.run();
+        }
+    }
+    assert_eq!(world.snapshot().drops().count(), 0, "the queue is full");
+    let world = after(world, &[(LAN, to(100, 20_000))]);
+    world.set_neighbour(Ipv4Addr::new(198, 51, 100, 100), HopState::Resolved);
+    let mut world = after(world, &[]);
+    world.run();
+    let sent = world.take_sent(WAN);
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0][30..34], [198, 51, 100, 100]);
+    let drops: Vec<_> = world.snapshot().drops().collect();
+    assert_eq!(drops, [(DropReason::HoldFull, 1)]);
+    world.check_invariants().unwrap();
+}

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use engine::config::RUN_DIR;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -18,9 +19,6 @@ use super::netns::{self, Namespace};
 
 /// Where labs keep their files: one directory a lab, with the owner's lock in it.
 const LABS_DIR: &str = "/run/egret-lab";
-
-/// Where engines keep what outlives them, by the name of their instance: the lab's.
-const ENGINES_DIR: &str = "/run/egret";
 
 /// The labs of this process; `None` once a signal has ended them all.
 static LABS: Mutex<Option<Vec<String>>> = Mutex::new(Some(Vec::new()));
@@ -149,7 +147,7 @@ fn lock_new(name: &str) -> io::Result<Flock<File>> {
 fn remove(name: &str) {
     netns::remove(&format!("{name}-"));
     // A gateway that was killed leaves its directory, with a mount in it.
-    let instance = Path::new(ENGINES_DIR).join(name);
+    let instance = Path::new(RUN_DIR).join(name);
     let _ = umount2(&instance.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(instance);
     let _ = fs::remove_dir_all(directory(name));

@@ -193,13 +193,4 @@ impl UdpFlow {
         }
         Err(last)
     }
-
-    /// Takes whatever comes within `limit`, an answer or not.
-    ///
-    /// # Errors
-    /// Nothing came.
-    pub fn receive_any(&self, limit: Duration) -> io::Result<()> {
-        self.socket.set_read_timeout(Some(limit))?;
-        self.socket.recv(&mut [0; 64]).map(drop)
-    }
 }

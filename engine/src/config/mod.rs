@@ -28,6 +28,9 @@ pub use values::{ForwardExternal, PoolEntry, PortRange};
 
 use reader::{Problems, Reader};
 
+/// Where instances keep what they share with other processes and what outlives them, each in a
+/// directory of its name.
+pub const RUN_DIR: &str = "/run/egret";
 /// The fewest sessions that a table can be made for.
 pub const SESSIONS_MIN: u32 = 64;
 /// The most sessions that a table can be made for.

@@ -105,7 +105,7 @@ pub(super) fn word<T: PartialEq + Copy>(words: &[(&'static str, T)], value: T) -
 }
 
 fn run_path(instance: &str, file: &str) -> PathBuf {
-    ["/run/egret", instance, file].iter().collect()
+    [super::RUN_DIR, instance, file].iter().collect()
 }
 
 /// A table of the file, if it is there; notes its keys as given.

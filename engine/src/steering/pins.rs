@@ -14,10 +14,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::SteeringError;
+use crate::config::RUN_DIR;
 use crate::device::sys::bpf;
-
-/// Where instances live.
-const ROOT: &str = "/run/egret";
 
 /// The pin directory of one instance, locked.
 #[derive(Debug)]
@@ -76,7 +74,7 @@ impl Pins {
 
     fn path(instance: &str) -> Result<PathBuf, SteeringError> {
         if is_name(instance) {
-            Ok(Path::new(ROOT).join(instance))
+            Ok(Path::new(RUN_DIR).join(instance))
         } else {
             Err(SteeringError::BadInstance(instance.to_owned()))
         }
@@ -142,7 +140,7 @@ impl Pins {
 
 /// The instance that attached this program to the interface, if one did. Call it `at_home`.
 pub(super) fn instance_of(ifindex: u32, program: u32) -> Option<String> {
-    let instances = fs::read_dir(ROOT).ok()?.flatten();
+    let instances = fs::read_dir(RUN_DIR).ok()?.flatten();
     let attached = |dir: &PathBuf| {
         // Namespaces number their interfaces alike: the program tells them apart.
         let link = bpf::open_pin(&dir.join("bpf").join(format!("link_{ifindex}")));

@@ -42,8 +42,6 @@ pub const CODE_FRAGMENTATION_NEEDED: u8 = 4;
 pub const CODE_ADMIN_PROHIBITED: u8 = 13;
 /// Code of [`TIME_EXCEEDED`]: TTL.
 pub const CODE_TTL: u8 = 0;
-/// Code of [`TIME_EXCEEDED`]: reassembly.
-pub const CODE_REASSEMBLY: u8 = 1;
 
 /// A header to read.
 #[derive(Clone, Copy, Debug)]
