@@ -272,6 +272,9 @@ impl<W: Word> Nat<'_, W> {
             for protocol in Protocol::ALL {
                 let mut held = 0;
                 for word in 0..PORT_WORDS {
+                    if self.ports.all_free(slot, protocol, word) {
+                        continue;
+                    }
                     let owned = self.ports.owned_bits(slot, protocol, word);
                     for bit in 0..64 {
                         let place = Place {

@@ -322,6 +322,15 @@ impl<W: Word> Ports<'_, W> {
         self.owned[table_of(slot, protocol) * PORT_WORDS + word].load(Relaxed)
     }
 
+    /// Are 64 ports free, by their cells and their bits? For checks, which mostly meet free ones.
+    pub fn all_free(&self, slot: u16, protocol: Protocol, word: usize) -> bool {
+        let cells = table_of(slot, protocol) * CELL_WORDS + word * 32;
+        self.owned_bits(slot, protocol, word) == 0
+            && self.cells[cells..cells + 32]
+                .iter()
+                .all(|pair| pair.load(Relaxed) == 0)
+    }
+
     /// Writes a cell without its bit. Only whoever holds the tables alone.
     pub fn set_cell(&self, place: Place, cell: Cell) {
         let (word, shift) = place.cell();
