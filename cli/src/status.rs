@@ -107,6 +107,12 @@ fn text(status: &Value) -> String {
             interface["mtu"],
             addresses.join(", ")
         );
+        if interface["present"] == false {
+            let _ = writeln!(
+                out,
+                "  gone: bring it back, then restart egret to serve it again"
+            );
+        }
     }
     for own in status["pool"].as_array().into_iter().flatten() {
         let _ = writeln!(
@@ -176,6 +182,15 @@ mod tests {
         assert!(full.contains("1,234"), "{full}");
         assert!(row("wake-up at eth1").is_some_and(|row| row.contains('5')));
         assert_eq!(text.matches("eth").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_is_pointed_out() {
+        let of = |present| {
+            let interface = serde_json::json!({ "name": "eth0", "present": present });
+            text(&serde_json::json!({ "interfaces": [interface] }))
+        };
+        assert!(of(false).contains("gone") && !of(true).contains("gone"));
     }
 
     #[test]

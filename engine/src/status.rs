@@ -39,6 +39,7 @@ impl Status<'_> {
                 "role": link.role.to_string(),
                 "mac": octets.join(":"),
                 "mtu": link.mtu,
+                "present": link.present,
                 "addresses": link.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
         };

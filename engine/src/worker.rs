@@ -389,8 +389,20 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
 
     /// Step 10: hands the queues to the device; what does not fit waits for the next round.
     fn send(&mut self) {
+        let links = &self.gateway.links().links;
         for (interface, queue) in self.transmit.iter_mut().enumerate() {
-            if !queue.is_empty() {
+            if queue.is_empty() {
+                continue;
+            }
+            if links.get(interface).is_some_and(|link| !link.present) {
+                // They would wait in the ring for ever.
+                let waited = std::mem::take(&mut self.queued[interface]);
+                self.stats.released.add(waited as u64);
+                for frame in queue.drain(..) {
+                    self.stats.count_drop(DropReason::NoRoute);
+                    self.device.free(frame);
+                }
+            } else {
                 let sent = self.device.transmit(interface, queue);
                 self.stats.transmitted[interface].add(sent as u64);
                 // The oldest go first.

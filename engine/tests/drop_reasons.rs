@@ -1,9 +1,11 @@
 //! Every drop reason: a way to make it count exactly once, and nothing else.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::drop_reason::DropReason;
+use engine::link::Links;
 use engine::neighbour::HopState;
 use engine::route::{RouteFacts, RouteKind};
 use engine::wire::build::Envelope;
@@ -280,4 +282,21 @@ fn a_full_hop_table_holds_nothing_more() {
         world.take_sent(LAN).is_empty(),
         "nothing to tell the sender"
     );
+}
+
+/// What waits for room in the ring of an interface would wait for ever once that is gone.
+#[test]
+fn frames_for_an_interface_that_is_gone_do_not_wait() {
+    let mut world = with("", |_| {});
+    world.set_transmit_room(0);
+    world = after(world, &[(LAN, udp(20_000))]);
+    assert!(world.worker(0).is_waiting());
+    let mut links = Links::clone(&world.shared().links.load());
+    links.links[WAN].present = false;
+    world.shared().links.store(Arc::new(links));
+    world.round();
+    assert!(!world.worker(0).is_waiting());
+    let drops: Vec<_> = world.snapshot().drops().collect();
+    assert_eq!(drops, [(DropReason::NoRoute, 1)]);
+    world.check_invariants().unwrap();
 }
