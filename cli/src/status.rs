@@ -43,6 +43,18 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// What went wrong below the workers, by the counter's name. That the kernel found a transmit ring
+/// empty is nothing wrong, so it has no row.
+const SOCKET_ROWS: [(&str, &str); 7] = [
+    ("rx_ring_full", "kernel dropped at {}: receive ring full"),
+    ("fill_ring_empty", "kernel dropped at {}: no free frame"),
+    ("rx_dropped", "kernel dropped at {}: other reasons"),
+    ("rx_invalid", "kernel dropped at {}: bad fill entry"),
+    ("tx_invalid", "kernel refused at {}: bad transmit entry"),
+    ("ring_invalid", "bad ring entries of the kernel at {}"),
+    ("wake_errors", "kernel refused a wake-up at {}"),
+];
+
 /// A number with thousands set apart.
 fn number(value: &Value) -> String {
     let digits = value.as_u64().unwrap_or(0).to_string();
@@ -96,6 +108,12 @@ fn text(status: &Value) -> String {
             interface["mtu"],
             addresses.join(", ")
         );
+        if interface["present"] == false {
+            let _ = writeln!(
+                out,
+                "  gone: bring it back, then restart egret to serve it again"
+            );
+        }
     }
     for own in status["pool"].as_array().into_iter().flatten() {
         let _ = writeln!(
@@ -128,6 +146,14 @@ fn text(status: &Value) -> String {
     for (reason, count) in status["drops"].as_object().into_iter().flatten() {
         table.add_row([format!("dropped: {reason}"), number(count)]);
     }
+    for (interface, counters) in status["sockets"].as_object().into_iter().flatten() {
+        for (name, what) in SOCKET_ROWS {
+            if counters[name].as_u64().is_some_and(|count| count > 0) {
+                let row = what.replace("{}", interface);
+                table.add_row([row, number(&counters[name])]);
+            }
+        }
+    }
     let _ = writeln!(out, "{table}");
     out
 }
@@ -141,6 +167,31 @@ mod tests {
         assert_eq!(number(&7.into()), "7");
         assert_eq!(number(&1234.into()), "1,234");
         assert_eq!(number(&1_234_567.into()), "1,234,567");
+    }
+
+    #[test]
+    fn what_the_kernel_dropped_is_shown_where_it_is_not_zero() {
+        let sockets = serde_json::json!({
+            "sockets": {
+                "eth0": { "rx_ring_full": 1234, "fill_ring_empty": 0, "tx_ring_empty": 9 },
+                "eth1": { "wake_errors": 5 },
+            }
+        });
+        let text = text(&sockets);
+        let row = |what: &str| text.lines().find(|line| line.contains(what));
+        let full = row("kernel dropped at eth0: receive ring full").expect("a row");
+        assert!(full.contains("1,234"), "{full}");
+        assert!(row("wake-up at eth1").is_some_and(|row| row.contains('5')));
+        assert_eq!(text.matches("eth").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn an_interface_that_is_gone_is_pointed_out() {
+        let of = |present| {
+            let interface = serde_json::json!({ "name": "eth0", "present": present });
+            text(&serde_json::json!({ "interfaces": [interface] }))
+        };
+        assert!(of(false).contains("gone") && !of(true).contains("gone"));
     }
 
     #[test]

@@ -467,6 +467,44 @@ fn ten_quick_restarts_under_traffic() {
     }
 }
 
+/// What the kernel drops before the engine sees it is counted nowhere but at its sockets.
+#[test]
+fn what_the_kernel_drops_is_told() {
+    if !is_root() {
+        return;
+    }
+    let stand = Stand::start(
+        LabOptions::new(PREFIX, Topology::TwoArm),
+        &Tuning::default(),
+    );
+    let lost = || {
+        let counters = &stand.status()["sockets"]["lan0"];
+        let count = |name: &str| counters[name].as_u64().expect("a counter");
+        count("rx_ring_full") + count("fill_ring_empty") + count("rx_dropped")
+    };
+    assert_eq!(lost(), 0);
+    let pid = stand.engine.pid().expect("it runs") as i32;
+    let signal = |which| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), which);
+    let flow = UdpFlow::open(&stand.lab.clients[0].namespace, 0, at(0, 7003)).expect("a flow");
+    signal(nix::sys::signal::Signal::SIGSTOP).expect("stopping it");
+    for number in 0..5000_u16 {
+        let _ = flow.send(&number.to_be_bytes());
+    }
+    signal(nix::sys::signal::Signal::SIGCONT).expect("letting it go on");
+    let told = wait::until(LIMIT / 4, || lost() > 0);
+    assert!(told, "{}", stand.status()["sockets"]);
+    let socket = EngineProcess::control_path(&stand.lab);
+    let said = egret(
+        &stand.lab,
+        &["status", "--socket", &socket.display().to_string()],
+    );
+    let text = said.text();
+    assert!(text.contains("kernel dropped at lan0"), "{text}");
+    assert!(!text.contains("at wan0"), "{text}");
+    stand.assert_in_order();
+    stand.stop();
+}
+
 /// Nanoseconds that a process's threads ran, and its user and system time in clock ticks.
 fn run_time(pid: u32) -> (u64, u64) {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");

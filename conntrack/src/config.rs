@@ -109,15 +109,24 @@ impl PortSet {
 
     /// Adds `first..=last`.
     pub fn insert_range(&mut self, first: u16, last: u16) {
-        for port in first..=last {
-            self.words[usize::from(port) / 64] |= 1 << (port % 64);
-        }
+        self.words_of(first, last, |word, bits| *word |= bits);
     }
 
     /// Takes out `first..=last`.
     pub fn remove_range(&mut self, first: u16, last: u16) {
-        for port in first..=last {
-            self.words[usize::from(port) / 64] &= !(1 << (port % 64));
+        self.words_of(first, last, |word, bits| *word &= !bits);
+    }
+
+    /// Offers each word that has ports of `first..=last`, with their bits.
+    fn words_of(&mut self, first: u16, last: u16, mut change: impl FnMut(&mut u64, u64)) {
+        let (low, high) = (usize::from(first) / 64, usize::from(last) / 64);
+        let words = self.words.iter_mut().enumerate();
+        for (index, word) in words.skip(low).take((high + 1).saturating_sub(low)) {
+            let from = if index == low { first % 64 } else { 0 };
+            let to = if index == high { last % 64 } else { 63 };
+            if from <= to {
+                change(word, u64::MAX >> (63 - to + from) << from);
+            }
         }
     }
 
@@ -248,5 +257,30 @@ impl Forward {
     /// May this source use it?
     pub(crate) fn allows(&self, source: Ipv4Addr) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&source))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_ports_go_in_and_out() {
+        let edges = [
+            0, 1, 62, 63, 64, 65, 127, 128, 1023, 65471, 65472, 65534, 65535,
+        ];
+        for first in edges {
+            for last in edges {
+                let inside = |port: &u16| (first..=last).contains(port);
+                let mut set = PortSet::empty();
+                set.insert_range(first, last);
+                assert!((0..=u16::MAX).all(|port| set.contains(port) == inside(&port)));
+                let mut rest = PortSet::empty();
+                rest.insert_range(0, u16::MAX);
+                rest.remove_range(first, last);
+                assert!((0..=u16::MAX).all(|port| rest.contains(port) != inside(&port)));
+                assert_eq!(set.len() + rest.len(), 65_536, "{first}-{last}");
+            }
+        }
     }
 }

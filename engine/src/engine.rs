@@ -36,7 +36,7 @@ use crate::punt::Punt;
 use crate::random::WorkerRandom;
 use crate::route::{Forwarding, ServedInterface};
 use crate::rulebook::{self, Rulebook};
-use crate::stats::WorkerStats;
+use crate::stats::{Snapshot, WorkerStats};
 use crate::status::Status;
 use crate::steering::{self, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
@@ -617,6 +617,9 @@ impl Governor {
             loop {
                 tick.tick().await;
                 announcer.tick(&self.shared).await;
+                let total = Snapshot::sum(status.stats.iter().map(|stats| stats.snapshot()));
+                let wake_errors = total.sockets.iter().map(|counters| counters.wake_errors);
+                steward.borrow_mut().look(wake_errors);
             }
         };
         tokio::select! {

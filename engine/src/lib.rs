@@ -24,6 +24,7 @@ pub mod own_address;
 pub mod packet;
 pub mod plan;
 pub mod poll;
+pub mod presence;
 pub mod punt;
 pub mod random;
 pub mod rewrite;

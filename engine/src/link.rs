@@ -19,6 +19,8 @@ pub struct Link {
     pub mtu: u16,
     /// Its addresses: the source of ICMP errors that Egret sends into the realm.
     pub addresses: Vec<Ipv4Net>,
+    /// It is still the interface that the sockets were bound to at the start.
+    pub present: bool,
 }
 
 /// All served interfaces in the order of their numbers, and the internal prefixes. Immutable; a
@@ -72,6 +74,7 @@ mod tests {
                     "198.51.100.2/24".parse().unwrap(),
                     "10.7.0.1/24".parse().unwrap(),
                 ],
+                present: true,
             }],
             internal: vec!["10.0.0.0/8".parse().unwrap()],
         };
@@ -95,6 +98,7 @@ mod tests {
                 mac: [2; 6],
                 mtu: 1500,
                 addresses: vec!["10.7.0.1/24".parse().unwrap()],
+                present: true,
             }],
             internal: vec!["10.0.0.0/8".parse().unwrap()],
         };

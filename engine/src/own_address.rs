@@ -141,7 +141,7 @@ impl Announcer {
             .links
             .iter()
             .zip(0u8..)
-            .filter(|(link, _)| link.role.is_external());
+            .filter(|(link, _)| link.role.is_external() && link.present);
         let now: Vec<_> = external
             .flat_map(|(link, number)| wanted.iter().map(move |&addr| (number, link.mac, addr)))
             .collect();

@@ -6,11 +6,13 @@
 //! whose first has not come, room in a transmit ring), `made` the packets that Egret itself creates,
 //! and `split` those that were cut into fragments.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
 
+use crate::device::SocketCounters;
 use crate::drop_reason::DropReason;
 
 /// One number with one writer.
@@ -26,9 +28,32 @@ impl Counter {
         );
     }
 
+    /// Replaces the value. Only the counter's own worker may call it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The value.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the sockets of one interface counted when their worker last looked.
+#[derive(Debug, Default)]
+pub struct SocketWords([Counter; SocketCounters::LEN]);
+
+impl SocketWords {
+    /// Replaces the numbers. Only their own worker may call it.
+    pub fn publish(&self, counters: SocketCounters) {
+        for (word, value) in self.0.iter().zip(counters.to_words()) {
+            word.set(value);
+        }
+    }
+
+    /// The numbers.
+    pub fn get(&self) -> SocketCounters {
+        SocketCounters::from_words(std::array::from_fn(|at| self.0[at].get()))
     }
 }
 
@@ -57,6 +82,9 @@ pub struct WorkerStats {
     pub rounds_busy: Counter,
     /// Times the worker went to sleep.
     pub sleeps: Counter,
+    /// What the worker's sockets count, by interface number; at most a second old. None of it is
+    /// part of the conservation: these frames never reached the worker.
+    pub sockets: Vec<SocketWords>,
     /// Frames dropped, by [`DropReason`].
     dropped: Vec<Counter>,
 }
@@ -77,6 +105,7 @@ impl WorkerStats {
             errors_suppressed: Counter::default(),
             rounds_busy: Counter::default(),
             sleeps: Counter::default(),
+            sockets: (0..interfaces).map(|_| SocketWords::default()).collect(),
             dropped: counters(DropReason::ALL.len()),
         })
     }
@@ -105,6 +134,7 @@ impl WorkerStats {
             errors_suppressed: self.errors_suppressed.get(),
             rounds_busy: self.rounds_busy.get(),
             sleeps: self.sleeps.get(),
+            sockets: self.sockets.iter().map(SocketWords::get).collect(),
             dropped: self.dropped.iter().map(Counter::get).collect(),
         }
     }
@@ -135,6 +165,9 @@ pub struct Snapshot {
     pub rounds_busy: u64,
     /// See [`WorkerStats::sleeps`].
     pub sleeps: u64,
+    /// See [`WorkerStats::sockets`].
+    #[serde(skip)]
+    pub sockets: Vec<SocketCounters>,
     /// Frames dropped, in the order of [`DropReason::ALL`].
     #[serde(skip)]
     pub dropped: Vec<u64>,
@@ -143,15 +176,16 @@ pub struct Snapshot {
 impl Snapshot {
     /// The sum of several workers' counters.
     pub fn sum(parts: impl IntoIterator<Item = Snapshot>) -> Snapshot {
-        fn add(to: &mut Vec<u64>, from: &[u64]) {
-            to.resize(to.len().max(from.len()), 0);
-            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        fn add<T: AddAssign + Copy + Default>(to: &mut Vec<T>, from: &[T]) {
+            to.resize(to.len().max(from.len()), T::default());
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
         }
         let mut total = Snapshot::default();
         for part in parts {
             add(&mut total.received, &part.received);
             add(&mut total.transmitted, &part.transmitted);
             add(&mut total.dropped, &part.dropped);
+            add(&mut total.sockets, &part.sockets);
             total.punted += part.punted;
             total.held += part.held;
             total.released += part.released;

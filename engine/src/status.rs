@@ -11,6 +11,7 @@ use crate::clock;
 use crate::control::Answer;
 use crate::gateway::Shared;
 use crate::ladder::Rung;
+use crate::link::Links;
 use crate::stats::{Snapshot, WorkerStats};
 use crate::steward::Steward;
 
@@ -38,6 +39,7 @@ impl Status<'_> {
                 "role": link.role.to_string(),
                 "mac": octets.join(":"),
                 "mtu": link.mtu,
+                "present": link.present,
                 "addresses": link.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
         };
@@ -60,6 +62,18 @@ impl Status<'_> {
             Err(error) => json!({ "error": error.to_string() }),
         }
     }
+}
+
+/// What the sockets count, by the interface's name: frames that the kernel dropped before a worker
+/// saw them, and faults. At most a second old.
+pub fn sockets(total: &Snapshot, links: &Links) -> Value {
+    let names = links.links.iter().map(|link| link.name.clone());
+    let by_name = names.zip(&total.sockets);
+    Value::Object(
+        by_name
+            .map(|(name, counters)| (name, json!(counters)))
+            .collect(),
+    )
 }
 
 impl Answer for Status<'_> {
@@ -98,6 +112,7 @@ impl Answer for Status<'_> {
             "imbalance": total.imbalance(),
             "drops": drops,
             "steering": steering,
+            "sockets": sockets(&total, &self.shared.links.load()),
             "workers": self.stats.iter().map(|stats| stats.snapshot()).collect::<Vec<_>>(),
         })
     }
@@ -108,5 +123,52 @@ impl Answer for Status<'_> {
             Ok(()) => json!({ "invariants": "ok" }),
             Err(why) => json!({ "invariants": why.to_string() }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::SocketCounters;
+    use crate::world::World;
+
+    #[test]
+    fn what_sockets_count_is_told_by_interface_and_at_most_once_a_second() {
+        let text = "interface = \"eth0\"\ninternal = \"10.0.0.0/24\"\n";
+        let mut world = World::new(text).unwrap();
+        let counted = |rx_ring_full| SocketCounters {
+            rx_ring_full,
+            wake_errors: 2,
+            ..SocketCounters::default()
+        };
+        let set = |world: &mut World, counters| {
+            let device = world.worker(0).device().inner_mut();
+            device.set_socket_counters(0, counters);
+        };
+        let told = |world: &World| sockets(&world.snapshot(), &world.shared().links.load());
+        // The first round looks at once.
+        world.pass_ms(10, 10);
+        let nothing = told(&world);
+        assert_eq!(nothing["eth0"]["rx_ring_full"], 0);
+        set(&mut world, counted(7));
+        world.pass_ms(990, 10);
+        assert_eq!(told(&world), nothing, "not before a second is over");
+        world.pass_ms(10, 10);
+        assert_eq!(told(&world)["eth0"], json!(counted(7)));
+    }
+
+    #[test]
+    fn workers_add_up_and_every_number_has_its_place() {
+        let words = std::array::from_fn(|at| at as u64 + 1);
+        let counters = SocketCounters::from_words(words);
+        assert_eq!(counters.to_words(), words);
+        assert_eq!((counters.rx_dropped, counters.wake_errors), (1, 8));
+        let stats = [WorkerStats::new(1), WorkerStats::new(1)];
+        stats
+            .iter()
+            .for_each(|stats| stats.sockets[0].publish(counters));
+        let total = Snapshot::sum(stats.iter().map(|stats| stats.snapshot()));
+        assert_eq!(total.sockets[0].to_words(), words.map(|word| 2 * word));
+        assert_eq!(total.imbalance(), 0);
     }
 }

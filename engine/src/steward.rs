@@ -15,6 +15,7 @@ use crate::host::HostPorts;
 use crate::link::{Link, Links};
 use crate::netlink::NetworkView;
 use crate::plan::{HostFacts, Plan, Slots, policy_for, port_clashes};
+use crate::presence::Presence;
 use crate::steering::{SteeredAddress, SteeredInterface, Steering, SteeringError};
 
 /// The served interfaces as they are in this view. An interface that vanished keeps its last facts.
@@ -36,6 +37,7 @@ pub fn links_of(config: &Config, plan: &Plan, view: &NetworkView) -> Links {
             addresses: facts
                 .map(|facts| facts.addresses.clone())
                 .unwrap_or_default(),
+            present: facts.is_some(),
         }
     });
     Links {
@@ -54,6 +56,7 @@ pub struct Steward {
     clashes: Vec<Problem>,
     steering: Steering,
     shared: Arc<Shared>,
+    presence: Presence,
 }
 
 impl Steward {
@@ -72,6 +75,11 @@ impl Steward {
         steering.set_bypasses(&prefixes(&config.bypass))?;
         let slots = plan.slots.clone();
         let clashes = port_clashes(&config, &host, plan.shared_address);
+        let served = plan.interfaces.iter();
+        let presence = Presence::new(served.map(|planned| {
+            let facts = &planned.facts;
+            (facts.name.clone(), facts.ifindex, planned.role)
+        }));
         Ok(Steward {
             clashes,
             config,
@@ -80,6 +88,7 @@ impl Steward {
             slots,
             steering,
             shared,
+            presence,
         })
     }
 
@@ -121,7 +130,12 @@ impl Steward {
 
     /// Tells the packet path what this view says. Idempotent.
     pub fn follow(&mut self, view: &NetworkView) -> Result<(), SteeringError> {
-        let links = links_of(&self.config, &self.plan, view);
+        let events = self.presence.follow(view);
+        self.presence.tell(&events);
+        let mut links = links_of(&self.config, &self.plan, view);
+        for (number, link) in links.links.iter_mut().enumerate() {
+            link.present = self.presence.is_present(number);
+        }
         self.steering.set_interfaces(&self.steered(&links))?;
         self.steering.set_locals(&view.locals)?;
         if links != **self.shared.links.load() {
@@ -153,6 +167,13 @@ impl Steward {
         self.steering.set_externals(&both)?;
         self.shared.rulebook.publish(policy.clone());
         self.steering.set_externals(&steered_addresses(&policy))
+    }
+
+    /// Looks whether the kernel still serves the sockets: `wake_errors` are the wake-ups that have
+    /// failed so far, by interface number. Called about once a second.
+    pub fn look(&mut self, wake_errors: impl IntoIterator<Item = u64>) {
+        let events = self.presence.look(wake_errors);
+        self.presence.tell(&events);
     }
 
     fn steered(&self, links: &Links) -> Vec<SteeredInterface> {

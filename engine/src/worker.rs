@@ -27,6 +27,9 @@ const SWEEP_INTERVAL_MS: u64 = 10;
 /// its memory and port for at most this long.
 const SWEEP_CYCLE_MS: u64 = 10_000;
 
+/// Time between two looks at what the sockets count, which are system calls.
+const SOCKET_COUNTERS_INTERVAL_MS: u64 = 1000;
+
 /// Gives frames to the host's own kernel, as if the interface had received them.
 pub trait Host {
     /// Hands over a frame that came by `interface`; `false`: it could not be.
@@ -50,6 +53,7 @@ pub struct Worker<D, H, R> {
     /// A packet that is being cut into fragments.
     scratch: Vec<u8>,
     swept_at: Time,
+    published_at: Time,
     identification: u16,
 }
 
@@ -79,6 +83,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             queued: vec![0; interfaces],
             scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
+            published_at: Time::default(),
             identification: 0,
         }
     }
@@ -393,8 +398,20 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
 
     /// Step 10: hands the queues to the device; what does not fit waits for the next round.
     fn send(&mut self) {
+        let links = &self.gateway.links().links;
         for (interface, queue) in self.transmit.iter_mut().enumerate() {
-            if !queue.is_empty() {
+            if queue.is_empty() {
+                continue;
+            }
+            if links.get(interface).is_some_and(|link| !link.present) {
+                // They would wait in the ring for ever.
+                let waited = std::mem::take(&mut self.queued[interface]);
+                self.stats.released.add(waited as u64);
+                for frame in queue.drain(..) {
+                    self.stats.count_drop(DropReason::NoRoute);
+                    self.device.free(frame);
+                }
+            } else {
                 let sent = self.device.transmit(interface, queue);
                 self.stats.transmitted[interface].add(sent as u64);
                 // The oldest go first.
@@ -416,6 +433,20 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.gateway.sweep(now, elapsed_ms, SWEEP_CYCLE_MS);
         self.expire_fragments(now);
         self.announce();
+        if now.0.saturating_sub(self.published_at.0) >= SOCKET_COUNTERS_INTERVAL_MS {
+            self.published_at = now;
+            self.publish_socket_counters();
+        }
+    }
+
+    /// What the kernel dropped before us is seen only by asking the sockets. Numbers that cannot be
+    /// had stay what they were.
+    fn publish_socket_counters(&self) {
+        for (interface, words) in self.stats.sockets.iter().enumerate() {
+            if let Ok(counters) = self.device.socket_counters(interface) {
+                words.publish(counters);
+            }
+        }
     }
 
     /// Sends what waits in the announcement queue.

@@ -1,9 +1,11 @@
 //! Every drop reason: a way to make it count exactly once, and nothing else.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use engine::drop_reason::DropReason;
+use engine::link::Links;
 use engine::neighbour::HopState;
 use engine::route::{RouteFacts, RouteKind};
 use engine::wire::build::Envelope;
@@ -308,5 +310,22 @@ fn dead_neighbours_leave_room_for_a_living_one() {
     assert_eq!(sent[0][30..34], [198, 51, 100, 100]);
     let drops: Vec<_> = world.snapshot().drops().collect();
     assert_eq!(drops, [(DropReason::HoldFull, 1)]);
+    world.check_invariants().unwrap();
+}
+
+/// What waits for room in the ring of an interface would wait for ever once that is gone.
+#[test]
+fn frames_for_an_interface_that_is_gone_do_not_wait() {
+    let mut world = with("", |_| {});
+    world.set_transmit_room(0);
+    world = after(world, &[(LAN, udp(20_000))]);
+    assert!(world.worker(0).is_waiting());
+    let mut links = Links::clone(&world.shared().links.load());
+    links.links[WAN].present = false;
+    world.shared().links.store(Arc::new(links));
+    world.round();
+    assert!(!world.worker(0).is_waiting());
+    let drops: Vec<_> = world.snapshot().drops().collect();
+    assert_eq!(drops, [(DropReason::NoRoute, 1)]);
     world.check_invariants().unwrap();
 }

@@ -1,8 +1,9 @@
 //! A device whose wire is bad: frames are lost, doubled, damaged and overtaken, by a seeded source.
 
+use std::io;
 use std::os::fd::RawFd;
 
-use super::{Device, Frame};
+use super::{Device, Frame, SocketCounters};
 
 /// How often a received frame meets a fault, each from 0 (never) to 1000 (always).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,6 +187,10 @@ impl<D: Device> Device for FaultDevice<D> {
 
     fn wait_fds(&self) -> Vec<RawFd> {
         self.inner.wait_fds()
+    }
+
+    fn socket_counters(&self, interface: usize) -> io::Result<SocketCounters> {
+        self.inner.socket_counters(interface)
     }
 
     fn free_count(&self) -> usize {

@@ -1,9 +1,10 @@
 //! A device in ordinary memory: for tests and for the simulated world.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::RawFd;
 
-use super::{Device, FRAME_SIZE, Frame, HEADROOM};
+use super::{Device, FRAME_SIZE, Frame, HEADROOM, SocketCounters};
 
 /// The queues of one interface.
 #[derive(Debug, Default)]
@@ -12,6 +13,7 @@ struct Interface {
     transmitted: Vec<Vec<u8>>,
     /// Frames accepted since the last flush.
     pending: usize,
+    counters: SocketCounters,
 }
 
 /// Frames in a vector. What is transmitted can be taken out at once; its slots are free at once.
@@ -69,6 +71,11 @@ impl MemoryDevice {
     /// Does not keep what is transmitted, and then allocates nothing.
     pub fn set_forgetful(&mut self, forgetful: bool) {
         self.forgetful = forgetful;
+    }
+
+    /// Sets what the device says that the sockets of an interface count; at first all is 0.
+    pub fn set_socket_counters(&mut self, interface: usize, counters: SocketCounters) {
+        self.interfaces[interface].counters = counters;
     }
 
     /// How often the device was flushed.
@@ -157,6 +164,10 @@ impl Device for MemoryDevice {
 
     fn wait_fds(&self) -> Vec<RawFd> {
         Vec::new()
+    }
+
+    fn socket_counters(&self, interface: usize) -> io::Result<SocketCounters> {
+        Ok(self.interfaces[interface].counters)
     }
 
     fn free_count(&self) -> usize {

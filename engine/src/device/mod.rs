@@ -9,6 +9,10 @@ pub mod pcap;
 pub mod sys;
 pub mod xdp;
 
+use std::io;
+
+use serde::Serialize;
+
 /// Bytes of one frame slot.
 pub const FRAME_SIZE: usize = 4096;
 /// Free bytes before a received or allocated frame (`XDP_PACKET_HEADROOM`): room for a header to
@@ -56,6 +60,80 @@ impl Frame {
     }
 }
 
+/// What the sockets of one interface count: the kernel's numbers, and two of our own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SocketCounters {
+    /// Frames dropped before the receive ring, for any other reason than those below.
+    pub rx_dropped: u64,
+    /// Frames dropped because the receive ring was full.
+    pub rx_ring_full: u64,
+    /// Frames dropped because the fill ring was empty.
+    pub fill_ring_empty: u64,
+    /// Frames dropped because a fill entry was not valid.
+    pub rx_invalid: u64,
+    /// Transmit entries that were not valid; their slots are lost.
+    pub tx_invalid: u64,
+    /// How often the kernel found the transmit ring empty: no fault.
+    pub tx_ring_empty: u64,
+    /// Entries of the kernel's that named no slot of ours; 0 unless the kernel or the steering
+    /// program is at fault.
+    pub ring_invalid: u64,
+    /// Wake-ups that failed with an error that does not pass by itself, as when the interface was
+    /// removed.
+    pub wake_errors: u64,
+}
+
+impl SocketCounters {
+    /// How many numbers there are.
+    pub(crate) const LEN: usize = 8;
+
+    /// The numbers in the order of the fields.
+    pub(crate) fn to_words(self) -> [u64; SocketCounters::LEN] {
+        [
+            self.rx_dropped,
+            self.rx_ring_full,
+            self.fill_ring_empty,
+            self.rx_invalid,
+            self.tx_invalid,
+            self.tx_ring_empty,
+            self.ring_invalid,
+            self.wake_errors,
+        ]
+    }
+
+    /// The reverse of [`SocketCounters::to_words`].
+    pub(crate) fn from_words(words: [u64; SocketCounters::LEN]) -> SocketCounters {
+        let [
+            rx_dropped,
+            rx_ring_full,
+            fill_ring_empty,
+            rx_invalid,
+            tx_invalid,
+            tx_ring_empty,
+            ring_invalid,
+            wake_errors,
+        ] = words;
+        SocketCounters {
+            rx_dropped,
+            rx_ring_full,
+            fill_ring_empty,
+            rx_invalid,
+            tx_invalid,
+            tx_ring_empty,
+            ring_invalid,
+            wake_errors,
+        }
+    }
+}
+
+impl std::ops::AddAssign for SocketCounters {
+    fn add_assign(&mut self, other: SocketCounters) {
+        let (ours, theirs) = (self.to_words(), other.to_words());
+        let sum = std::array::from_fn(|at| ours[at].wrapping_add(theirs[at]));
+        *self = SocketCounters::from_words(sum);
+    }
+}
+
 /// One worker's rings over all interfaces, and the frame memory they share. Interfaces are numbered
 /// from 0 in the order of the configuration.
 pub trait Device {
@@ -93,6 +171,12 @@ pub trait Device {
 
     /// Files to wait on for received frames while the worker sleeps.
     fn wait_fds(&self) -> Vec<std::os::fd::RawFd>;
+
+    /// What the sockets of an interface count. May be a system call a queue: not for every round.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn socket_counters(&self, interface: usize) -> io::Result<SocketCounters>;
 
     /// Frames that are in the free list at the moment (for the accounting invariant).
     fn free_count(&self) -> usize;

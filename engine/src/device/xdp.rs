@@ -8,9 +8,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use super::sys::socket::{Bind, CopyMode, Queue, RX_RING, Socket, SocketError, SocketStatistics};
+use super::sys::socket::{Bind, CopyMode, Queue, RX_RING, Socket, SocketError};
 use super::sys::umem::Umem;
-use super::{Device, FRAME_SIZE, Frame};
+use super::{Device, FRAME_SIZE, Frame, SocketCounters};
 
 /// Slots that the kernel holds for receiving, a queue: as many as the receive ring takes.
 const FILL_TARGET: u32 = RX_RING;
@@ -97,6 +97,10 @@ struct Port {
     receiving: u32,
     /// Slots with the kernel for sending.
     sending: u32,
+    /// Ring entries that named no slot of ours.
+    invalid: u64,
+    /// Wake-ups that failed for good.
+    wake_errors: u64,
 }
 
 /// The queues of one interface.
@@ -136,10 +140,6 @@ pub struct XdpDevice {
     /// Frame tokens that exist.
     worker_count: u32,
     fill_target: u32,
-    /// Ring entries that named no slot of ours.
-    invalid: u64,
-    /// Wake-ups that failed for good.
-    wake_errors: u64,
 }
 
 impl XdpDevice {
@@ -169,8 +169,6 @@ impl XdpDevice {
             umem,
             worker_count: 0,
             fill_target,
-            invalid: 0,
-            wake_errors: 0,
         };
         for interface in &config.interfaces {
             device.interfaces.push(Interface {
@@ -205,6 +203,8 @@ impl XdpDevice {
             queue,
             receiving: 0,
             sending: 0,
+            invalid: 0,
+            wake_errors: 0,
         };
         refill(&mut port, &mut self.umem, self.fill_target);
         let bind = match owner {
@@ -244,21 +244,6 @@ impl XdpDevice {
         }
     }
 
-    /// What the kernel counted for an interface, summed over this worker's queues.
-    pub fn statistics(&self, interface: usize) -> io::Result<SocketStatistics> {
-        let mut sum = SocketStatistics::default();
-        for port in &self.interfaces[interface].ports {
-            let one = port.socket.statistics()?;
-            sum.rx_dropped += one.rx_dropped;
-            sum.rx_invalid += one.rx_invalid;
-            sum.tx_invalid += one.tx_invalid;
-            sum.rx_ring_full += one.rx_ring_full;
-            sum.fill_ring_empty += one.fill_ring_empty;
-            sum.tx_ring_empty += one.tx_ring_empty;
-        }
-        Ok(sum)
-    }
-
     /// Where all slots are (for the accounting invariant).
     pub fn places(&self) -> Places {
         let ports = || {
@@ -273,17 +258,6 @@ impl XdpDevice {
             sending: ports().map(|port| port.sending).sum(),
             total: self.umem.slots(),
         }
-    }
-
-    /// Ring entries that named no slot of ours; 0 unless the kernel or the program is at fault.
-    pub fn invalid(&self) -> u64 {
-        self.invalid
-    }
-
-    /// Wake-ups that failed with an error that does not pass by itself, as when an interface was
-    /// removed.
-    pub fn wake_errors(&self) -> u64 {
-        self.wake_errors
     }
 
     /// Frames that wait in the receive rings at the moment: not 0 means: do not sleep.
@@ -362,14 +336,14 @@ fn refill(port: &mut Port, umem: &mut Umem, target: u32) -> bool {
 
 impl Port {
     /// Frees the slots of frames that were sent.
-    fn reap(&mut self, umem: &mut Umem, invalid: &mut u64) {
+    fn reap(&mut self, umem: &mut Umem) {
         let mut reaped = false;
         while let Some(addr) = self.socket.completion.pop() {
             reaped = true;
             if umem.completed(addr) {
                 self.sending -= 1;
             } else {
-                *invalid += 1;
+                self.invalid += 1;
             }
         }
         if reaped {
@@ -378,13 +352,7 @@ impl Port {
     }
 
     /// Takes up to `max` received frames.
-    fn receive(
-        &mut self,
-        umem: &mut Umem,
-        frames: &mut Vec<Frame>,
-        max: usize,
-        invalid: &mut u64,
-    ) -> usize {
+    fn receive(&mut self, umem: &mut Umem, frames: &mut Vec<Frame>, max: usize) -> usize {
         let (mut taken, mut popped) = (0, false);
         while taken < max {
             let Some(descriptor) = self.socket.rx.pop() else {
@@ -397,13 +365,18 @@ impl Port {
                     frames.push(frame);
                     taken += 1;
                 }
-                None => *invalid += 1,
+                None => self.invalid += 1,
             }
         }
         if popped {
             self.socket.rx.release();
         }
         taken
+    }
+
+    /// Counts a wake-up that failed.
+    fn woken(&mut self, result: io::Result<()>) {
+        self.wake_errors += u64::from(result.is_err());
     }
 }
 
@@ -415,7 +388,7 @@ impl Device for XdpDevice {
         for step in 0..count {
             let at = (interface.turn + step) % count;
             let port = &mut interface.ports[at];
-            taken += port.receive(&mut self.umem, frames, max - taken, &mut self.invalid);
+            taken += port.receive(&mut self.umem, frames, max - taken);
         }
         interface.turn = (interface.turn + 1) % count;
         self.worker_count += taken as u32;
@@ -447,19 +420,16 @@ impl Device for XdpDevice {
         let XdpDevice {
             interfaces,
             umem,
-            invalid,
-            wake_errors,
             fill_target,
             ..
         } = self;
-        let mut wake = |result: io::Result<()>| *wake_errors += u64::from(result.is_err());
         for port in interfaces
             .iter_mut()
             .flat_map(|interface| &mut interface.ports)
         {
             if port.sending > 0 {
-                wake(port.socket.wake_tx());
-                port.reap(umem, invalid);
+                port.woken(port.socket.wake_tx());
+                port.reap(umem);
             }
         }
         // Only now: what was sent on one interface may refill another.
@@ -468,7 +438,7 @@ impl Device for XdpDevice {
             .flat_map(|interface| &mut interface.ports)
         {
             refill(port, umem, *fill_target);
-            wake(port.socket.wake_fill());
+            port.woken(port.socket.wake_fill());
         }
     }
 
@@ -502,6 +472,19 @@ impl Device for XdpDevice {
             .iter()
             .flat_map(|interface| &interface.ports);
         ports.map(|port| port.socket.as_raw_fd()).collect()
+    }
+
+    /// Summed over this worker's queues.
+    fn socket_counters(&self, interface: usize) -> io::Result<SocketCounters> {
+        let mut sum = SocketCounters::default();
+        for port in &self.interfaces[interface].ports {
+            sum += SocketCounters {
+                ring_invalid: port.invalid,
+                wake_errors: port.wake_errors,
+                ..port.socket.statistics()?
+            };
+        }
+        Ok(sum)
     }
 
     fn free_count(&self) -> usize {

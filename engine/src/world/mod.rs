@@ -509,6 +509,7 @@ fn links_of(config: &Config, arms: &[Arm]) -> Links {
         mac: mac_of_interface(number),
         mtu: arm.mtu,
         addresses: arm.addresses.clone(),
+        present: true,
     });
     Links {
         links: links.collect(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::mapping::Mapping;
 use super::ring::{Consumer, Descriptor, Entry, Offsets, Producer};
 use super::umem::Umem;
-use crate::device::FRAME_SIZE;
+use crate::device::{FRAME_SIZE, SocketCounters};
 
 /// Entries of a fill and of a completion ring.
 pub const FILL_RING: u32 = 4096;
@@ -97,23 +97,6 @@ impl SocketError {
             source,
         }
     }
-}
-
-/// What the kernel counted for a socket (`struct xdp_statistics`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SocketStatistics {
-    /// Frames dropped before the receive ring, for any other reason than those below.
-    pub rx_dropped: u64,
-    /// Frames dropped because a fill entry was not valid.
-    pub rx_invalid: u64,
-    /// Transmit entries that were not valid; their slots are lost.
-    pub tx_invalid: u64,
-    /// Frames dropped because the receive ring was full.
-    pub rx_ring_full: u64,
-    /// Frames dropped because the fill ring was empty.
-    pub fill_ring_empty: u64,
-    /// How often the transmit ring was found empty.
-    pub tx_ring_empty: u64,
 }
 
 /// One AF_XDP socket with its rings.
@@ -242,16 +225,18 @@ impl Socket {
         Ok(options.flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
     }
 
-    /// What the kernel counted. Fields that an old kernel lacks are 0.
-    pub fn statistics(&self) -> io::Result<SocketStatistics> {
+    /// What the kernel counted. Fields that an old kernel lacks are 0, and so are those that the
+    /// device counts itself.
+    pub fn statistics(&self) -> io::Result<SocketCounters> {
         let raw: libc::xdp_statistics = get_option(self.fd.as_fd(), libc::XDP_STATISTICS)?;
-        Ok(SocketStatistics {
+        Ok(SocketCounters {
             rx_dropped: raw.rx_dropped,
             rx_invalid: raw.rx_invalid_descs,
             tx_invalid: raw.tx_invalid_descs,
             rx_ring_full: raw.rx_ring_full,
             fill_ring_empty: raw.rx_fill_ring_empty_descs,
             tx_ring_empty: raw.tx_ring_empty_descs,
+            ..SocketCounters::default()
         })
     }
 
