@@ -16,6 +16,9 @@ pub use report::Report;
 pub struct CheckArgs {
     /// The configuration file
     pub file: PathBuf,
+    /// Print the requirements of the RFCs that the configuration does not meet, too
+    #[arg(long)]
+    pub rfc: bool,
     /// Print one JSON object a line, for machines
     #[arg(long)]
     pub json: bool,
@@ -37,6 +40,7 @@ pub fn run(args: &CheckArgs, facts: impl FnOnce(&Config) -> Result<HostFacts, St
         }
     };
     let report = match check(&name, &text, facts) {
+        Ok(report) if args.rfc => report.with_deviations(),
         Ok(report) => report,
         Err(message) => {
             eprintln!("egret check: {message}");

@@ -216,7 +216,14 @@ fn exit_statuses() {
         if let Some(text) = text {
             std::fs::write(&file, text).unwrap();
         }
-        run(&CheckArgs { file, json: true }, |_| facts)
+        run(
+            &CheckArgs {
+                file,
+                rfc: false,
+                json: true,
+            },
+            |_| facts,
+        )
     };
     assert_eq!(
         status("valid.toml", Some(MINIMAL), Ok(host())),
@@ -233,4 +240,57 @@ fn exit_statuses() {
         ExitCode::from(2)
     );
     std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// The requirements that a configuration breaks, each with the key that does it.
+fn deviations(config: &str) -> Vec<(&'static str, String)> {
+    let config = Config::parse("egret.toml", config).unwrap_or_else(|error| panic!("{error}"));
+    let deviations = config.deviations().into_iter();
+    deviations
+        .map(|deviation| (deviation.requirement, deviation.setting))
+        .collect()
+}
+
+#[test]
+fn rfc_deviations_name_their_keys() {
+    let strict = "internal = \"10.77.0.0/24\"\ninterface = \"eth0\"\n\
+        [pool]\naddresses = \"203.0.113.9\"\n[nat]\nmapping = \"eim\"\nfiltering = \"eif\"\n";
+    assert_eq!(deviations(strict), []);
+    let profiles: [(&str, &[&str]); 2] = [
+        ("conntrack", &["5508-2", "7857-2.1", "6888-8"]),
+        ("cloud", &["4787-5", "5382-5", "5508-2", "7857-2.1"]),
+    ];
+    for (profile, broken) in profiles {
+        let found = deviations(&format!("{strict}[timers]\nprofile = \"{profile}\"\n"));
+        let named: Vec<&str> = found.iter().map(|(requirement, _)| *requirement).collect();
+        for requirement in broken {
+            assert!(named.contains(requirement), "{profile}: {named:?}");
+        }
+    }
+    let found = deviations(&format!("{strict}[timers]\ntcp_idle_timeout_s = 3600\n"));
+    let wanted = ("5382-5", "timers.tcp_idle_timeout_s = 3600".to_owned());
+    assert_eq!(found, [wanted]);
+    let found = deviations(&format!("{strict}[icmp]\nerrors_per_second = 0\n"));
+    assert!(found.contains(&("5508-10a", "icmp.errors_per_second = 0".to_owned())));
+    let minimal = deviations(MINIMAL);
+    for requirement in ["4787-1", "4787-3", "5382-1", "5382-4", "5382-7", "4787-8"] {
+        let named = |(one, _): &(&str, String)| *one == requirement;
+        assert!(minimal.iter().any(named), "{requirement}: {minimal:?}");
+    }
+}
+
+#[test]
+fn the_report_tells_deviations_when_asked() {
+    let report = || check("egret.toml", MINIMAL, |_| Ok(host())).unwrap();
+    assert!(!report().text().contains("5382-4"));
+    let asked = report().with_deviations();
+    let text = asked.text();
+    let line = text
+        .lines()
+        .find(|line| line.contains("RFC 5382-4"))
+        .unwrap();
+    assert!(line.contains("MUST") && line.contains("pool.addresses = \"interface\""));
+    let json = asked.json();
+    assert!(json.contains("\"name\":\"check/rfc/5382-4\""));
+    assert!(asked.is_valid(), "a deviation is no error");
 }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Table, presets};
 use conntrack::{AddressKind, MappingBehaviour, Protocol};
-use engine::config::{Config, ConfigError, Level, Problem, Source};
+use engine::config::{Config, ConfigError, Deviation, Level, Problem, Source};
 use engine::plan::{Plan, sustainable_rate};
 use serde_json::{Value, json};
 
@@ -14,6 +14,8 @@ pub struct Report {
     config: Option<Config>,
     plan: Option<Plan>,
     problems: Vec<Problem>,
+    /// Deviations from the RFCs, where they were asked for.
+    deviations: Option<Vec<Deviation>>,
 }
 
 impl Report {
@@ -24,6 +26,7 @@ impl Report {
             config: None,
             plan: None,
             problems: error.problems,
+            deviations: None,
         }
     }
 
@@ -34,7 +37,14 @@ impl Report {
             config: Some(config),
             plan,
             problems,
+            deviations: None,
         }
+    }
+
+    /// With the requirements of the RFCs that the configuration does not meet.
+    pub fn with_deviations(mut self) -> Report {
+        self.deviations = self.config.as_ref().map(Config::deviations);
+        self
     }
 
     /// Can the gateway run so?
@@ -67,6 +77,9 @@ impl Report {
             out.push_str(&rates_text(config, plan));
             out.push_str(&size_text(plan));
         }
+        if let Some(deviations) = &self.deviations {
+            out.push_str(&deviations_text(deviations));
+        }
         for problem in &self.problems {
             let _ = writeln!(out, "{}", problem.render(&self.source));
         }
@@ -98,6 +111,10 @@ impl Report {
         }
         if let (Some(config), Some(plan)) = (&self.config, &self.plan) {
             plan_json(config, plan, &mut lines);
+        }
+        if let Some(deviations) = &self.deviations {
+            lines.extend(deviations.iter().map(deviation_json));
+            lines.push(json!({"name": "check/rfc/deviations", "value": deviations.len()}));
         }
         for (number, problem) in self.problems.iter().enumerate() {
             let same =
@@ -247,6 +264,35 @@ fn size_text(plan: &Plan) -> String {
         bytes_per_session(plan),
         plan.workers,
     )
+}
+
+fn deviations_text(deviations: &[Deviation]) -> String {
+    if deviations.is_empty() {
+        return "RFC 4787, 5382, 5508, 6888, 7857: the configuration keeps to all that \
+                COMPLIANCE.md says is met\n\n"
+            .to_owned();
+    }
+    let mut table = plain_table();
+    table.set_header(["requirement", "", "because of", "so"]);
+    for deviation in deviations {
+        table.add_row([
+            format!("RFC {}", deviation.requirement),
+            deviation.demand.to_string(),
+            deviation.setting.clone(),
+            deviation.effect.to_owned(),
+        ]);
+    }
+    format!("Requirements that the configuration does not meet\n{table}\n\n")
+}
+
+fn deviation_json(deviation: &Deviation) -> Value {
+    json!({
+        "name": format!("check/rfc/{}", deviation.requirement),
+        "value": false,
+        "demand": deviation.demand.to_string(),
+        "setting": deviation.setting,
+        "effect": deviation.effect,
+    })
 }
 
 fn plan_json(config: &Config, plan: &Plan, lines: &mut Vec<Value>) {

@@ -8,6 +8,7 @@ pub mod keys;
 mod problem;
 mod read;
 mod reader;
+mod rfc;
 mod settings;
 mod timers;
 mod values;
@@ -22,6 +23,7 @@ use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
 pub use problem::{At, ConfigError, Level, Place, Problem, Source, Span};
+pub use rfc::{Demand, Deviation};
 pub use settings::Setting;
 pub use timers::TimerProfile;
 pub use values::{ForwardExternal, PoolEntry, PortRange};

@@ -7,6 +7,7 @@ use conntrack::Timers;
 use super::problem::{At, Problem};
 use super::read::table;
 use super::reader::Reader;
+use super::rfc::Demand;
 
 /// Where timers that the file does not set come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,6 +57,8 @@ pub(super) struct Timer {
     pub(super) rfc_min_s: u32,
     /// Where they say so.
     pub(super) clause: &'static str,
+    /// The same as in COMPLIANCE.md, and how it is asked for.
+    pub(super) requirement: (&'static str, Demand),
     /// What a shorter one breaks.
     pub(super) breaks: &'static str,
 }
@@ -66,6 +69,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.udp_timeout_ms,
         rfc_min_s: 120,
         clause: "RFC 4787 REQ-5",
+        requirement: ("4787-5", Demand::Must),
         breaks: "UDP applications that send keep-alives less often lose their session",
     },
     Timer {
@@ -73,6 +77,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.tcp_trans_open_timeout_ms,
         rfc_min_s: 240,
         clause: "RFC 5382 REQ-5 (RFC 7857 section 2.1 lets an operator choose less)",
+        requirement: ("7857-2.1", Demand::Should),
         breaks: "slow connection attempts are forgotten",
     },
     Timer {
@@ -80,6 +85,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.tcp_idle_timeout_ms,
         rfc_min_s: 7440,
         clause: "RFC 5382 REQ-5",
+        requirement: ("5382-5", Demand::Must),
         breaks: "connections with the usual TCP keep-alive of 2 hours break while idle",
     },
     Timer {
@@ -87,6 +93,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.tcp_trans_close_timeout_ms,
         rfc_min_s: 240,
         clause: "RFC 5382 REQ-5 (RFC 7857 section 2.1 lets an operator choose less)",
+        requirement: ("7857-2.1", Demand::Should),
         breaks: "late segments of closed connections are refused",
     },
     Timer {
@@ -94,6 +101,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.icmp_timeout_ms,
         rfc_min_s: 60,
         clause: "RFC 5508 REQ-2",
+        requirement: ("5508-2", Demand::Must),
         breaks: "late echo replies are lost",
     },
     Timer {
@@ -101,6 +109,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.fragment_timeout_ms,
         rfc_min_s: 2,
         clause: "RFC 6146 section 4 (FRAGMENT_MIN)",
+        requirement: ("4787-14", Demand::Must),
         breaks: "datagrams whose fragments come out of order are lost",
     },
     Timer {
@@ -108,6 +117,7 @@ pub(super) const TIMERS: &[Timer] = &[
         field: |timers| &mut timers.hold_down_ms,
         rfc_min_s: 120,
         clause: "RFC 6888 REQ-8",
+        requirement: ("6888-8", Demand::Should),
         breaks: "with filtering = \"eif\" a new client may get the packets of the last one",
     },
 ];

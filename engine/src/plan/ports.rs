@@ -2,10 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{
-    AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy, PortSet,
-    Protocol,
-};
+use conntrack::{AddressKind, ExternalAddress, Forward, Policy, PortSet, Protocol};
 
 use super::facts::HostFacts;
 use super::slots::Slots;
@@ -340,10 +337,7 @@ pub fn sustainable_rate(config: &Config, protocol: Protocol, ports: u32) -> Rate
         Protocol::Tcp => timers.tcp_trans_close_timeout_ms,
         Protocol::Icmp => timers.icmp_timeout_ms,
     };
-    // RFC 6888 REQ-8 excepts TCP, whose end is seen, and filtering other than `eif`.
-    let holds = config.nat.filtering.value == FilteringBehaviour::EndpointIndependent
-        && config.nat.mapping.value == MappingBehaviour::EndpointIndependent
-        && protocol != Protocol::Tcp;
+    let holds = config.holds_down(protocol);
     let hold_down_ms = if holds { timers.hold_down_ms } else { 0 };
     let (ports, held) = (f64::from(ports), f64::from(held_ms) / 1000.0);
     let with_hold_down = ports / (held + f64::from(hold_down_ms) / 1000.0);

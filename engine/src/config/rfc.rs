@@ -1,0 +1,171 @@
+//! Which requirements of the RFCs a configuration does not meet, and by which key. What Egret itself
+//! does not meet, whatever is configured, is in COMPLIANCE.md.
+
+use conntrack::{FilteringBehaviour, MappingBehaviour, Protocol};
+
+use super::read::{FILTERINGS, MAPPINGS, word};
+use super::timers::TIMERS;
+use super::{Config, OnRefusal};
+
+/// How an RFC asks for something (RFC 2119).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Demand {
+    /// MUST and MUST NOT.
+    Must,
+    /// SHOULD, SHOULD NOT and RECOMMENDED.
+    Should,
+}
+
+impl std::fmt::Display for Demand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Demand::Must => "MUST",
+            Demand::Should => "SHOULD",
+        })
+    }
+}
+
+/// A requirement that a configuration does not meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deviation {
+    /// RFC and number, as in COMPLIANCE.md: `4787-5`.
+    pub requirement: &'static str,
+    /// How the RFC asks for it.
+    pub demand: Demand,
+    /// The key that decides, and its value: `timers.udp_timeout_s = 30`.
+    pub setting: String,
+    /// What follows.
+    pub effect: &'static str,
+}
+
+impl Config {
+    /// The requirements of RFC 4787, 5382, 5508, 6888 and 7857 that this configuration does not
+    /// meet: MUST before SHOULD, then by number.
+    pub fn deviations(&self) -> Vec<Deviation> {
+        let mut found = Vec::new();
+        behaviours(self, &mut found);
+        timers(self, &mut found);
+        icmp(self, &mut found);
+        pool(self, &mut found);
+        found.sort_by_key(|deviation| (deviation.demand, deviation.requirement));
+        found
+    }
+}
+
+fn behaviours(config: &Config, found: &mut Vec<Deviation>) {
+    let (mapping, filtering) = (config.nat.mapping.value, config.nat.filtering.value);
+    let mut mapped = |requirement, demand, effect| {
+        found.push(Deviation {
+            requirement,
+            demand,
+            setting: format!("nat.mapping = \"{}\"", word(MAPPINGS, mapping)),
+            effect,
+        });
+    };
+    if mapping == MappingBehaviour::EndpointDependent {
+        let differs =
+            "a client has another external endpoint for each destination: no hole punching";
+        let shares = "clients share an external port towards different destinations";
+        mapped("4787-1", Demand::Must, differs);
+        mapped("4787-3", Demand::Must, shares);
+        mapped("5382-1", Demand::Must, differs);
+        mapped("5382-7", Demand::Must, shares);
+        let differs = "the external identifier of a ping differs by destination";
+        mapped("5508-1a", Demand::Should, differs);
+    }
+    if filtering == FilteringBehaviour::EndpointDependent {
+        let effect = "only the very endpoint that a client sent to may answer";
+        for requirement in ["4787-8", "5382-3", "6888-7"] {
+            found.push(Deviation {
+                requirement,
+                demand: Demand::Should,
+                setting: format!("nat.filtering = \"{}\"", word(FILTERINGS, filtering)),
+                effect,
+            });
+        }
+    }
+}
+
+fn timers(config: &Config, found: &mut Vec<Deviation>) {
+    let mut timers = config.timers;
+    for timer in TIMERS {
+        let timeout_ms = *(timer.field)(&mut timers);
+        let (requirement, demand) = timer.requirement;
+        if timeout_ms >= timer.rfc_min_s * 1000 {
+            continue;
+        }
+        // RFC 6888 REQ-8 excepts all other filtering.
+        if requirement == "6888-8" && !config.holds_down(Protocol::Udp) {
+            continue;
+        }
+        found.push(Deviation {
+            requirement,
+            demand,
+            setting: format!("timers.{} = {}", timer.key, timeout_ms / 1000),
+            effect: timer.breaks,
+        });
+    }
+}
+
+fn icmp(config: &Config, found: &mut Vec<Deviation>) {
+    let mut add = |requirement, demand, setting: String, effect| {
+        found.push(Deviation {
+            requirement,
+            demand,
+            setting,
+            effect,
+        });
+    };
+    if config.icmp.errors_per_second == 0 {
+        let setting = || "icmp.errors_per_second = 0".to_owned();
+        let lost = "path MTU discovery through the gateway fails silently";
+        add("4787-13", Demand::Must, setting(), lost);
+        let hidden = "no time exceeded: the gateway is missing from a traceroute";
+        add("5508-10a", Demand::Must, setting(), hidden);
+        let silent = "a refused client learns it by its own timeout";
+        add("6888-11b", Demand::Should, setting(), silent);
+    }
+    let silent = match config.icmp.on_refusal {
+        OnRefusal::HostUnreachable => return,
+        OnRefusal::AdminProhibited => "a refused client takes the error for a final one",
+        OnRefusal::Silent => "a refused client learns it by its own timeout",
+    };
+    let setting = format!(
+        "icmp.on_refusal = \"{}\"",
+        word(super::read::REFUSALS, config.icmp.on_refusal)
+    );
+    add("6888-11b", Demand::Should, setting.clone(), silent);
+    if config.icmp.on_refusal == OnRefusal::Silent {
+        add("5508-8", Demand::Should, setting, silent);
+    }
+}
+
+fn pool(config: &Config, found: &mut Vec<Deviation>) {
+    if !config.pool.has_interface() {
+        return;
+    }
+    let setting = || "pool.addresses = \"interface\"".to_owned();
+    found.push(Deviation {
+        requirement: "5382-4",
+        demand: Demand::Must,
+        setting: setting(),
+        effect: "the host's kernel answers an unsolicited SYN at once: its ports and Egret's are \
+                 told apart by the session only",
+    });
+    found.push(Deviation {
+        requirement: "4787-3a",
+        demand: Demand::Should,
+        setting: setting(),
+        effect: "ports below 1024 are the host's: a client's low port becomes a high one",
+    });
+}
+
+impl Config {
+    /// Is a released port of this protocol held down (RFC 6888 REQ-8)? TCP has a state machine, and
+    /// other filtering than `eif` is excepted.
+    pub fn holds_down(&self, protocol: Protocol) -> bool {
+        protocol != Protocol::Tcp
+            && self.nat.mapping.value == MappingBehaviour::EndpointIndependent
+            && self.nat.filtering.value == FilteringBehaviour::EndpointIndependent
+    }
+}
