@@ -92,6 +92,9 @@ fn text(status: &Value) -> String {
         let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
         let _ = writeln!(out, "  not by {mode}: {reason}");
     }
+    if let Some(why) = status["self_test"].as_str().filter(|&why| why != "passed") {
+        let _ = writeln!(out, "  no test frame was sent: {why}");
+    }
     for interface in status["interfaces"].as_array().into_iter().flatten() {
         let addresses: Vec<String> = interface["addresses"]
             .as_array()

@@ -209,6 +209,7 @@ fn after_sigkill_internal_traffic_stops_until_detach_puts_everything_back() {
         .engine
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(stand.status()["self_test"], "passed");
     some_traffic(&stand.lab);
     let name = stand.lab.name().to_owned();
     let refused = egret(&stand.lab, &["detach", "--instance", &name]);

@@ -6,10 +6,11 @@ use std::fmt;
 use tracing::{info, warn};
 
 use crate::config::{Config, DeviceMode};
-use crate::device::sys::link::XdpMode;
+use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::socket::CopyMode;
 use crate::device::xdp::{XdpConfig, XdpDevice, XdpError, XdpInterface};
-use crate::plan::Plan;
+use crate::plan::{NicFacts, Plan};
+use crate::self_test::{self, Outcome};
 use crate::steering::{Steering, SteeringError};
 
 /// Frame slots of one worker at most: 256 MiB.
@@ -46,6 +47,8 @@ pub struct Rung {
     pub way: Way,
     /// The ways that did not work, each with the reason.
     pub refused: Vec<(Way, String)>,
+    /// Why no test frame proved that frames reach the sockets of every interface; `None`: proven.
+    pub untested: Option<String>,
 }
 
 /// Why a way does not work here.
@@ -57,6 +60,14 @@ pub enum LadderError {
     /// The program could not be attached.
     #[error(transparent)]
     Steering(#[from] SteeringError),
+    /// A frame for the engine does not reach it.
+    #[error("a test frame for {interface} did not reach its socket: {why}")]
+    SelfTest {
+        /// Name of the interface.
+        interface: String,
+        /// What is known about the cause.
+        why: String,
+    },
     /// No way worked.
     #[error("no way to exchange frames works: {}", .0.join("; "))]
     Bottom(Vec<String>),
@@ -95,10 +106,20 @@ pub fn descend(
     }
     let mut refused = Vec::new();
     for &way in ways(config.mode.value) {
-        match try_way(way, plan, steering) {
-            Ok(devices) => {
-                info!(mode = %way, "frames are exchanged");
-                return Ok((devices, Rung { way, refused }));
+        match try_way(way, config, plan, steering) {
+            Ok((devices, untested)) => {
+                match &untested {
+                    None => info!(mode = %way, "frames are exchanged; test frames arrived"),
+                    Some(why) => {
+                        info!(mode = %way, why, "frames are exchanged; no test was possible");
+                    }
+                }
+                let rung = Rung {
+                    way,
+                    refused,
+                    untested,
+                };
+                return Ok((devices, rung));
             }
             Err(error @ LadderError::Steering(SteeringError::Occupied { .. })) => {
                 return Err(error);
@@ -115,26 +136,80 @@ pub fn descend(
     Err(LadderError::Bottom(told.collect()))
 }
 
-fn try_way(way: Way, plan: &Plan, steering: &mut Steering) -> Result<Vec<XdpDevice>, LadderError> {
+/// Goes one way: the devices, and why they could not be tested, if so.
+fn try_way(
+    way: Way,
+    config: &Config,
+    plan: &Plan,
+    steering: &mut Steering,
+) -> Result<(Vec<XdpDevice>, Option<String>), LadderError> {
+    let mut devices = open(way, plan)?;
+    for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
+        steering.set_socket(interface, queue, socket)?;
+    }
+    let untested = test(way, config, plan, steering, &mut devices)?;
+    attach(way, plan, steering)?;
+    Ok((devices, untested))
+}
+
+/// Every worker's device.
+fn open(way: Way, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
     let interfaces = plan.interfaces.iter().map(|planned| XdpInterface {
         name: planned.facts.name.clone(),
         ifindex: planned.facts.ifindex,
         queues: u32::from(planned.facts.rx_queues.max(1)),
     });
     let interfaces: Vec<XdpInterface> = interfaces.collect();
-    let mut devices = Vec::new();
-    for worker in 0..plan.workers {
-        devices.push(XdpDevice::open(&XdpConfig {
+    let device = |worker| {
+        XdpDevice::open(&XdpConfig {
             interfaces: interfaces.clone(),
             worker,
             workers: plan.workers,
             mode: way.copy,
             slots_max: SLOTS_MAX,
-        })?);
+        })
+    };
+    (0..plan.workers).map(device).collect()
+}
+
+/// Sends a test frame to every interface: why it could not be done, if so. Before the program is
+/// attached, since a driver at work would be in its way ([`self_test`]).
+fn test(
+    way: Way,
+    config: &Config,
+    plan: &Plan,
+    steering: &Steering,
+    devices: &mut [XdpDevice],
+) -> Result<Option<String>, LadderError> {
+    if way.copy == CopyMode::ZeroCopy {
+        let why = "a zero-copy driver would be at work on the same rings";
+        return Ok(Some(why.to_owned()));
     }
-    for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
-        steering.set_socket(interface, queue, socket)?;
+    for planned in &plan.interfaces {
+        let NicFacts { name, ifindex, .. } = &planned.facts;
+        if !matches!(link::attached_xdp(*ifindex), Ok(None)) {
+            let why = format!("the program of the engine before this one is at work on {name}");
+            return Ok(Some(why));
+        }
     }
+    // Worker 0 serves queue 0.
+    let Some(device) = devices.first_mut() else {
+        return Ok(None);
+    };
+    let mut untested = None;
+    for planned in &plan.interfaces {
+        let interface = planned.facts.name.clone();
+        match self_test::run(config, &plan.policy, planned, steering, device) {
+            Outcome::Passed => {}
+            Outcome::Impossible(why) => untested = Some(format!("{interface}: {why}")),
+            Outcome::Failed(why) => return Err(LadderError::SelfTest { interface, why }),
+        }
+    }
+    Ok(untested)
+}
+
+/// Attaches the program to all interfaces, or to none.
+fn attach(way: Way, plan: &Plan, steering: &mut Steering) -> Result<(), LadderError> {
     for planned in &plan.interfaces {
         if let Err(error) = steering.attach(&planned.facts.name, way.xdp) {
             for planned in &plan.interfaces {
@@ -146,5 +221,5 @@ fn try_way(way: Way, plan: &Plan, steering: &mut Steering) -> Result<Vec<XdpDevi
             return Err(error.into());
         }
     }
-    Ok(devices)
+    Ok(())
 }

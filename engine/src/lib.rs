@@ -30,6 +30,7 @@ pub mod random;
 pub mod rewrite;
 pub mod route;
 pub mod rulebook;
+pub mod self_test;
 pub mod stats;
 pub mod status;
 pub mod steering;

@@ -99,6 +99,7 @@ impl Answer for Status<'_> {
             "modes_refused": refused
                 .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
                 .collect::<Vec<_>>(),
+            "self_test": self.rung.untested.as_deref().unwrap_or("passed"),
             "interfaces": self.interfaces(),
             "pool": pool.addresses.iter()
                 .map(|own| json!({ "address": own.addr.to_string(), "kind": format!("{:?}", own.kind).to_lowercase() }))

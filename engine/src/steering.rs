@@ -8,6 +8,7 @@
 //! Order of a start: [`Steering::open`], bind the sockets, fill the sets, rebuild
 //! [`Steering::owned`], [`Steering::attach`]. Order of a stop: [`Steering::detach`], drain, close.
 
+mod frames;
 mod maps;
 mod pins;
 
@@ -20,9 +21,7 @@ use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::xdp::XdpMode as AyaMode;
-use aya::programs::{
-    LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions, Xdp,
-};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use aya::util::KernelVersion;
 use conntrack::AddressKind;
 use ipnet::Ipv4Net;
@@ -463,39 +462,6 @@ impl Steering {
     /// Forgets all TAPs, as those of a former engine.
     pub(crate) fn clear_taps(&mut self) -> Result<(), SteeringError> {
         maps::clear_taps(&mut self.ebpf)
-    }
-
-    /// What the program does with a frame that arrives on a queue of an interface of the calling
-    /// thread's network namespace. The counters count it, nothing is sent. The frame has at least 14
-    /// bytes.
-    pub fn judge(
-        &self,
-        ifindex: u32,
-        queue: u32,
-        frame: &[u8],
-    ) -> Result<Judgement, SteeringError> {
-        let program = self.ebpf.program("egret_steer");
-        let program: &Xdp = program
-            .ok_or_else(|| SteeringError::Judge("the program is missing".to_owned()))?
-            .try_into()
-            .map_err(|error: ProgramError| SteeringError::Judge(reason(&error)))?;
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-        let context = [0, frame.len() as u32, 0, ifindex, queue, 0];
-        let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
-        };
-        let result = program
-            .test_run(options)
-            .map_err(|e| SteeringError::Judge(reason(&e)))?;
-        match result.return_value {
-            1 => Ok(Judgement::Drop),
-            2 => Ok(Judgement::Pass),
-            4 => Ok(Judgement::Engine),
-            other => Err(SteeringError::Judge(format!("action {other}"))),
-        }
     }
 }
 

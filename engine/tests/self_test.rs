@@ -1,0 +1,239 @@
+//! The self-test frame: it arrives where all is well, and a way whose frame does not arrive is
+//! refused with the reason.
+
+mod common;
+
+use common::{Instance, Net, privileged, veth};
+use engine::config::Config;
+use engine::device::sys::link;
+use engine::device::xdp::{XdpConfig, XdpDevice, XdpInterface};
+use engine::ladder::{self, LadderError, Rung};
+use engine::plan::Plan;
+use engine::self_test::{self, Outcome};
+use engine::steering::{SteeredAddress, SteeredInterface, Steering, SteeringSize};
+
+/// A gateway between an inside and an outside that nobody lives in.
+struct Stand {
+    gateway: Net,
+    inside: Net,
+    outside: Net,
+    instance: Instance,
+}
+
+impl Stand {
+    fn new() -> Stand {
+        let (gateway, inside, outside) = (Net::new("gw"), Net::new("in"), Net::new("out"));
+        veth(&gateway, "lan0", &inside, "far0", 2);
+        veth(&gateway, "wan0", &outside, "far0", 2);
+        gateway.ip("addr add 10.9.0.1/24 dev lan0");
+        gateway.ip("addr add 192.0.2.1/24 dev wan0");
+        gateway.ip("route add default via 192.0.2.2");
+        gateway.sysctl("ipv4/ip_forward", "1");
+        Stand {
+            gateway,
+            inside,
+            outside,
+            instance: Instance::new(),
+        }
+    }
+
+    /// Frames that the neighbours got.
+    fn sent(&self) -> Vec<String> {
+        let count = |net: &Net| net.exec("cat /sys/class/net/far0/statistics/rx_packets");
+        [&self.inside, &self.outside].map(count).to_vec()
+    }
+
+    /// A configuration and the plan for it, and a program that knows it. Call it inside.
+    fn prepare(&self, mode: &str) -> (Config, Plan, Steering) {
+        let text = format!(
+            "internal = \"10.9.0.0/24\"\ninstance = \"{}\"\n\
+             [[interfaces]]\nname = \"lan0\"\nrole = \"internal\"\n\
+             [[interfaces]]\nname = \"wan0\"\nrole = \"external\"\n\
+             [device]\nmode = \"{mode}\"\n[tables]\nsessions_max = 1024\n",
+            self.instance.0
+        );
+        let config = Config::parse("egret.toml", &text).unwrap();
+        let host = engine::facts::read(&config).unwrap();
+        let plan = Plan::make(&config, &host).unwrap();
+        let size = SteeringSize {
+            addresses_max: plan.addresses_max,
+            ..SteeringSize::default()
+        };
+        let mut steering = Steering::open(&self.instance.0, size, [7; 6]).unwrap();
+        let internals: Vec<_> = config.internal.iter().map(|prefix| prefix.value).collect();
+        steering.set_internals(&internals).unwrap();
+        let locals = ["10.9.0.1", "192.0.2.1"].map(|addr| addr.parse().unwrap());
+        steering.set_locals(&locals).unwrap();
+        let steered = plan.policy.addresses.iter().map(|own| SteeredAddress {
+            addr: own.addr,
+            kind: own.kind,
+            slot: own.slot,
+        });
+        steering
+            .set_externals(&steered.collect::<Vec<_>>())
+            .unwrap();
+        steering.set_interfaces(&steered_interfaces(&plan)).unwrap();
+        (config, plan, steering)
+    }
+}
+
+fn steered_interfaces(plan: &Plan) -> Vec<SteeredInterface> {
+    let steered = plan.interfaces.iter().map(|planned| SteeredInterface {
+        ifindex: planned.facts.ifindex,
+        mac: planned.facts.mac.unwrap(),
+        internal: planned.role.is_internal(),
+        external: planned.role.is_external(),
+    });
+    steered.collect()
+}
+
+/// Is a program attached to either interface?
+fn attached(plan: &Plan) -> bool {
+    let there = |ifindex| link::attached_xdp(ifindex).unwrap().is_some();
+    plan.interfaces
+        .iter()
+        .any(|planned| there(planned.facts.ifindex))
+}
+
+fn arrives(test: &str, mode: &str) {
+    if !privileged(test) {
+        return;
+    }
+    let stand = Stand::new();
+    let before = stand.sent();
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare(mode);
+        let (devices, rung) = ladder::descend(&config, &plan, &mut steering).unwrap();
+        assert_eq!((rung.way.to_string().as_str(), rung.untested), (mode, None));
+        for device in &devices {
+            // Nothing of it is left for the workers.
+            assert_eq!((device.ready(), device.places().worker), (0, 0));
+            assert!(device.places().balanced());
+        }
+        steering.detach().unwrap();
+    });
+    assert_eq!(stand.sent(), before, "nothing went onto a wire");
+}
+
+#[test]
+fn test_frames_arrive_before_native_mode_is_taken() {
+    arrives("test_frames_arrive_before_native_mode", "copy");
+}
+
+#[test]
+fn test_frames_arrive_before_generic_mode_is_taken() {
+    arrives("test_frames_arrive_before_generic_mode", "generic");
+}
+
+/// The program knows the interfaces by other numbers than the sockets' map: what it redirects, the
+/// kernel does not deliver.
+#[test]
+fn a_way_whose_frames_do_not_arrive_is_refused() {
+    if !privileged("a_way_whose_frames_do_not_arrive") {
+        return;
+    }
+    let stand = Stand::new();
+    let before = stand.sent();
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare("auto");
+        let mut interfaces = steered_interfaces(&plan);
+        interfaces.reverse();
+        steering.set_interfaces(&interfaces).unwrap();
+        let error = ladder::descend(&config, &plan, &mut steering).err();
+        let Some(LadderError::Bottom(reasons)) = error else {
+            panic!("{error:?}");
+        };
+        let [_, copy, generic] = reasons.as_slice() else {
+            panic!("{reasons:?}");
+        };
+        for (mode, reason) in [("copy", copy), ("generic", generic)] {
+            for word in [mode, "test frame for lan0", "does not deliver"] {
+                assert!(reason.contains(word), "no {word} in {reason}");
+            }
+        }
+        assert!(!attached(&plan));
+        steering.detach().unwrap();
+    });
+    assert_eq!(stand.sent(), before, "nothing went onto a wire");
+}
+
+#[test]
+fn a_socket_that_is_not_in_the_map_is_noticed() {
+    if !privileged("a_socket_that_is_not_in_the_map") {
+        return;
+    }
+    let stand = Stand::new();
+    let before = stand.sent();
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare("copy");
+        let mut device = device(&plan);
+        for (interface, queue, socket) in device.sockets() {
+            steering.set_socket(interface, queue, socket).unwrap();
+        }
+        let mut run = |steering: &Steering| {
+            let interfaces = plan.interfaces.iter();
+            let outcomes = interfaces.map(|planned| {
+                self_test::run(&config, &plan.policy, planned, steering, &mut device)
+            });
+            outcomes.collect::<Vec<_>>()
+        };
+        assert_eq!(run(&steering), [Outcome::Passed, Outcome::Passed]);
+        for interface in 0..2 {
+            steering.clear_socket(interface, 0).unwrap();
+        }
+        for outcome in run(&steering) {
+            let Outcome::Failed(why) = outcome else {
+                panic!("{outcome:?}");
+            };
+            assert!(why.contains("no socket"), "{why}");
+        }
+        // What is to be left to the kernel says nothing about sockets.
+        steering.set_internals(&[]).unwrap();
+        steering.set_externals(&[]).unwrap();
+        for outcome in run(&steering) {
+            assert!(matches!(outcome, Outcome::Impossible(_)), "{outcome:?}");
+        }
+        steering.detach().unwrap();
+    });
+    assert_eq!(stand.sent(), before, "nothing went onto a wire");
+}
+
+/// Real frames and the test's would be written into one ring at the same time.
+#[test]
+fn no_test_frame_is_sent_over_a_program_at_work() {
+    if !privileged("no_test_frame_is_sent_over_a_program") {
+        return;
+    }
+    let stand = Stand::new();
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare("copy");
+        let descend = |steering: &mut Steering| -> Rung {
+            ladder::descend(&config, &plan, steering).unwrap().1
+        };
+        assert_eq!(descend(&mut steering).untested, None);
+        let sent = steering.counters().unwrap().internal;
+        // As after a crash: the sockets are gone, the program is not.
+        let again = descend(&mut steering);
+        let why = again.untested.expect("it was not tested");
+        assert!(why.contains("lan0"), "{why}");
+        assert_eq!(steering.counters().unwrap().internal, sent);
+        steering.detach().unwrap();
+    });
+}
+
+/// The device of the only worker.
+fn device(plan: &Plan) -> XdpDevice {
+    let interfaces = plan.interfaces.iter().map(|planned| XdpInterface {
+        name: planned.facts.name.clone(),
+        ifindex: planned.facts.ifindex,
+        queues: 2,
+    });
+    let config = XdpConfig {
+        interfaces: interfaces.collect(),
+        worker: 0,
+        workers: 1,
+        mode: engine::device::sys::socket::CopyMode::Copy,
+        slots_max: 65_536,
+    };
+    XdpDevice::open(&config).unwrap()
+}
