@@ -18,6 +18,7 @@ use crate::pool::Pool;
 use crate::port::Ports;
 use crate::prefetch::prefetch;
 use crate::session::Seen;
+use crate::session::outside::Forwards;
 use crate::signal::{Realm, Signal};
 use crate::tcp;
 use crate::time::{Random, Time};
@@ -39,6 +40,7 @@ pub struct Nat<'m, W: Word = AtomicU64> {
     pub(crate) halves: &'m [[W; HALF_WORDS]],
     pub(crate) sessions: Pool<'m, W>,
     pub(crate) mappings: Mappings<'m, W>,
+    pub(crate) forwards: Forwards<'m, W>,
     pub(crate) ports: Ports<'m, W>,
 }
 
@@ -93,6 +95,9 @@ impl<'m, W: Word> Nat<'m, W> {
                     1,
                 ),
                 index: Index::new(&words[layout.endpoints], records),
+            },
+            forwards: Forwards {
+                records: words[layout.forwards].as_chunks().0,
             },
             ports: Ports {
                 tallies: &words[layout.tallies],

@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub direction: Direction,
     /// The target's `eim` mapping, which the session joins; 0 for none.
     pub mapping: u32,
+    /// The record of the forward that leads there; 0 for none.
+    pub forward: u32,
 }
 
 /// What came of opening: `None` if the session exists now, so that the look-up finds it.
@@ -67,6 +69,7 @@ impl<W: Word> Nat<'_, W> {
                 endpoint: tuple.destination,
                 direction: Direction::Outbound,
                 mapping: 0,
+                forward: 0,
             });
         }
         if arrival.signal == Signal::IcmpQuery {
@@ -139,7 +142,8 @@ impl<W: Word> Nat<'_, W> {
             .cell_of(at, protocol, external)
             .ok_or(Refusal::NoSession)?
         {
-            Cell::Fixed(place) => {
+            Cell::Fixed(number) => {
+                let place = self.forwards.place(number);
                 let forward = at
                     .policy
                     .forward(place, protocol, external)
@@ -151,6 +155,7 @@ impl<W: Word> Nat<'_, W> {
                     endpoint: forward.target,
                     direction,
                     mapping: 0,
+                    forward: number,
                 })
             }
             Cell::Exclusive(number) => {
@@ -181,6 +186,7 @@ impl<W: Word> Nat<'_, W> {
                     endpoint: mapping.internal,
                     direction,
                     mapping: number,
+                    forward: 0,
                 })
             }
             _ => Err(Refusal::NoSession),
@@ -220,8 +226,9 @@ impl<W: Word> Nat<'_, W> {
             sides: [outbound, inbound],
             from_outside: true,
             own_mapping: None,
+            forward: target.forward,
         };
-        let opened = settle(self.establish(at, plan, arrival.length));
+        let opened = settle(self.establish_from_outside(at, &plan, arrival.length));
         if shared && !matches!(opened, Ok(Some(_))) {
             self.leave_mapping(at, target.mapping);
         }
@@ -264,6 +271,7 @@ impl<W: Word> Nat<'_, W> {
             sides,
             from_outside: false,
             own_mapping: None,
+            forward: 0,
         };
         let opened = settle(self.establish(at, plan, arrival.length));
         if let (Some(joined), false) = (joined, matches!(opened, Ok(Some(_)))) {

@@ -203,6 +203,7 @@ impl<W: Word> Nat<'_, W> {
             sides,
             from_outside: false,
             own_mapping,
+            forward: 0,
         };
         match self.establish(at, plan, arrival.length) {
             Ok(rewrite) => Tried::Made(rewrite),

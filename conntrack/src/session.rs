@@ -7,6 +7,8 @@
 //! A session becomes valid after both halves are in the index, and is made invalid before they are
 //! taken out: whoever finds it valid finds it complete, and whoever ends it finds every entry.
 
+pub(crate) mod outside;
+
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, tick_differs};
@@ -32,6 +34,7 @@ pub(crate) struct Seen {
 }
 
 /// A session to make.
+#[derive(Clone, Copy)]
 pub(crate) struct Plan {
     /// The even and the odd half.
     pub sides: [Side; 2],
@@ -40,6 +43,8 @@ pub(crate) struct Plan {
     /// The even half's mapping is made together with the session, on a port that may be
     /// overloaded; otherwise `sides` name what the caller has joined.
     pub own_mapping: Option<NewMapping>,
+    /// The record of the forward that lets the external realm open it; 0 for none.
+    pub forward: u32,
 }
 
 impl Plan {
@@ -59,6 +64,7 @@ impl Plan {
             .with_initiator(side == self.opener())
             .with_opened_outside(self.from_outside)
             .with_shared(shared)
+            .with_forward(self.forward)
     }
 }
 
@@ -167,7 +173,12 @@ impl<'m, W: Word> Nat<'m, W> {
             let first = u32::from(side == plan.opener());
             half.reset_stamp(at.stamp(), first, u64::from(first * length));
         }
-        if !self.enter(number, plan.filter_key(), hashes) {
+        let entered = self.enter(number, plan.filter_key(), hashes)
+            && (self.enlist_half_open(number, plan.meta(0)) || {
+                self.withdraw(number, plan.filter_key(), hashes);
+                false
+            });
+        if !entered {
             halves[1].unlock(Meta(0));
             halves[0].unlock(Meta(0));
             self.unback(at, &plan);
@@ -188,11 +199,7 @@ impl<'m, W: Word> Nat<'m, W> {
     /// Takes what the session needs beside its own record.
     fn back(&self, at: &At, plan: &mut Plan) -> Result<(), NotMade> {
         if plan.from_outside {
-            let limit = u64::from(self.size.sessions_max / 4);
-            if self.header[header::SESSIONS_INBOUND].fetch_add(1, Relaxed) >= limit {
-                self.add(header::SESSIONS_INBOUND, -1);
-                return Err(Refusal::InboundLimit.into());
-            }
+            self.admit(at, plan)?;
         }
         if let Some(new) = &plan.own_mapping {
             let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
@@ -217,7 +224,7 @@ impl<'m, W: Word> Nat<'m, W> {
 
     fn unback(&self, at: &At, plan: &Plan) {
         if plan.from_outside {
-            self.add(header::SESSIONS_INBOUND, -1);
+            self.dismiss(plan.meta(0), plan.sides[0].mapping);
         }
         if plan.own_mapping.is_some() {
             self.leave_mapping(at, plan.sides[0].mapping);
@@ -241,6 +248,15 @@ impl<'m, W: Word> Nat<'m, W> {
             self.tuples.remove(hashes[1], halves[1]);
         }
         listed
+    }
+
+    /// Undoes [`Nat::enter`].
+    fn withdraw(&self, number: u32, list: Option<Key>, hashes: [u64; 2]) {
+        self.tuples.remove(hashes[0], 2 * number);
+        self.tuples.remove(hashes[1], 2 * number + 1);
+        if let Some(key) = list {
+            self.delist(number, &key);
+        }
     }
 
     /// Ends a session if it has expired.
@@ -284,7 +300,7 @@ impl<'m, W: Word> Nat<'m, W> {
             return false;
         }
         // A packet may have refreshed it meanwhile.
-        if !condition(&even, &odd) {
+        if !condition(&even, &odd) || !self.delist_half_open(session, even.meta()) {
             halves[0].unlock_unchanged(control);
             return false;
         }
@@ -299,7 +315,7 @@ impl<'m, W: Word> Nat<'m, W> {
         self.add(header::SESSIONS, -1);
         self.add(counter, 1);
         if even.meta().opened_outside() {
-            self.add(header::SESSIONS_INBOUND, -1);
+            self.dismiss(even.meta(), even.mapping());
         }
         drop(_held);
         self.release_mappings(at, &even, &odd);
@@ -364,6 +380,10 @@ impl<'m, W: Word> Nat<'m, W> {
                     let state =
                         tcp::next(meta.state(), from_initiator, meta.opened_outside(), signal);
                     let odd_meta = Meta(odd.words[0].load(Relaxed) as u32);
+                    if !self.move_half_open(seen.half / 2, meta, meta.with_state(state)) {
+                        even.unlock_unchanged(control);
+                        return Err(Refusal::Contended);
+                    }
                     odd.replace_meta(odd_meta.with_state(state));
                     even.unlock(meta.with_state(state));
                     let snapshot = self.half(seen.half).read().ok_or(Refusal::Contended)?;

@@ -62,6 +62,11 @@ impl State {
         }
     }
 
+    /// Opened from outside, and not yet open.
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, State::InitOutside | State::SynSeen)
+    }
+
     #[inline(always)]
     pub(crate) const fn from_bits(bits: u32) -> State {
         State::ALL[(bits & 7) as usize]

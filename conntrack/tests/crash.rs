@@ -166,6 +166,28 @@ fn operations(policy: &Policy) -> Vec<Operation<'_>> {
             }),
         ),
         (
+            "push a half-open one out",
+            Box::new(|nat: &Gateway| {
+                for remote in ["203.0.113.9:7", "203.0.113.9:8"] {
+                    let ends = [remote, "198.51.100.1:80"];
+                    send(nat, policy, Realm::External, Signal::TcpSyn, ends, START);
+                }
+            }),
+        ),
+        (
+            "connect through a forward",
+            Box::new(|nat: &Gateway| {
+                let (remote, forward, target) = ("203.0.113.9:7", "198.51.100.1:80", "10.0.0.8:80");
+                for (realm, signal, ends) in [
+                    (Realm::External, Signal::TcpSyn, [remote, forward]),
+                    (Realm::Internal, Signal::TcpSynAck, [target, remote]),
+                    (Realm::External, Signal::TcpData, [remote, forward]),
+                ] {
+                    send(nat, policy, realm, signal, ends, START);
+                }
+            }),
+        ),
+        (
             "transition",
             Box::new(|nat: &Gateway| {
                 send(
@@ -212,6 +234,7 @@ fn dying_at_any_write_leaves_tables_that_open() {
         let mut policy = policy(mapping, EIF);
         policy.addresses = vec![external("198.51.100.1", 0, 4990, 5005)];
         policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.8:80", &[])];
+        policy.limits.half_open_per_forward = Some(1);
         for (name, operation) in operations(&policy) {
             die_everywhere(name, mapping, &policy, &*operation);
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity, Limits,
     MappingBehaviour, Nat, Policy, PolicyChange, PortSet, Protocol, Random, Realm, Refusal,
     Rewrite, Signal, TableSize, Time, Timers, Tuple,
 };
@@ -73,6 +73,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         preserve_port: true,
         inbound_refresh: false,
         timers: Timers::RFC,
+        limits: Limits::DEFAULT,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)],
         forwards: vec![],
     }

@@ -332,6 +332,7 @@ impl<'m> Drive<'m> {
             })?;
             reference.seen("spoofed");
         } else {
+            reference.give_way(packet, &after, made)?;
             let expired = reference.reap(&after, made)?;
             if expired > 0 {
                 reference.seen("expired session met");
