@@ -55,7 +55,7 @@ pub use meta::TimeoutClass;
 pub use nat::Nat;
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};
-pub use signal::{Realm, Signal};
+pub use signal::{PacketFacts, Realm, Signal};
 pub use status::{HalfView, SessionView, Totals};
 pub use time::{Random, Time};
 pub use verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};

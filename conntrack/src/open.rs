@@ -41,7 +41,7 @@ impl<W: Word> Nat<'_, W> {
         arrival: &Arrival,
         random: &mut impl Random,
     ) -> Opened {
-        match arrival.signal {
+        match arrival.facts.signal {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
             Signal::IcmpReply => return Err(Refusal::IcmpUnasked),
             _ => return Err(Refusal::TcpMidstream),
@@ -72,7 +72,7 @@ impl<W: Word> Nat<'_, W> {
                 forward: 0,
             });
         }
-        if arrival.signal == Signal::IcmpQuery {
+        if arrival.facts.signal == Signal::IcmpQuery {
             return Err(Refusal::NoSession);
         }
         // The far side sees the sender's external endpoint, so that is what filtering judges.
@@ -196,7 +196,7 @@ impl<W: Word> Nat<'_, W> {
     /// A packet from outside that has no session. What is refused refreshes nothing
     /// (RFC 7857 section 7).
     pub(crate) fn open_from_outside(&self, at: &At, arrival: &Arrival) -> Opened {
-        if !matches!(arrival.signal, Signal::TcpSyn | Signal::Udp) {
+        if !matches!(arrival.facts.signal, Signal::TcpSyn | Signal::Udp) {
             return Err(Refusal::NoSession);
         }
         let tuple = arrival.tuple;
@@ -228,7 +228,7 @@ impl<W: Word> Nat<'_, W> {
             own_mapping: None,
             forward: target.forward,
         };
-        let opened = settle(self.establish_from_outside(at, &plan, arrival.length));
+        let opened = settle(self.establish_from_outside(at, &plan, arrival.facts));
         if shared && !matches!(opened, Ok(Some(_))) {
             self.leave_mapping(at, target.mapping);
         }
@@ -273,7 +273,7 @@ impl<W: Word> Nat<'_, W> {
             own_mapping: None,
             forward: 0,
         };
-        let opened = settle(self.establish(at, plan, arrival.length));
+        let opened = settle(self.establish(at, plan, arrival.facts));
         if let (Some(joined), false) = (joined, matches!(opened, Ok(Some(_)))) {
             self.unjoin_mapping(at, &joined);
         }

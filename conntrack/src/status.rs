@@ -50,7 +50,7 @@ pub struct HalfView {
     pub destination: Endpoint,
     /// Packets; wraps at 2^32.
     pub packets: u32,
-    /// Bytes.
+    /// Bytes; wraps at 2^48.
     pub bytes: u64,
 }
 

@@ -97,7 +97,15 @@ type Gateway<'a> = Nat<'a, Mortal>;
 fn send(nat: &Gateway, policy: &Policy, realm: Realm, signal: Signal, ends: [&str; 2], now: Time) {
     let tuple = tuple(protocol_of(signal), ep(ends[0]), ep(ends[1]));
     let hash = nat.hash(&tuple);
-    let _ = nat.translate(policy, realm, &tuple, hash, signal, 60, now, &mut Seeded(3));
+    let _ = nat.translate(
+        policy,
+        realm,
+        &tuple,
+        hash,
+        facts(signal),
+        now,
+        &mut Seeded(3),
+    );
 }
 
 fn apply(nat: &Gateway, policy: &Policy, now: Time) {

@@ -18,7 +18,7 @@ fn send(
 ) -> Result<Rewrite, Refusal> {
     let hash = rig.nat.hash(tuple);
     rig.nat
-        .translate(&rig.policy, realm, tuple, hash, signal, 100, now, random)
+        .translate(&rig.policy, realm, tuple, hash, facts(signal), now, random)
 }
 
 /// Waits, spinning, until so many have arrived: a barrier that sleeps would let them go one by one.

@@ -186,6 +186,7 @@ fn sessions_from_outside_stop_at_a_quarter() {
     policy
         .forwards
         .push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]));
+    policy.limits.inbound_sessions_per_forward = Some(1000);
     let mut rig = Rig::sized(policy, 100);
     let to = ep("198.51.100.1:80");
     for port in 1..=25 {

@@ -2,8 +2,9 @@
 
 mod common;
 use common::*;
-use conntrack::Signal::{TcpData, TcpRst, TcpSyn, Udp};
-use conntrack::{Refusal, TimeoutClass};
+use conntrack::Signal::{TcpData, TcpRst, TcpSyn, TcpSynAck, Udp};
+use conntrack::tcp::State;
+use conntrack::{Random, Realm, Refusal, Signal, TimeoutClass, Tuple};
 use std::collections::HashSet;
 
 #[test]
@@ -21,6 +22,149 @@ fn rfc7857_2_2_a_reset_leaves_four_minutes_and_data_revives() {
     rig.wait(240_000);
     let late = rig.back(TcpData, "203.0.113.1:80", external);
     assert_eq!(late, Err(Refusal::NoSession));
+}
+
+/// A connection from inside whose two sides begin with these sequence numbers.
+struct Wired {
+    rig: Rig,
+    there: Tuple,
+    back: Tuple,
+}
+
+impl Wired {
+    fn new(client: u32, server: u32) -> Wired {
+        let mut rig = Rig::new(policy(EDM, EDF));
+        let there = tuple(TCP, ep("10.0.0.1:5000"), ep("203.0.113.1:80"));
+        let made = rig.segment(Realm::Internal, there, TcpSyn, client).unwrap();
+        let back = tuple(TCP, ep("203.0.113.1:80"), made.source);
+        let mut wired = Wired { rig, there, back };
+        wired.answer(TcpSynAck, server);
+        wired.ask(TcpData, client.wrapping_add(1));
+        assert_eq!(wired.state(), State::Established);
+        wired
+    }
+
+    fn ask(&mut self, signal: Signal, sequence: u32) {
+        let sent = self
+            .rig
+            .segment(Realm::Internal, self.there, signal, sequence);
+        sent.expect("what matches a session is always translated");
+    }
+
+    fn answer(&mut self, signal: Signal, sequence: u32) {
+        let sent = self
+            .rig
+            .segment(Realm::External, self.back, signal, sequence);
+        sent.expect("what matches a session is always translated");
+    }
+
+    fn state(&self) -> State {
+        let session = self.rig.nat.sessions(self.rig.now).next().unwrap();
+        session.state.unwrap()
+    }
+}
+
+const MIB: u32 = 1 << 20;
+
+#[test]
+fn rfc7857_2_2_a_wild_reset_is_translated_and_changes_nothing() {
+    let (client, server) = (0xffff_0000, 0x4000_0000);
+    let mut wired = Wired::new(client, server);
+    for far in [17 * MIB, 1 << 30, 1 << 31, 0_u32.wrapping_sub(17 * MIB)] {
+        wired.answer(TcpRst, server.wrapping_add(far));
+        wired.ask(TcpRst, client.wrapping_add(far));
+        assert_eq!(wired.state(), State::Established, "{far:#x}");
+    }
+    // As far as windows go it is believed, over the wrap of the numbers, too.
+    for near in [0, 1, 6 * MIB, 15 * MIB, 0_u32.wrapping_sub(15 * MIB)] {
+        wired.answer(TcpRst, server.wrapping_add(near));
+        assert_eq!(wired.state(), State::Reset, "{near:#x}");
+        wired.ask(TcpData, client.wrapping_add(2));
+        wired.ask(TcpRst, client.wrapping_add(near));
+        assert_eq!(wired.state(), State::Reset, "{near:#x}");
+        wired.ask(TcpData, client.wrapping_add(2));
+        wired.answer(TcpData, server + 1);
+        assert_eq!(wired.state(), State::Established);
+    }
+    wired.rig.check();
+}
+
+#[test]
+fn rfc7857_2_2_a_forger_cannot_move_the_mark_first() {
+    let mut wired = Wired::new(1, 0x4000_0000);
+    for _ in 0..3 {
+        wired.answer(TcpData, 0x9000_0000);
+        wired.answer(TcpSynAck, 0x9000_0000);
+        wired.answer(TcpSyn, 0x9000_0000);
+        wired.answer(TcpRst, 0x9000_0000);
+    }
+    assert_eq!(wired.state(), State::Established);
+    wired.answer(TcpRst, 0x4000_0001);
+    assert_eq!(wired.state(), State::Reset);
+}
+
+#[test]
+fn rfc7857_2_2_the_mark_follows_the_data_round_the_numbers() {
+    let mut wired = Wired::new(7, 0xf000_0000);
+    let mut sequence = 0xf000_0000_u32;
+    // 6 GiB in steps of a window.
+    for _ in 0..1536 {
+        sequence = sequence.wrapping_add(4 * MIB);
+        wired.answer(TcpData, sequence);
+    }
+    wired.answer(TcpRst, 0xf000_0000_u32.wrapping_add(1 << 30));
+    assert_eq!(wired.state(), State::Established);
+    wired.answer(TcpRst, sequence);
+    assert_eq!(wired.state(), State::Reset);
+}
+
+#[test]
+fn rfc7857_2_2_a_new_connection_begins_new_numbers() {
+    let mut wired = Wired::new(7, 9);
+    // A SYN that was lost and came again with other numbers, as after a reboot.
+    wired.answer(TcpRst, 10);
+    let (client, server) = (0x5000_0000, 0x9000_0000);
+    wired.ask(TcpSyn, 0x2000_0000);
+    assert_eq!(wired.state(), State::Init);
+    wired.ask(TcpSyn, client);
+    wired.answer(TcpSynAck, server);
+    wired.answer(TcpRst, 10);
+    wired.ask(TcpRst, 0x2000_0000);
+    assert_eq!(wired.state(), State::Established);
+    wired.ask(TcpRst, client + 1);
+    assert_eq!(wired.state(), State::Reset);
+    wired.ask(TcpData, client + 1);
+    wired.answer(TcpRst, server + 1);
+    assert_eq!(wired.state(), State::Reset);
+}
+
+#[test]
+fn rfc7857_2_2_few_of_random_resets_are_believed() {
+    let mut random = Seeded(5);
+    let mut wired = Wired::new(7, 0x1234_5678);
+    let mut believed = 0;
+    for _ in 0..100_000 {
+        wired.answer(TcpRst, random.next_u64() as u32);
+        if wired.state() == State::Reset {
+            believed += 1;
+            wired.ask(TcpData, 8);
+        }
+    }
+    // 513 of 65,536.
+    println!("{believed} of 100,000");
+    assert!((680..890).contains(&believed), "{believed}");
+}
+
+#[test]
+fn rfc7857_2_2_the_mark_survives_a_restart() {
+    let mut wired = Wired::new(7, 0x4000_0000);
+    let rig = &mut wired.rig;
+    rig.nat = conntrack::Nat::open(rig.words, rig.owned, rig.size, IDENTITY).unwrap();
+    rig.apply();
+    wired.answer(TcpRst, 0x9000_0000);
+    assert_eq!(wired.state(), State::Established);
+    wired.answer(TcpRst, 0x4000_0001);
+    assert_eq!(wired.state(), State::Reset);
 }
 
 #[test]

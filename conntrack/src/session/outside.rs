@@ -34,6 +34,7 @@ use crate::lock;
 use crate::meta::Meta;
 use crate::nat::Nat;
 use crate::session::{NotMade, Plan};
+use crate::signal::PacketFacts;
 use crate::verdict::{Refusal, Rewrite};
 use crate::word::Word;
 
@@ -140,18 +141,18 @@ impl<W: Word> Nat<'_, W> {
         &self,
         at: &At,
         plan: &Plan,
-        length: u32,
+        facts: PacketFacts,
     ) -> Result<Rewrite, NotMade> {
         let handshake = plan.meta(0).half_open();
         for _ in 0..EVICTIONS_MAX {
-            match self.establish(at, *plan, length) {
+            match self.establish(at, *plan, facts) {
                 Err(NotMade::Refused(
                     Refusal::InboundLimit | Refusal::ForwardInboundLimit | Refusal::HalfOpenLimit,
                 )) if handshake && self.evict_half_open(at, plan.forward) => {}
                 made => return made,
             }
         }
-        self.establish(at, *plan, length)
+        self.establish(at, *plan, facts)
     }
 
     /// Counts a session that is about to be made everywhere it counts.
