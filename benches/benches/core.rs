@@ -4,12 +4,17 @@
 use std::hint::black_box;
 
 use benches::{Sequence, flow, policy, tables};
-use conntrack::{Realm, Signal, Time};
+use conntrack::{PacketFacts, Realm, Signal, Time};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use engine::packet;
 use engine::wire::checksum;
 
 const FLOWS: u32 = 1024;
+const DATAGRAM: PacketFacts = PacketFacts {
+    signal: Signal::Udp,
+    length: 64,
+    sequence: 0,
+};
 
 fn parse(criterion: &mut Criterion) {
     let frames: Vec<_> = engine::wire::samples::valid();
@@ -40,8 +45,7 @@ fn translate(criterion: &mut Criterion) {
             Realm::Internal,
             &tuple,
             hash,
-            Signal::Udp,
-            64,
+            DATAGRAM,
             now,
             &mut random,
         )
@@ -73,8 +77,7 @@ fn create(criterion: &mut Criterion) {
                         Realm::Internal,
                         &tuple,
                         hash,
-                        Signal::Udp,
-                        64,
+                        DATAGRAM,
                         Time(1000),
                         &mut random,
                     );

@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicU64;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Identity, MappingBehaviour, Nat,
-    Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Identity, Limits, MappingBehaviour,
+    Nat, Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
 };
 
 /// A small fast generator (SplitMix64): the same sequence in every run.
@@ -62,6 +62,7 @@ pub fn policy(addresses: u16) -> Policy {
         preserve_port: true,
         inbound_refresh: false,
         timers: Timers::RFC,
+        limits: Limits::DEFAULT,
         addresses: (0..addresses).map(own).collect(),
         forwards: Vec::new(),
     }

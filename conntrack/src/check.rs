@@ -6,13 +6,14 @@ use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::age::tick;
-use crate::config::{ExternalAddress, Policy};
+use crate::config::{ExternalAddress, FORWARDS_MAX, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::half::{Snapshot, agree, being_written};
-use crate::layout::PORT_WORDS;
+use crate::layout::{PORT_WORDS, header};
 use crate::mapping::Mapping;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
+use crate::session::outside::is_plausible;
 use crate::time::Time;
 use crate::verdict::Direction;
 use crate::word::Word;
@@ -45,6 +46,10 @@ struct Census {
     tuples: HashMap<Tuple, u32>,
     sessions: HashSet<u32>,
     inbound: u64,
+    /// Of these, of each mapping and each forward; and those of forwards that are half-open.
+    inbound_of_mapping: HashMap<u32, u32>,
+    inbound_of_forward: HashMap<u32, u32>,
+    half_open: HashSet<u32>,
     /// Sessions of each mapping.
     users: HashMap<u32, u32>,
     /// Sessions that belong to a filter list.
@@ -76,6 +81,7 @@ impl<W: Word> Nat<'_, W> {
         }
         self.check_indexes(&census)?;
         self.check_lists(&census)?;
+        self.check_forwards(&census)?;
         self.check_ports(policy, &census)?;
         self.check_free(&census)?;
         self.check_totals(&census)
@@ -115,7 +121,21 @@ impl<W: Word> Nat<'_, W> {
         }
         self.check_backing(policy, session, &even, &odd, census)?;
         census.sessions.insert(session);
-        census.inbound += u64::from(even.meta().opened_outside());
+        let meta = even.meta();
+        hold(is_plausible(&self.forwards, meta, even.mapping()), || {
+            name("opened by nobody")
+        })?;
+        if meta.opened_outside() {
+            census.inbound += 1;
+            let counts = match meta.forward() {
+                0 => census.inbound_of_mapping.entry(even.mapping()),
+                forward => census.inbound_of_forward.entry(forward),
+            };
+            *counts.or_default() += 1;
+        }
+        if meta.half_open() {
+            census.half_open.insert(session);
+        }
         if even.meta().shared() {
             census.listed.insert(session);
         }
@@ -183,6 +203,11 @@ impl<W: Word> Nat<'_, W> {
                 "counts {} sessions, has {users}",
                 mapping.sessions()
             ))
+        })?;
+        let inbound = census.inbound_of_mapping.get(&number).copied();
+        let counted = u32::from(self.mappings.inbound(number));
+        hold(counted == inbound.unwrap_or(0), || {
+            name(&format!("counts {counted} from outside, has {inbound:?}"))
         })?;
         hold(mapping.agrees_with(policy), || {
             name("its address is not the policy's")
@@ -263,6 +288,37 @@ impl<W: Word> Nat<'_, W> {
         let (listed, should) = (seen.len(), census.listed.len());
         hold(listed == should, || {
             format!("filter lists have {listed} of {should} sessions")
+        })
+    }
+
+    /// Counts and lists of the sessions that forwards let in.
+    fn check_forwards(&self, census: &Census) -> Checked {
+        let mut listed = 0;
+        for number in 1..=FORWARDS_MAX as u32 {
+            let name = |what: &str| format!("forward {number}: {what}");
+            let (sessions, half_open) = self.forwards.counts(number);
+            let has = census.inbound_of_forward.get(&number).copied();
+            hold(sessions == has.unwrap_or(0), || {
+                name(&format!("counts {sessions} sessions, has {has:?}"))
+            })?;
+            let (mut session, newest) = self.forwards.ends(number);
+            let (mut before, mut length) = (0, 0);
+            while session != 0 && length <= half_open {
+                let meta = self.half(2 * session).read_held().meta();
+                let mine = census.half_open.contains(&session) && meta.forward() == number;
+                let back = self.half(2 * session + 1).link();
+                hold(mine && back == before, || name("its list is wrong"))?;
+                length += 1;
+                before = session;
+                session = self.half(2 * session).link();
+            }
+            hold(length == half_open && newest == before, || {
+                name(&format!("lists {length} half-open, counts {half_open}"))
+            })?;
+            listed += length as usize;
+        }
+        hold(listed == census.half_open.len(), || {
+            format!("{listed} half-open listed of {}", census.half_open.len())
         })
     }
 
@@ -353,6 +409,15 @@ impl<W: Word> Nat<'_, W> {
             ports[place.protocol.index()] += 1;
         }
         let sessions = census.sessions.len() as u64;
+        let mapped: u32 = census.inbound_of_mapping.values().sum();
+        let told = (
+            self.header[header::INBOUND_MAPPED].load(Relaxed),
+            totals.sessions_half_open,
+        );
+        let counted = (u64::from(mapped), census.half_open.len() as u64);
+        hold(told == counted, || {
+            format!("from outside told {told:?}, there are {counted:?}")
+        })?;
         let told = (
             totals.sessions,
             totals.sessions_inbound,
@@ -363,7 +428,7 @@ impl<W: Word> Nat<'_, W> {
         hold(told == counted, || {
             format!("totals tell {told:?}, there are {counted:?}")
         })?;
-        let ended = totals.expired + totals.removed;
+        let ended = totals.expired + totals.removed + totals.evicted;
         hold(totals.created == sessions + ended, || {
             format!("{} created, {ended} ended, {sessions} left", totals.created)
         })

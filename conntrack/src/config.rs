@@ -196,6 +196,34 @@ pub struct Forward {
     pub allow: Vec<Ipv4Net>,
 }
 
+/// How much of the tables the outside may fill (RFC 6888 REQ-5). Beside them stand shares of the
+/// table that are not settings: sessions opened from outside have at most a quarter of it, those of
+/// mappings and half-open ones of forwards an eighth each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions opened from outside that one `eim` mapping may have, 1 to 65,535.
+    pub inbound_sessions_per_mapping: u16,
+    /// Sessions opened from outside that one forward may have, at least 1. None: an eighth of the
+    /// table, half of what all forwards may have, since an ingress has two.
+    pub inbound_sessions_per_forward: Option<u32>,
+    /// Of these, TCP connections whose handshake is not over, at least 1. One more replaces the
+    /// oldest. None: a 32nd of the table: at 100,000 forged SYNs a second an honest handshake has
+    /// 80 ms with 262,144 sessions, 320 ms with 1,048,576.
+    pub half_open_per_forward: Option<u32>,
+}
+
+impl Limits {
+    /// What holds if nothing is configured.
+    pub const DEFAULT: Limits = Limits {
+        inbound_sessions_per_mapping: 1024,
+        inbound_sessions_per_forward: None,
+        half_open_per_forward: None,
+    };
+}
+
+/// Forwards that a policy may have.
+pub const FORWARDS_MAX: usize = 8192;
+
 /// Everything a packet is judged by. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -209,9 +237,11 @@ pub struct Policy {
     pub inbound_refresh: bool,
     /// Timeouts.
     pub timers: Timers,
+    /// What the outside may fill.
+    pub limits: Limits,
     /// The pool. Empty: nothing can be mapped.
     pub addresses: Vec<ExternalAddress>,
-    /// Forwards; no two share (protocol, external endpoint).
+    /// Forwards, [`FORWARDS_MAX`] at most; no two share (protocol, external endpoint).
     pub forwards: Vec<Forward>,
 }
 

@@ -9,11 +9,19 @@
 //! | 4 | IPv4 delta, transport delta (16 bits each) | next hop |
 //! | 5 | mapping, 0 none | link to another session (free list, filter list) |
 //! | 6 | last seen, ms | packets |
-//! | 7 | bytes (64 bits) | |
+//! | 7 | upper 16 bits: TCP sequence number's; bytes (48 bits) | |
 //!
 //! Words 1 to 5 change only while the sequence is odd, except the link, which belongs to the
 //! filter list's lock (and to the free list while the session is not valid). Words 6 and 7 are
 //! stamped by the direction's packets at any time and mean nothing to the structure.
+//!
+//! Word 7 has the upper 16 bits of the last sequence number of the direction's segments. A segment
+//! is *near* if its number is within [`NEAR`] x 65,536 = 16 MiB of it, either way: more than the
+//! windows that hosts use (Linux: 6 MiB to receive, 4 MiB to send unless tuned), so that a RST in
+//! use is near, while a forged one that guesses its number is near with a probability of 513 in
+//! 65,536. A window may be as large as 1 GiB (RFC 7323); a RST from beyond 16 MiB leaves its session
+//! to `tcp-idle`, which costs memory and nothing else. Numbers that are not near are not noted, so
+//! that a forger cannot move the mark first.
 //!
 //! Orderings. A reader loads word 0 (acquire), the words (relaxed), fences (acquire) and loads
 //! word 0 again. A writer makes word 0 odd, fences (release), stores the words (relaxed) and stores
@@ -31,6 +39,18 @@ use crate::word::{ROUNDS_MAX, Word};
 
 /// Words in a half: 64 bytes.
 pub(crate) const HALF_WORDS: usize = 8;
+
+/// How many 65,536 sequence numbers on either side of the last one are near.
+const NEAR: u16 = 256;
+/// Word 7's share of the sequence number.
+const SEQUENCE_SHIFT: u32 = 48;
+const BYTES_MASK: u64 = (1 << SEQUENCE_SHIFT) - 1;
+
+/// Is a sequence number near another one? Upper 16 bits of both.
+#[inline(always)]
+pub(crate) fn is_near(seen: u16, sequence: u16) -> bool {
+    sequence.wrapping_sub(seen).wrapping_add(NEAR) <= 2 * NEAR
+}
 
 /// A consistent copy of a half's structural words.
 #[derive(Clone, Copy)]
@@ -355,19 +375,32 @@ impl<'m, W: Word> Half<'m, W> {
     }
 
     pub fn bytes(self) -> u64 {
-        self.words[7].load(Relaxed)
+        self.words[7].load(Relaxed) & BYTES_MASK
+    }
+
+    /// Upper 16 bits of the last sequence number that was near the one before.
+    pub fn sequence(self) -> u16 {
+        (self.words[7].load(Relaxed) >> SEQUENCE_SHIFT) as u16
+    }
+
+    /// Notes a sequence number however far it is: a SYN's.
+    pub fn set_sequence(self, sequence: u16) {
+        let counted = self.words[7].load(Relaxed) & BYTES_MASK;
+        self.words[7].store(u64::from(sequence) << SEQUENCE_SHIFT | counted, Relaxed);
     }
 
     /// Starts the stamps anew.
-    pub fn reset_stamp(self, now: u32, packets: u32, bytes: u64) {
+    pub fn reset_stamp(self, now: u32, packets: u32, bytes: u64, sequence: u16) {
         self.words[6].store(u64::from(now) << 32 | u64::from(packets), Relaxed);
-        self.words[7].store(bytes, Relaxed);
+        let counted = bytes & BYTES_MASK;
+        self.words[7].store(u64::from(sequence) << SEQUENCE_SHIFT | counted, Relaxed);
     }
 
-    /// Counts a packet; returns when the one before was seen, and how many there were. Plain loads and stores: two workers
-    /// stamping one half in the same instant may lose a count, never the time.
+    /// Counts a packet; returns when the one before was seen, and how many there were. Plain loads
+    /// and stores: two workers stamping one half in the same instant may lose a count, never the
+    /// time. `sequence` is 0 for what is not TCP, which leaves the number at 0 without a branch.
     #[inline(always)]
-    pub fn stamp(self, now: u32, length: u32) -> (u32, u32) {
+    pub fn stamp(self, now: u32, length: u32, sequence: u16) -> (u32, u32) {
         let old = self.words[6].load(Relaxed);
         let last = (old >> 32) as u32;
         // A worker whose clock is a batch behind must not turn the stamp back.
@@ -379,8 +412,15 @@ impl<'m, W: Word> Half<'m, W> {
         let before = old as u32;
         let packets = before.wrapping_add(1);
         self.words[6].store(u64::from(newest) << 32 | u64::from(packets), Relaxed);
-        let bytes = self.words[7].load(Relaxed);
-        self.words[7].store(bytes.wrapping_add(u64::from(length)), Relaxed);
+        let counted = self.words[7].load(Relaxed);
+        let seen = (counted >> SEQUENCE_SHIFT) as u16;
+        let sequence = if is_near(seen, sequence) {
+            sequence
+        } else {
+            seen
+        };
+        let bytes = counted.wrapping_add(u64::from(length)) & BYTES_MASK;
+        self.words[7].store(u64::from(sequence) << SEQUENCE_SHIFT | bytes, Relaxed);
         (last, before)
     }
 }
@@ -409,6 +449,28 @@ mod tests {
             mapping: 77,
             shared: true,
         }
+    }
+
+    #[test]
+    fn the_sequence_number_follows_what_is_near() {
+        let words = words();
+        let half = Half { words: &words };
+        half.reset_stamp(5, 1, BYTES_MASK, 0xfff0);
+        // Across the wrap, up to 16 MiB ahead and behind, and no further.
+        for (sequence, noted) in [
+            (0x0010, 0x0010),
+            (0x0110, 0x0110),
+            (0x0211, 0x0110),
+            (0x000f, 0x0110),
+            (0x0010, 0x0010),
+            (0x8010, 0x0010),
+        ] {
+            half.stamp(6, 1, sequence);
+            assert_eq!(half.sequence(), noted, "{sequence:#x}");
+        }
+        assert_eq!(half.bytes(), 5, "the bytes wrap in their own bits");
+        half.set_sequence(0x8010);
+        assert_eq!((half.sequence(), half.bytes()), (0x8010, 5));
     }
 
     #[test]
@@ -488,10 +550,10 @@ mod tests {
     fn a_late_clock_does_not_turn_the_stamp_back() {
         let words = words();
         let half = Half { words: &words };
-        half.reset_stamp(5, 0, 0);
-        assert_eq!(half.stamp(u32::MAX - 3, 100), (5, 0));
+        half.reset_stamp(5, 0, 0, 0);
+        assert_eq!(half.stamp(u32::MAX - 3, 100, 0), (5, 0));
         assert_eq!(half.last_seen(), 5, "u32::MAX - 3 is before 5");
-        half.stamp(9, 100);
+        half.stamp(9, 100, 0);
         assert_eq!(
             (half.last_seen(), half.packets(), half.bytes()),
             (9, 2, 200)

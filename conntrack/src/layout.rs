@@ -10,6 +10,7 @@
 //! | filter index | 8 a line | (external endpoint, remote address) to session |
 //! | sessions | 16 each | two halves of 8 words; number 0 is not used |
 //! | mappings | 4 each | number 0 is not used |
+//! | forwards | 4 each | number 0 is not used |
 //! | tallies | 3 an address | held ports, by protocol |
 //! | cells | 3 x 32768 an address | 32 bits a port |
 //!
@@ -19,6 +20,7 @@
 
 use std::ops::Range;
 
+use crate::config::FORWARDS_MAX;
 use crate::half::HALF_WORDS;
 use crate::index::{LINE_WORDS, lines_for};
 
@@ -33,6 +35,8 @@ pub(crate) const MEMO_WORDS: usize = 4;
 pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;
 /// Words in a mapping.
 pub(crate) const MAPPING_WORDS: usize = 4;
+/// Words in a forward's record.
+pub(crate) const FORWARD_WORDS: usize = 4;
 /// Ownership words for the ports of one (address, protocol).
 pub(crate) const PORT_WORDS: usize = 1024;
 /// Cell words for the ports of one (address, protocol).
@@ -46,7 +50,7 @@ pub(crate) const SESSIONS_LIMIT: u32 = (1 << 26) - 2;
 /// "egretnat" in ASCII.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"egretnat");
 /// Bumped when the meaning of a word changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Word numbers of the header. What different packets write lies on different lines.
 pub(crate) mod header {
@@ -78,6 +82,11 @@ pub(crate) mod header {
     pub const CREATED: usize = 42;
     pub const EXPIRED: usize = 43;
     pub const REMOVED: usize = 44;
+    pub const EVICTED: usize = 45;
+    /// Of the sessions opened from outside: those of mappings.
+    pub const INBOUND_MAPPED: usize = 46;
+    /// And those of forwards whose handshake is not over.
+    pub const HALF_OPEN: usize = 47;
     pub const MAPPINGS: usize = 48;
     /// Ports of dynamic mappings, by protocol.
     pub const PORTS_IN_USE: usize = 49;
@@ -129,6 +138,7 @@ pub(crate) struct Layout {
     pub filters: Range<usize>,
     pub sessions: Range<usize>,
     pub mappings: Range<usize>,
+    pub forwards: Range<usize>,
     pub tallies: Range<usize>,
     pub cells: Range<usize>,
     end: usize,
@@ -154,6 +164,7 @@ impl Layout {
             filters: section(lines_for(sessions) * LINE_WORDS),
             sessions: section(records * SESSION_WORDS),
             mappings: section(records * MAPPING_WORDS),
+            forwards: section((FORWARDS_MAX + 1) * FORWARD_WORDS),
             tallies: section(tables),
             cells: section(tables * CELL_WORDS),
             end,
@@ -171,6 +182,8 @@ pub(crate) const fn layout_word() -> u64 {
         LINE_WORDS,
         SESSION_WORDS,
         MAPPING_WORDS,
+        FORWARD_WORDS,
+        FORWARDS_MAX,
         PORT_WORDS,
         CELL_WORDS,
         PROTOCOLS,
@@ -232,6 +245,7 @@ mod tests {
             &layout.filters,
             &layout.sessions,
             &layout.mappings,
+            &layout.forwards,
             &layout.tallies,
             &layout.cells,
         ];

@@ -46,8 +46,8 @@ mod word;
 pub use age::Swept;
 pub use check::Violation;
 pub use config::{
-    AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy, PortSet,
-    Timers,
+    AddressKind, ExternalAddress, FORWARDS_MAX, FilteringBehaviour, Forward, Limits,
+    MappingBehaviour, Policy, PortSet, Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use layout::TableSize;
@@ -55,7 +55,7 @@ pub use meta::TimeoutClass;
 pub use nat::Nat;
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};
-pub use signal::{Realm, Signal};
+pub use signal::{PacketFacts, Realm, Signal};
 pub use status::{HalfView, SessionView, Totals};
 pub use time::{Random, Time};
 pub use verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};

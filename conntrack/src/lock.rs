@@ -36,7 +36,8 @@ impl<'m, W: Word> Locks<'m, W> {
     }
 }
 
-fn take<W: Word>(word: &W) -> bool {
+/// Takes a lock word, with a bounded wait.
+pub(crate) fn take<W: Word>(word: &W) -> bool {
     (0..ROUNDS_MAX).any(|round| {
         let taken = word.load(Relaxed) == FREE
             && word.compare_exchange(FREE, HELD, Acquire, Relaxed).is_ok();
@@ -45,6 +46,11 @@ fn take<W: Word>(word: &W) -> bool {
         }
         taken
     })
+}
+
+/// Gives back what [`take`] took.
+pub(crate) fn give_back<W: Word>(word: &W) {
+    word.store(FREE, Release);
 }
 
 /// Stripes held by one worker.
@@ -64,7 +70,7 @@ impl<W: Word, const N: usize> Drop for Held<'_, W, N> {
     fn drop(&mut self) {
         for i in 0..self.taken {
             if !self.is_repeated(i) {
-                self.words[self.stripes[i]].store(FREE, Release);
+                give_back(&self.words[self.stripes[i]]);
             }
         }
     }

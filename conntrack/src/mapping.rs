@@ -4,12 +4,12 @@
 //! | --- | --- | --- |
 //! | 0 | generation << 8, protocol << 2, shared << 1, alive | sessions |
 //! | 1 | internal address | external address (free: link) |
-//! | 2 | internal port, external port | address slot, 0 |
+//! | 2 | internal port, external port | address slot, sessions opened from outside (16 bits each) |
 //! | 3 | tick of the last refresh | tick of the start |
 //!
 //! A *shared* mapping is `eim`: found by its internal endpoint, used by many sessions. An `edm`
 //! mapping belongs to one session, is found through it, and ends with it. Words 1 and 2 do not
-//! change while the mapping is alive; the count moves only by compare-and-swap of the whole word 0,
+//! change while the mapping is alive, but for word 2's count; that of word 0 moves only by compare-and-swap of the whole word 0,
 //! so no session can join a mapping that is dead or another one by now.
 
 use std::net::Ipv4Addr;
@@ -81,6 +81,7 @@ impl Mapping {
 }
 
 /// What a new mapping is made of.
+#[derive(Clone, Copy)]
 pub(crate) struct NewMapping {
     pub protocol: Protocol,
     pub internal: Endpoint,
@@ -167,6 +168,29 @@ impl<W: Word> Mappings<'_, W> {
         (self.records[number as usize][0].fetch_add(u64::MAX, AcqRel) as u32).wrapping_sub(1)
     }
 
+    /// Counts one more session opened from outside, of at most `limit`; false if it has as many.
+    pub fn admit(&self, number: u32, limit: u16) -> bool {
+        let word = &self.records[number as usize][2];
+        let mut ports = word.load(Relaxed);
+        while (ports as u16) < limit {
+            match word.compare_exchange(ports, ports + 1, Relaxed, Relaxed) {
+                Ok(_) => return true,
+                Err(found) => ports = found,
+            }
+        }
+        false
+    }
+
+    /// One fewer. Only after [`Mappings::admit`], so the count never falls below 0.
+    pub fn dismiss(&self, number: u32) {
+        self.records[number as usize][2].fetch_add(u64::MAX, Relaxed);
+    }
+
+    /// Sessions opened from outside.
+    pub fn inbound(&self, number: u32) -> u16 {
+        self.records[number as usize][2].load(Relaxed) as u16
+    }
+
     /// Ends a mapping that no session uses; false if one does, or it is dead or another one by now.
     pub fn kill(&self, mapping: &Mapping) -> bool {
         let idle = mapping.control & !COUNT_MASK;
@@ -181,6 +205,10 @@ impl<W: Word> Mappings<'_, W> {
     pub fn set(&self, number: u32, alive: bool, sessions: u32) {
         let word = &self.records[number as usize][0];
         let rest = word.load(Relaxed) & !COUNT_MASK & !ALIVE;
+        if sessions == 0 {
+            let ports = &self.records[number as usize][2];
+            ports.fetch_and(!0xffff, Relaxed);
+        }
         let alive = if alive { ALIVE } else { 0 };
         word.store(rest | alive | u64::from(sessions), Relaxed);
     }

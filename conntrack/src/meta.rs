@@ -34,7 +34,7 @@ impl TimeoutClass {
 /// The lower half of word 0: what a half is, besides its endpoints.
 ///
 /// Bits 0-1 protocol index, 2 valid, 3 initiator's half, 4 opened from outside, 5-6 direction,
-/// 7-10 TCP state, 11 under an `eim` mapping.
+/// 7-10 TCP state, 11 under an `eim` mapping, 16-31 the forward that let the outside open it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta(pub u32);
 
@@ -45,6 +45,7 @@ impl Meta {
     const STATE_SHIFT: u32 = 7;
     const STATE_MASK: u32 = 0xf << Meta::STATE_SHIFT;
     const SHARED: u32 = 1 << 11;
+    const FORWARD_SHIFT: u32 = 16;
 
     pub fn new(protocol: Protocol, direction: Direction, state: State) -> Meta {
         Meta(
@@ -67,6 +68,11 @@ impl Meta {
     /// Marks a half whose mapping is `eim`: shared by sessions, with a stamp of its own.
     pub fn with_shared(self, yes: bool) -> Meta {
         Meta(self.0 | if yes { Meta::SHARED } else { 0 })
+    }
+
+    /// Notes the record of the forward that the session came by, 0 for none.
+    pub fn with_forward(self, number: u32) -> Meta {
+        Meta(self.0 & 0xffff | number << Meta::FORWARD_SHIFT)
     }
 
     pub fn with_state(self, state: State) -> Meta {
@@ -101,6 +107,15 @@ impl Meta {
     pub fn protocol(self) -> Protocol {
         // Two bits hold 3, too, but nothing writes it; a stray 3 reads as ICMP.
         Protocol::ALL[(self.0 & 3).min(2) as usize]
+    }
+
+    pub fn forward(self) -> u32 {
+        self.0 >> Meta::FORWARD_SHIFT
+    }
+
+    /// Opened through a forward by a TCP handshake that is not over.
+    pub fn half_open(self) -> bool {
+        self.forward() != 0 && self.protocol() == Protocol::Tcp && self.state().is_half_open()
     }
 
     #[inline(always)]

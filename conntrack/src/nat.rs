@@ -18,7 +18,8 @@ use crate::pool::Pool;
 use crate::port::Ports;
 use crate::prefetch::prefetch;
 use crate::session::Seen;
-use crate::signal::{Realm, Signal};
+use crate::session::outside::Forwards;
+use crate::signal::{PacketFacts, Realm};
 use crate::tcp;
 use crate::time::{Random, Time};
 use crate::verdict::{Direction, Refusal, Rewrite};
@@ -39,6 +40,7 @@ pub struct Nat<'m, W: Word = AtomicU64> {
     pub(crate) halves: &'m [[W; HALF_WORDS]],
     pub(crate) sessions: Pool<'m, W>,
     pub(crate) mappings: Mappings<'m, W>,
+    pub(crate) forwards: Forwards<'m, W>,
     pub(crate) ports: Ports<'m, W>,
 }
 
@@ -46,8 +48,7 @@ pub struct Nat<'m, W: Word = AtomicU64> {
 pub(crate) struct Arrival<'t> {
     pub tuple: &'t Tuple,
     pub hash: u64,
-    pub signal: Signal,
-    pub length: u32,
+    pub facts: PacketFacts,
 }
 
 /// How often a packet starts over because its session changed under it.
@@ -94,6 +95,9 @@ impl<'m, W: Word> Nat<'m, W> {
                 ),
                 index: Index::new(&words[layout.endpoints], records),
             },
+            forwards: Forwards {
+                records: words[layout.forwards].as_chunks().0,
+            },
             ports: Ports {
                 tallies: &words[layout.tallies],
                 cells: &words[layout.cells],
@@ -128,8 +132,9 @@ impl<'m, W: Word> Nat<'m, W> {
 
     /// Translates a packet.
     ///
-    /// `hash` is [`Nat::hash`] of `tuple`, `length` the bytes to count. A session is made where
-    /// the signal and the policy allow one. [`Refusal`] says why there is no rewrite.
+    /// `hash` is [`Nat::hash`] of `tuple`. A session is made where the signal and the policy allow
+    /// one. What matches a session is translated whatever its TCP state and sequence number
+    /// (RFC 7857 section 2.2). [`Refusal`] says why there is no rewrite.
     #[inline]
     pub fn translate(
         &self,
@@ -137,8 +142,7 @@ impl<'m, W: Word> Nat<'m, W> {
         realm: Realm,
         tuple: &Tuple,
         hash: u64,
-        signal: Signal,
-        length: u32,
+        facts: PacketFacts,
         now: Time,
         random: &mut impl Random,
     ) -> Result<Rewrite, Refusal> {
@@ -146,21 +150,11 @@ impl<'m, W: Word> Nat<'m, W> {
         if let Some(seen) = self.find(tuple, hash)?
             && is_of(realm, &seen.snapshot)
             && self.lives(&at, &seen)
-            && let Some(rewrite) = self.hit(&at, &seen, signal, length)?
+            && let Some(rewrite) = self.hit(&at, &seen, facts)?
         {
             return Ok(rewrite);
         }
-        self.miss(
-            &at,
-            realm,
-            &Arrival {
-                tuple,
-                hash,
-                signal,
-                length,
-            },
-            random,
-        )
+        self.miss(&at, realm, &Arrival { tuple, hash, facts }, random)
     }
 
     /// No live session: an expired one is ended, then a new one may be made.
@@ -178,7 +172,7 @@ impl<'m, W: Word> Nat<'m, W> {
                 if !is_of(realm, &seen.snapshot) {
                     return Err(Refusal::NoSession);
                 }
-                match self.hit(at, &seen, arrival.signal, arrival.length)? {
+                match self.hit(at, &seen, arrival.facts)? {
                     Some(rewrite) => return Ok(rewrite),
                     None => continue,
                 }
@@ -214,20 +208,20 @@ impl<'m, W: Word> Nat<'m, W> {
         &self,
         at: &At,
         seen: &Seen,
-        signal: Signal,
-        length: u32,
+        facts: PacketFacts,
     ) -> Result<Option<Rewrite>, Refusal> {
         let meta = seen.snapshot.meta();
         if meta.protocol() == Protocol::Tcp {
             let (state, from_initiator) = (meta.state(), meta.initiator());
-            if tcp::next(state, from_initiator, meta.opened_outside(), signal) != state {
-                return Ok(self.transition(seen, signal)?.map(|seen| {
-                    self.stamp(at, &seen, length);
+            let next = tcp::next(state, from_initiator, meta.opened_outside(), facts.signal);
+            if next != state || facts.signal.is_syn() {
+                return Ok(self.transition(seen, facts)?.map(|seen| {
+                    self.stamp(at, &seen, facts);
                     seen.snapshot.rewrite(seen.half)
                 }));
             }
         }
-        self.stamp(at, seen, length);
+        self.stamp(at, seen, facts);
         Ok(Some(seen.snapshot.rewrite(seen.half)))
     }
 

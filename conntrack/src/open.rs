@@ -26,6 +26,8 @@ pub(crate) struct Target {
     pub direction: Direction,
     /// The target's `eim` mapping, which the session joins; 0 for none.
     pub mapping: u32,
+    /// The record of the forward that leads there; 0 for none.
+    pub forward: u32,
 }
 
 /// What came of opening: `None` if the session exists now, so that the look-up finds it.
@@ -39,7 +41,7 @@ impl<W: Word> Nat<'_, W> {
         arrival: &Arrival,
         random: &mut impl Random,
     ) -> Opened {
-        match arrival.signal {
+        match arrival.facts.signal {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
             Signal::IcmpReply => return Err(Refusal::IcmpUnasked),
             _ => return Err(Refusal::TcpMidstream),
@@ -67,9 +69,10 @@ impl<W: Word> Nat<'_, W> {
                 endpoint: tuple.destination,
                 direction: Direction::Outbound,
                 mapping: 0,
+                forward: 0,
             });
         }
-        if arrival.signal == Signal::IcmpQuery {
+        if arrival.facts.signal == Signal::IcmpQuery {
             return Err(Refusal::NoSession);
         }
         // The far side sees the sender's external endpoint, so that is what filtering judges.
@@ -139,7 +142,8 @@ impl<W: Word> Nat<'_, W> {
             .cell_of(at, protocol, external)
             .ok_or(Refusal::NoSession)?
         {
-            Cell::Fixed(place) => {
+            Cell::Fixed(number) => {
+                let place = self.forwards.place(number);
                 let forward = at
                     .policy
                     .forward(place, protocol, external)
@@ -151,6 +155,7 @@ impl<W: Word> Nat<'_, W> {
                     endpoint: forward.target,
                     direction,
                     mapping: 0,
+                    forward: number,
                 })
             }
             Cell::Exclusive(number) => {
@@ -181,6 +186,7 @@ impl<W: Word> Nat<'_, W> {
                     endpoint: mapping.internal,
                     direction,
                     mapping: number,
+                    forward: 0,
                 })
             }
             _ => Err(Refusal::NoSession),
@@ -190,7 +196,7 @@ impl<W: Word> Nat<'_, W> {
     /// A packet from outside that has no session. What is refused refreshes nothing
     /// (RFC 7857 section 7).
     pub(crate) fn open_from_outside(&self, at: &At, arrival: &Arrival) -> Opened {
-        if !matches!(arrival.signal, Signal::TcpSyn | Signal::Udp) {
+        if !matches!(arrival.facts.signal, Signal::TcpSyn | Signal::Udp) {
             return Err(Refusal::NoSession);
         }
         let tuple = arrival.tuple;
@@ -220,8 +226,9 @@ impl<W: Word> Nat<'_, W> {
             sides: [outbound, inbound],
             from_outside: true,
             own_mapping: None,
+            forward: target.forward,
         };
-        let opened = settle(self.establish(at, plan, arrival.length));
+        let opened = settle(self.establish_from_outside(at, &plan, arrival.facts));
         if shared && !matches!(opened, Ok(Some(_))) {
             self.leave_mapping(at, target.mapping);
         }
@@ -264,8 +271,9 @@ impl<W: Word> Nat<'_, W> {
             sides,
             from_outside: false,
             own_mapping: None,
+            forward: 0,
         };
-        let opened = settle(self.establish(at, plan, arrival.length));
+        let opened = settle(self.establish(at, plan, arrival.facts));
         if let (Some(joined), false) = (joined, matches!(opened, Ok(Some(_)))) {
             self.unjoin_mapping(at, &joined);
         }

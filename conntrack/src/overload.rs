@@ -203,8 +203,9 @@ impl<W: Word> Nat<'_, W> {
             sides,
             from_outside: false,
             own_mapping,
+            forward: 0,
         };
-        match self.establish(at, plan, arrival.length) {
+        match self.establish(at, plan, arrival.facts) {
             Ok(rewrite) => Tried::Made(rewrite),
             Err(NotMade::There) => Tried::There,
             Err(NotMade::Taken(Cell::Changing)) => Tried::Unsure,

@@ -3,7 +3,7 @@
 //! A (address slot, protocol) has a 32-bit cell a port, and a bit a port in the ownership bitmap,
 //! which steering reads and the search for a free port scans. A cell is
 //! `kind << 29 | value`: free (0), changing, exclusive (mapping), overloaded (sessions),
-//! fixed (a forward's place in the policy), held (tick until which).
+//! fixed (a forward's record), held (tick until which).
 //!
 //! Every way from free to not free and back leads through *changing*, and only the worker that
 //! made it so touches the bit then. So a claim and a release of one port never interleave, and the
@@ -35,7 +35,7 @@ pub(crate) enum Cell {
     Exclusive(u32),
     /// Used by so many `edm` mappings.
     Overloaded(u32),
-    /// A forward's; its place in the policy's list when it was applied.
+    /// A forward's; the number of its record.
     Fixed(u32),
     /// In hold-down until this tick.
     Held(u32),

@@ -267,8 +267,11 @@ impl<W: Word> Nat<'_, W> {
                 Cell::Held(_) => address.is_some(),
                 _ => true,
             };
-            if !stays {
-                self.ports.drop_claim(place, cell);
+            if !stays
+                && self.ports.drop_claim(place, cell)
+                && let Cell::Fixed(number) = cell
+            {
+                self.forwards.release(number);
             }
         }
     }
@@ -284,7 +287,20 @@ impl<W: Word> Nat<'_, W> {
                 protocol: forward.protocol,
                 port: forward.external.port,
             };
-            change.again |= self.ports.fix(port, place as u32).is_err();
+            let (number, new) = match self.ports.cell(port) {
+                Cell::Fixed(number) => (Some(number), false),
+                _ => (self.forwards.claim(), true),
+            };
+            // None is left while sessions of forwards before still count in theirs.
+            let Some(number) = number else {
+                change.again = true;
+                return;
+            };
+            self.forwards.set_place(number, place as u32);
+            if new && self.ports.fix(port, number).is_err() {
+                self.forwards.release(number);
+                change.again = true;
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::mapping::Mapping;
 use crate::meta::Meta;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
+use crate::session::outside::is_plausible;
 use crate::time::Random;
 use crate::verdict::Direction;
 use crate::word::Word;
@@ -157,20 +158,26 @@ impl<'m, W: Word> Nat<'m, W> {
         }
         self.keep_independent_cells();
         self.repair_mappings();
-        let (sessions, inbound) = self.repair_sessions();
+        let inbound = [
+            header::SESSIONS_INBOUND,
+            header::INBOUND_MAPPED,
+            header::HALF_OPEN,
+        ];
+        for counter in inbound {
+            self.header[counter].store(0, Relaxed);
+        }
+        let sessions = self.repair_sessions();
         let mappings = self.drop_unused_mappings();
         self.ports.derive();
         let created = self.header[header::CREATED].load(Relaxed);
+        let evicted = self.header[header::EVICTED].load(Relaxed);
         let expired = self.header[header::EXPIRED].load(Relaxed);
+        let known = expired + evicted + sessions;
         for (counter, value) in [
             (header::SESSIONS, sessions),
-            (header::SESSIONS_INBOUND, inbound),
             (header::MAPPINGS, mappings),
-            (header::CREATED, created.max(expired + sessions)),
-            (
-                header::REMOVED,
-                created.max(expired + sessions) - expired - sessions,
-            ),
+            (header::CREATED, created.max(known)),
+            (header::REMOVED, created.max(known) - known),
         ] {
             self.header[counter].store(value, Relaxed);
         }
@@ -178,6 +185,7 @@ impl<'m, W: Word> Nat<'m, W> {
 
     /// Forwards and hold-downs are in the cells alone; mappings claim theirs again.
     fn keep_independent_cells(&self) {
+        self.forwards.clear();
         for slot in 0..self.ports.slots() {
             for protocol in Protocol::ALL {
                 for port in 0..=u16::MAX {
@@ -186,11 +194,15 @@ impl<'m, W: Word> Nat<'m, W> {
                         protocol,
                         port,
                     };
-                    if !matches!(
-                        self.ports.cell(place),
-                        Cell::Free | Cell::Fixed(_) | Cell::Held(_)
-                    ) {
-                        self.ports.set_cell(place, Cell::Free);
+                    match self.ports.cell(place) {
+                        Cell::Free | Cell::Held(_) => {}
+                        Cell::Fixed(number)
+                            if self.forwards.is_valid(number)
+                                && !self.forwards.is_claimed(number) =>
+                        {
+                            self.forwards.set_place(number, 0);
+                        }
+                        _ => self.ports.set_cell(place, Cell::Free),
                     }
                 }
             }
@@ -232,14 +244,12 @@ impl<'m, W: Word> Nat<'m, W> {
         true
     }
 
-    /// Enters every sound session anew and frees the rest; returns how many there are, and how many
-    /// were opened from outside.
-    fn repair_sessions(&self) -> (u64, u64) {
-        let (mut sessions, mut inbound) = (0, 0);
+    /// Enters every sound session anew and frees the rest; returns how many there are.
+    fn repair_sessions(&self) -> u64 {
+        let mut sessions = 0;
         for session in 1..=self.sessions.highest() {
             if self.repair_session(session) {
                 sessions += 1;
-                inbound += u64::from(self.half(2 * session).read_held().meta().opened_outside());
             } else {
                 for half in [2 * session, 2 * session + 1] {
                     self.half(half).mend(Meta(0));
@@ -247,7 +257,7 @@ impl<'m, W: Word> Nat<'m, W> {
                 self.sessions.push(session);
             }
         }
-        (sessions, inbound)
+        sessions
     }
 
     fn repair_session(&self, session: u32) -> bool {
@@ -255,7 +265,10 @@ impl<'m, W: Word> Nat<'m, W> {
         let [even, odd] = halves.map(|half| half.read_held());
         // A half that is valid while it is written has its words: only word 0 (a transition) or
         // the next hop was being changed. A new one becomes valid with the end of its write.
-        if !agree(&even, &odd) || !self.may_use_mappings(&even, &odd) {
+        if !agree(&even, &odd)
+            || !self.may_use_mappings(&even, &odd)
+            || !is_plausible(&self.forwards, even.meta(), even.mapping())
+        {
             return false;
         }
         let absent = |tuple: &Tuple| {
@@ -274,6 +287,9 @@ impl<'m, W: Word> Nat<'m, W> {
         let list = even.meta().shared().then(|| self.filter_key(&even, &odd));
         if !self.enter(session, list, hashes) {
             return false;
+        }
+        if even.meta().opened_outside() {
+            self.admit_again(session, even.meta(), even.mapping());
         }
         for number in self.mappings_of(&even, &odd).into_iter().flatten() {
             let count = self

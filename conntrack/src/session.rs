@@ -7,19 +7,21 @@
 //! A session becomes valid after both halves are in the index, and is made invalid before they are
 //! taken out: whoever finds it valid finds it complete, and whoever ends it finds every entry.
 
+pub(crate) mod outside;
+
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, tick_differs};
 use crate::endpoint::Tuple;
-use crate::half::{HALF_WORDS, Half, Side, Snapshot, being_written};
+use crate::half::{HALF_WORDS, Half, Side, Snapshot, being_written, is_near};
 use crate::hash::Key;
 use crate::layout::header;
 use crate::mapping::NewMapping;
 use crate::memo::Remote;
-use crate::meta::Meta;
+use crate::meta::{Meta, TimeoutClass};
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
-use crate::signal::Signal;
+use crate::signal::{PacketFacts, Signal};
 use crate::tcp::{self, State};
 use crate::verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};
 use crate::word::{ROUNDS_MAX, Word};
@@ -32,6 +34,7 @@ pub(crate) struct Seen {
 }
 
 /// A session to make.
+#[derive(Clone, Copy)]
 pub(crate) struct Plan {
     /// The even and the odd half.
     pub sides: [Side; 2],
@@ -40,6 +43,8 @@ pub(crate) struct Plan {
     /// The even half's mapping is made together with the session, on a port that may be
     /// overloaded; otherwise `sides` name what the caller has joined.
     pub own_mapping: Option<NewMapping>,
+    /// The record of the forward that lets the external realm open it; 0 for none.
+    pub forward: u32,
 }
 
 impl Plan {
@@ -59,6 +64,7 @@ impl Plan {
             .with_initiator(side == self.opener())
             .with_opened_outside(self.from_outside)
             .with_shared(shared)
+            .with_forward(self.forward)
     }
 }
 
@@ -112,8 +118,13 @@ impl<'m, W: Word> Nat<'m, W> {
         )
     }
 
-    /// Makes a session unless one of its tuples is in use; its first packet has `length` bytes.
-    pub(crate) fn establish(&self, at: &At, plan: Plan, length: u32) -> Result<Rewrite, NotMade> {
+    /// Makes a session for its first packet, unless one of its tuples is in use.
+    pub(crate) fn establish(
+        &self,
+        at: &At,
+        plan: Plan,
+        facts: PacketFacts,
+    ) -> Result<Rewrite, NotMade> {
         let hashes = [0, 1].map(|side| self.hash(&plan.sides[side].tuple));
         let opener = plan.opener();
         let filter_hash = plan.filter_key().map(|key| self.keys.hash(&key));
@@ -132,7 +143,7 @@ impl<'m, W: Word> Nat<'m, W> {
                 }
             }
             let Some(session) = expired else {
-                return self.make_session(at, plan, hashes, length);
+                return self.make_session(at, plan, hashes, facts);
             };
             drop(held);
             if !self.end_if_expired(at, session) {
@@ -149,7 +160,7 @@ impl<'m, W: Word> Nat<'m, W> {
         at: &At,
         mut plan: Plan,
         hashes: [u64; 2],
-        length: u32,
+        facts: PacketFacts,
     ) -> Result<Rewrite, NotMade> {
         let number = self.sessions.pop().ok_or(Refusal::SessionsFull)?;
         if let Err(refused) = self.back(at, &mut plan) {
@@ -164,10 +175,19 @@ impl<'m, W: Word> Nat<'m, W> {
         halves[1].begin();
         for (side, half) in halves.into_iter().enumerate() {
             half.fill(&plan.sides[side]);
-            let first = u32::from(side == plan.opener());
-            half.reset_stamp(at.stamp(), first, u64::from(first * length));
+            if side == plan.opener() {
+                let (bytes, sequence) = (facts.length.into(), facts.sequence_high());
+                half.reset_stamp(at.stamp(), 1, bytes, sequence);
+            } else {
+                half.reset_stamp(at.stamp(), 0, 0, 0);
+            }
         }
-        if !self.enter(number, plan.filter_key(), hashes) {
+        let entered = self.enter(number, plan.filter_key(), hashes)
+            && (self.enlist_half_open(number, plan.meta(0)) || {
+                self.withdraw(number, plan.filter_key(), hashes);
+                false
+            });
+        if !entered {
             halves[1].unlock(Meta(0));
             halves[0].unlock(Meta(0));
             self.unback(at, &plan);
@@ -188,11 +208,7 @@ impl<'m, W: Word> Nat<'m, W> {
     /// Takes what the session needs beside its own record.
     fn back(&self, at: &At, plan: &mut Plan) -> Result<(), NotMade> {
         if plan.from_outside {
-            let limit = u64::from(self.size.sessions_max / 4);
-            if self.header[header::SESSIONS_INBOUND].fetch_add(1, Relaxed) >= limit {
-                self.add(header::SESSIONS_INBOUND, -1);
-                return Err(Refusal::InboundLimit.into());
-            }
+            self.admit(at, plan)?;
         }
         if let Some(new) = &plan.own_mapping {
             let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
@@ -217,7 +233,7 @@ impl<'m, W: Word> Nat<'m, W> {
 
     fn unback(&self, at: &At, plan: &Plan) {
         if plan.from_outside {
-            self.add(header::SESSIONS_INBOUND, -1);
+            self.dismiss(plan.meta(0), plan.sides[0].mapping);
         }
         if plan.own_mapping.is_some() {
             self.leave_mapping(at, plan.sides[0].mapping);
@@ -241,6 +257,15 @@ impl<'m, W: Word> Nat<'m, W> {
             self.tuples.remove(hashes[1], halves[1]);
         }
         listed
+    }
+
+    /// Undoes [`Nat::enter`].
+    fn withdraw(&self, number: u32, list: Option<Key>, hashes: [u64; 2]) {
+        self.tuples.remove(hashes[0], 2 * number);
+        self.tuples.remove(hashes[1], 2 * number + 1);
+        if let Some(key) = list {
+            self.delist(number, &key);
+        }
     }
 
     /// Ends a session if it has expired.
@@ -284,7 +309,7 @@ impl<'m, W: Word> Nat<'m, W> {
             return false;
         }
         // A packet may have refreshed it meanwhile.
-        if !condition(&even, &odd) {
+        if !condition(&even, &odd) || !self.delist_half_open(session, even.meta()) {
             halves[0].unlock_unchanged(control);
             return false;
         }
@@ -299,7 +324,7 @@ impl<'m, W: Word> Nat<'m, W> {
         self.add(header::SESSIONS, -1);
         self.add(counter, 1);
         if even.meta().opened_outside() {
-            self.add(header::SESSIONS_INBOUND, -1);
+            self.dismiss(even.meta(), even.mapping());
         }
         drop(_held);
         self.release_mappings(at, &even, &odd);
@@ -331,8 +356,11 @@ impl<'m, W: Word> Nat<'m, W> {
 
     /// Counts a packet of a half and refreshes what it refreshes.
     #[inline(always)]
-    pub(crate) fn stamp(&self, at: &At, seen: &Seen, length: u32) {
-        let (last, packets) = self.half(seen.half).stamp(at.stamp(), length);
+    pub(crate) fn stamp(&self, at: &At, seen: &Seen, facts: PacketFacts) {
+        let sequence = facts.sequence_high();
+        let (last, packets) = self
+            .half(seen.half)
+            .stamp(at.stamp(), facts.length, sequence);
         let meta = seen.snapshot.meta();
         // A half that was only made with its session has not refreshed the mapping yet.
         if meta.shared() && (packets == 0 || tick_differs(last, at.stamp())) {
@@ -343,9 +371,14 @@ impl<'m, W: Word> Nat<'m, W> {
         }
     }
 
-    /// Moves a TCP session on. `None` if the session is not the one that was seen any more.
+    /// Moves a TCP session on, and notes the sequence number that a SYN begins with. `None` if the
+    /// session is not the one that was seen any more.
     #[cold]
-    pub(crate) fn transition(&self, seen: &Seen, signal: Signal) -> Result<Option<Seen>, Refusal> {
+    pub(crate) fn transition(
+        &self,
+        seen: &Seen,
+        facts: PacketFacts,
+    ) -> Result<Option<Seen>, Refusal> {
         let [even, odd] = [self.half(seen.half & !1), self.half(seen.half | 1)];
         for round in 0..ROUNDS_MAX {
             let control = even.words[0].load(Acquire);
@@ -361,9 +394,16 @@ impl<'m, W: Word> Nat<'m, W> {
                         return Ok(None);
                     }
                     let from_initiator = seen.snapshot.meta().initiator();
-                    let state =
-                        tcp::next(meta.state(), from_initiator, meta.opened_outside(), signal);
+                    let state = self.judged(seen.half, meta, from_initiator, facts);
+                    if state == meta.state() {
+                        even.unlock_unchanged(control);
+                        return Ok(Some(*seen));
+                    }
                     let odd_meta = Meta(odd.words[0].load(Relaxed) as u32);
+                    if !self.move_half_open(seen.half / 2, meta, meta.with_state(state)) {
+                        even.unlock_unchanged(control);
+                        return Err(Refusal::Contended);
+                    }
                     odd.replace_meta(odd_meta.with_state(state));
                     even.unlock(meta.with_state(state));
                     let snapshot = self.half(seen.half).read().ok_or(Refusal::Contended)?;
@@ -376,6 +416,23 @@ impl<'m, W: Word> Nat<'m, W> {
             W::pause(round);
         }
         Err(Refusal::Contended)
+    }
+
+    /// The state after a segment. A RST that is not near what its direction sends changes nothing:
+    /// whoever forged it cannot see the connection. A SYN of an opening connection begins its
+    /// direction's numbers; in an open one it is another forgery, or left over.
+    fn judged(&self, half: u32, meta: Meta, from_initiator: bool, facts: PacketFacts) -> State {
+        let (state, half) = (meta.state(), self.half(half));
+        let next = tcp::next(state, from_initiator, meta.opened_outside(), facts.signal);
+        let begins = next != state || next.class() == TimeoutClass::TcpTransOpen;
+        if facts.signal.is_syn() && begins {
+            half.set_sequence(facts.sequence_high());
+        }
+        let wild = !is_near(half.sequence(), facts.sequence_high());
+        if facts.signal == Signal::TcpRst && wild {
+            return state;
+        }
+        next
     }
 
     /// Remembers the next hop of a half. Nothing happens if the session has changed since `session`

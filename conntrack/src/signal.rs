@@ -21,6 +21,33 @@ pub enum Signal {
     IcmpReply,
 }
 
+impl Signal {
+    /// Does it carry the sender's first sequence number?
+    #[inline(always)]
+    pub(crate) fn is_syn(self) -> bool {
+        matches!(self, Signal::TcpSyn | Signal::TcpSynAck)
+    }
+}
+
+/// What conntrack is told of a packet beside its tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketFacts {
+    /// What it means.
+    pub signal: Signal,
+    /// Bytes to count.
+    pub length: u32,
+    /// TCP's sequence number; 0 for other protocols, and where it is not known.
+    pub sequence: u32,
+}
+
+impl PacketFacts {
+    /// The part of the sequence number that a half keeps.
+    #[inline(always)]
+    pub(crate) fn sequence_high(&self) -> u16 {
+        (self.sequence >> 16) as u16
+    }
+}
+
 /// The side of the gateway a packet came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Realm {

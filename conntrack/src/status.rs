@@ -21,6 +21,8 @@ pub struct Totals {
     pub sessions: u64,
     /// Of these, opened from outside.
     pub sessions_inbound: u64,
+    /// And of these, connections of forwards whose handshake is not over.
+    pub sessions_half_open: u64,
     /// Dynamic mappings.
     pub mappings: u64,
     /// External ports of dynamic mappings, by [`Protocol::index`].
@@ -33,6 +35,8 @@ pub struct Totals {
     pub expired: u64,
     /// Sessions that ended by a change of policy.
     pub removed: u64,
+    /// Half-open connections of forwards that gave way to newer ones.
+    pub evicted: u64,
 }
 
 /// One direction of a session.
@@ -46,7 +50,7 @@ pub struct HalfView {
     pub destination: Endpoint,
     /// Packets; wraps at 2^32.
     pub packets: u32,
-    /// Bytes.
+    /// Bytes; wraps at 2^48.
     pub bytes: u64,
 }
 
@@ -92,6 +96,7 @@ impl<W: Word> Nat<'_, W> {
         Totals {
             sessions: read(header::SESSIONS),
             sessions_inbound: read(header::SESSIONS_INBOUND),
+            sessions_half_open: read(header::HALF_OPEN),
             mappings: read(header::MAPPINGS),
             ports_in_use: [0, 1, 2].map(|i| read(header::PORTS_IN_USE + i)),
             ports_held: Protocol::ALL.map(|protocol| {
@@ -103,6 +108,7 @@ impl<W: Word> Nat<'_, W> {
             created: read(header::CREATED),
             expired: read(header::EXPIRED),
             removed: read(header::REMOVED),
+            evicted: read(header::EVICTED),
         }
     }
 

@@ -3,7 +3,11 @@
 //! Two departures, both against forged packets: a session opened from outside counts as open only
 //! with the initiator's first segment after the responder's SYN, and a RST before the connection
 //! is open changes nothing (else SYN, RST, data from one side alone would make an established
-//! session).
+//! session). And one that changes no time: the figure's way from *established* to *transitory* by
+//! silence, where data leads back, is part of `tcp-idle` (2 h and 4 min, RFC 5382 REQ-5).
+//!
+//! After the end, the initiator's SYN begins a new connection at once: clients use a port again while
+//! the last connection of it is in TIME-WAIT. Sequence numbers are judged by the caller.
 
 use crate::meta::TimeoutClass;
 use crate::signal::Signal;
@@ -60,6 +64,11 @@ impl State {
             State::Established | State::InitiatorFin | State::ResponderFin => TimeoutClass::TcpIdle,
             State::Closing | State::Reset => TimeoutClass::TcpTransClose,
         }
+    }
+
+    /// Opened from outside, and not yet open.
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, State::InitOutside | State::SynSeen)
     }
 
     #[inline(always)]

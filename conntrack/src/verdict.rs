@@ -71,8 +71,15 @@ pub enum Refusal {
     SessionsFull,
     /// No mapping is free.
     MappingsFull,
-    /// Sessions opened from outside have reached their share of the table (a quarter).
+    /// Sessions opened from outside have reached their share of the table (a quarter; an eighth for
+    /// those of mappings).
     InboundLimit,
+    /// The mapping has as many sessions opened from outside as it may have.
+    MappingInboundLimit,
+    /// The forward has as many sessions opened from outside as it may have.
+    ForwardInboundLimit,
+    /// There are as many half-open connections of forwards as there may be, and none of this one.
+    HalfOpenLimit,
     /// TCP from inside in the middle of a connection that has no session.
     TcpMidstream,
     /// An ICMP reply from inside that nothing asked for.

@@ -97,7 +97,15 @@ type Gateway<'a> = Nat<'a, Mortal>;
 fn send(nat: &Gateway, policy: &Policy, realm: Realm, signal: Signal, ends: [&str; 2], now: Time) {
     let tuple = tuple(protocol_of(signal), ep(ends[0]), ep(ends[1]));
     let hash = nat.hash(&tuple);
-    let _ = nat.translate(policy, realm, &tuple, hash, signal, 60, now, &mut Seeded(3));
+    let _ = nat.translate(
+        policy,
+        realm,
+        &tuple,
+        hash,
+        facts(signal),
+        now,
+        &mut Seeded(3),
+    );
 }
 
 fn apply(nat: &Gateway, policy: &Policy, now: Time) {
@@ -166,6 +174,28 @@ fn operations(policy: &Policy) -> Vec<Operation<'_>> {
             }),
         ),
         (
+            "push a half-open one out",
+            Box::new(|nat: &Gateway| {
+                for remote in ["203.0.113.9:7", "203.0.113.9:8"] {
+                    let ends = [remote, "198.51.100.1:80"];
+                    send(nat, policy, Realm::External, Signal::TcpSyn, ends, START);
+                }
+            }),
+        ),
+        (
+            "connect through a forward",
+            Box::new(|nat: &Gateway| {
+                let (remote, forward, target) = ("203.0.113.9:7", "198.51.100.1:80", "10.0.0.8:80");
+                for (realm, signal, ends) in [
+                    (Realm::External, Signal::TcpSyn, [remote, forward]),
+                    (Realm::Internal, Signal::TcpSynAck, [target, remote]),
+                    (Realm::External, Signal::TcpData, [remote, forward]),
+                ] {
+                    send(nat, policy, realm, signal, ends, START);
+                }
+            }),
+        ),
+        (
             "transition",
             Box::new(|nat: &Gateway| {
                 send(
@@ -212,6 +242,7 @@ fn dying_at_any_write_leaves_tables_that_open() {
         let mut policy = policy(mapping, EIF);
         policy.addresses = vec![external("198.51.100.1", 0, 4990, 5005)];
         policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.8:80", &[])];
+        policy.limits.half_open_per_forward = Some(1);
         for (name, operation) in operations(&policy) {
             die_everywhere(name, mapping, &policy, &*operation);
         }

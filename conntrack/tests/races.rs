@@ -18,7 +18,7 @@ fn send(
 ) -> Result<Rewrite, Refusal> {
     let hash = rig.nat.hash(tuple);
     rig.nat
-        .translate(&rig.policy, realm, tuple, hash, signal, 100, now, random)
+        .translate(&rig.policy, realm, tuple, hash, facts(signal), now, random)
 }
 
 /// Waits, spinning, until so many have arrived: a barrier that sleeps would let them go one by one.
@@ -188,6 +188,7 @@ fn churn_leaves_sound_tables() {
         let mut rig = Rig::sized(policy(mapping, filtering), 300);
         rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2100)];
         rig.policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])];
+        rig.policy.limits.half_open_per_forward = Some(3);
         rig.apply();
         let clock = AtomicU64::new(rig.now.0);
         {
@@ -200,7 +201,8 @@ fn churn_leaves_sound_tables() {
         }
         rig.now = Time(clock.load(Relaxed));
         rig.check();
-        assert!(rig.nat.totals().expired > 100, "{:?}", rig.nat.totals());
+        let totals = rig.nat.totals();
+        assert!(totals.expired > 100 && totals.evicted > 100, "{totals:?}");
         for _ in 0..3 {
             rig.wait(8_000_000);
             rig.sweep();

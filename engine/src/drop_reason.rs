@@ -74,6 +74,12 @@ drop_reasons! {
     MappingsFull => "mappings_full",
     /// Sessions opened from outside have reached their share of the table.
     InboundLimit => "inbound_limit",
+    /// Those of a mapping have reached `limits.inbound_sessions_per_mapping`.
+    MappingInboundLimit => "mapping_inbound_limit",
+    /// Those of a forward have reached `limits.inbound_sessions_per_forward`.
+    ForwardInboundLimit => "forward_inbound_limit",
+    /// Half-open connections of forwards have reached their share, and this forward has none.
+    HalfOpenLimit => "half_open_limit",
     /// TCP from inside in the middle of a connection that has no session.
     TcpMidstream => "tcp_midstream",
     /// ICMP reply from inside that nothing asked for.
@@ -108,6 +114,9 @@ impl From<Refusal> for DropReason {
             Refusal::SessionsFull => DropReason::SessionsFull,
             Refusal::MappingsFull => DropReason::MappingsFull,
             Refusal::InboundLimit => DropReason::InboundLimit,
+            Refusal::MappingInboundLimit => DropReason::MappingInboundLimit,
+            Refusal::ForwardInboundLimit => DropReason::ForwardInboundLimit,
+            Refusal::HalfOpenLimit => DropReason::HalfOpenLimit,
             Refusal::TcpMidstream => DropReason::TcpMidstream,
             Refusal::IcmpUnasked => DropReason::IcmpUnasked,
             Refusal::NoExternalAddress => DropReason::NoExternalAddress,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use conntrack::{
-    AddressKind, Direction, Nat, Policy, Protocol, Random, Realm, Refusal, Rewrite, Signal,
-    TableSize, Time, Tuple,
+    AddressKind, Direction, Nat, PacketFacts, Policy, Protocol, Random, Realm, Refusal, Rewrite,
+    Signal, TableSize, Time, Tuple,
 };
 use crossbeam_queue::ArrayQueue;
 
@@ -302,8 +302,13 @@ impl<R: Random> Gateway<R> {
         now: Time,
     ) -> Result<Rewrite, Verdict> {
         match &packet.body {
-            Body::Flow { tuple, signal } => {
-                let found = self.judge(packet, tuple, prepared.hash, *signal, place, now);
+            &Body::Flow {
+                ref tuple,
+                signal,
+                sequence,
+            } => {
+                let facts = facts(packet, signal, sequence);
+                let found = self.judge(tuple, prepared.hash, facts, place, now);
                 if prepared.is_first_fragment() {
                     self.shared
                         .fragments
@@ -330,7 +335,8 @@ impl<R: Random> Gateway<R> {
                 }),
             Body::LaterFragment => match self.shared.fragments.later(packet, frame, ingress, now) {
                 Ok(Later::Translate(tuple)) => {
-                    self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
+                    let facts = facts(packet, signal_of_rest(&tuple), 0);
+                    self.judge(&tuple, None, facts, place, now)
                 }
                 Ok(Later::Punt) => Err(Verdict::Punt),
                 Ok(Later::Held) => Err(Verdict::HeldFragment),
@@ -342,23 +348,20 @@ impl<R: Random> Gateway<R> {
     /// Step 6 for a packet of a flow.
     fn judge(
         &mut self,
-        packet: &Packet,
         tuple: &Tuple,
         hash: Option<u64>,
-        signal: Signal,
+        facts: PacketFacts,
         place: Place,
         now: Time,
     ) -> Result<Rewrite, Verdict> {
         let nat = &self.shared.nat;
         let hash = hash.unwrap_or_else(|| nat.hash(tuple));
-        let length = u32::from(packet.ipv4.total_len);
         nat.translate(
             &self.policy,
             place.realm,
             tuple,
             hash,
-            signal,
-            length,
+            facts,
             now,
             &mut self.random,
         )
@@ -494,6 +497,15 @@ fn decision(tuple: Tuple, first: &Result<Rewrite, Verdict>) -> Decision {
         Ok(_) => Decision::Translate(tuple),
         Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => Decision::Drop(*reason),
         Err(_) => Decision::Punt,
+    }
+}
+
+/// What conntrack is told of a packet.
+fn facts(packet: &Packet, signal: Signal, sequence: u32) -> PacketFacts {
+    PacketFacts {
+        signal,
+        length: u32::from(packet.ipv4.total_len),
+        sequence,
     }
 }
 

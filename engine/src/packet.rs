@@ -67,6 +67,8 @@ pub enum Body {
         tuple: Tuple,
         /// What it means to its session.
         signal: Signal,
+        /// TCP's sequence number, 0 for other protocols.
+        sequence: u32,
     },
     /// An ICMP error (destination unreachable, time exceeded, parameter problem) with a right ICMP
     /// checksum; never a fragment.
@@ -259,6 +261,7 @@ fn flow(protocol: Protocol, source: Endpoint, destination: Endpoint, signal: Sig
             destination,
         },
         signal,
+        sequence: 0,
     }
 }
 
@@ -287,7 +290,15 @@ fn tcp_body(
     };
     let source = Endpoint::new(source, header.source_port());
     let destination = Endpoint::new(destination, header.destination_port());
-    Ok(flow(Protocol::Tcp, source, destination, signal))
+    Ok(Body::Flow {
+        tuple: Tuple {
+            protocol: Protocol::Tcp,
+            source,
+            destination,
+        },
+        signal,
+        sequence: header.sequence(),
+    })
 }
 
 /// What the flags mean; none for a combination that no TCP sends: no flag at all, or SYN with FIN

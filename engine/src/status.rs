@@ -106,6 +106,8 @@ impl Answer for Status<'_> {
                 .collect::<Vec<_>>(),
             "sessions": tables.sessions,
             "sessions_inbound": tables.sessions_inbound,
+            "sessions_half_open": tables.sessions_half_open,
+            "sessions_evicted": tables.evicted,
             "sessions_max": self.shared.size.sessions_max,
             "mappings": tables.mappings,
             "ports_in_use": { "tcp": tables.ports_in_use[0], "udp": tables.ports_in_use[1], "icmp": tables.ports_in_use[2] },

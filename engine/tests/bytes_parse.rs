@@ -54,7 +54,8 @@ fn a_literal_udp_frame() {
         packet.body,
         Body::Flow {
             tuple: tuple(Protocol::Udp, source, destination),
-            signal: Signal::Udp
+            signal: Signal::Udp,
+            sequence: 0,
         }
     );
 }
@@ -122,10 +123,14 @@ fn signals_follow_the_flags() {
         ("echo-reply", Signal::IcmpReply),
         ("timestamp-reply", Signal::IcmpReply),
     ] {
-        let Body::Flow { signal, .. } = valid(name).body else {
+        let Body::Flow {
+            signal, sequence, ..
+        } = valid(name).body
+        else {
             panic!("{name} is no flow")
         };
         assert_eq!(signal, expected, "{name}");
+        assert_eq!(sequence, u32::from(name.starts_with("tcp")), "{name}");
     }
     // A reset wins over a FIN.
     let envelope = Envelope::new(samples::SOURCE, samples::DESTINATION);

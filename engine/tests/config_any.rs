@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conntrack::{FilteringBehaviour, MappingBehaviour, Timers};
+use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Timers};
 use engine::config::{Config, DeviceMode, Level, OnRefusal, Poll, Role, Setting};
 use engine::plan::Plan;
 use proptest::prelude::*;
@@ -168,6 +168,7 @@ fn the_minimal_file_has_the_defaults() {
     );
     assert!(config.nat.preserve_port && !config.nat.inbound_refresh);
     assert_eq!(config.timers, Timers::RFC);
+    assert_eq!(config.limits, Limits::DEFAULT);
     assert!(config.pool.has_interface() && config.pool.ports.is_none());
     assert_eq!(config.icmp.errors_per_second, 1000);
     assert_eq!(config.icmp.on_refusal, OnRefusal::HostUnreachable);
@@ -195,6 +196,8 @@ fn every_key_has_its_effect() {
          [timers]\nprofile = \"conntrack\"\nudp_timeout_s = 1\ntcp_trans_open_timeout_s = 2\n\
          tcp_idle_timeout_s = 3\ntcp_trans_close_timeout_s = 4\n\
          icmp_timeout_s = 6\nfragment_timeout_s = 7\nhold_down_s = 0\n\
+         [limits]\ninbound_sessions_per_mapping = 5\ninbound_sessions_per_forward = 6\n\
+         half_open_per_forward = 7\n\
          [icmp]\nerrors_per_second = 0\non_refusal = \"silent\"\n\
          [tables]\nsessions_max = 1_000\npath = \"/dev/shm/t\"\n\
          [workers]\ncount = 1\npoll = \"busy\"\ncpus = [0x1]\n\
@@ -234,6 +237,12 @@ fn every_key_has_its_effect() {
         hold_down_ms: 0,
     };
     assert_eq!(config.timers, timers);
+    let limits = Limits {
+        inbound_sessions_per_mapping: 5,
+        inbound_sessions_per_forward: Some(6),
+        half_open_per_forward: Some(7),
+    };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.icmp.on_refusal, OnRefusal::Silent);
     assert_eq!(
         config.tables.sessions_max.map(|sessions| sessions.value),

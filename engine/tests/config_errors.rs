@@ -150,7 +150,7 @@ error: there is no key `bypas` at the top level
    |
  3 | bypas = "10.42.0.0/16"
    | ^^^^^
-   = why: it has `internal`, `interface`, `bypass`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
+   = why: it has `internal`, `interface`, `bypass`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
    = fix: write `bypass`
 "#,
     );
@@ -171,7 +171,7 @@ error: there is no key `udp_timeout_s` at the top level
    |
  3 | udp_timeout_s = 300
    | ^^^^^^^^^^^^^
-   = why: it has `internal`, `interface`, `bypass`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
+   = why: it has `internal`, `interface`, `bypass`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
    = fix: `udp_timeout_s` belongs in [timers]
 
 error: there is no key `bypass` in [pool]
@@ -1353,5 +1353,22 @@ error: 4 workers, but 2 in `workers.cpus`
    = why: each worker has a CPU of its own
    = fix: name as many CPUs, or leave `workers.count` out
 "#,
+    );
+}
+
+#[test]
+fn more_forwards_than_the_tables_have_room_for() {
+    let forward = |port: u32| {
+        format!(
+            "[[forwards]]\nprotocol = \"tcp\"\nexternal = \"{port}\"\ntarget = \"10.0.0.9:80\"\n"
+        )
+    };
+    let forwards: String = (1..=8193).map(forward).collect();
+    let text = format!("internal = \"10.0.0.0/8\"\ninterface = \"eth0\"\n{forwards}");
+    let error = Config::parse("egret.toml", &text).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.starts_with("error: 8193 forwards are given\n") && text.contains("room for 8192"),
+        "{text}"
     );
 }

@@ -79,6 +79,18 @@ fn fragment(id: u16, flags_offset: u16, bytes: &[u8]) -> Vec<u8> {
     .frame(17, bytes)
 }
 
+/// So many forwards, from port 8440 on.
+fn forwards(protocol: &str, count: u16) -> String {
+    let forward = |n| {
+        let port = 8440 + n;
+        format!(
+            "[[forwards]]\nprotocol = \"{protocol}\"\nexternal = \"{port}\"\n\
+             target = \"10.77.0.10:{port}\"\n"
+        )
+    };
+    (0..count).map(forward).collect()
+}
+
 /// Makes the reason count once.
 fn provoke(reason: DropReason) -> World {
     use DropReason::*;
@@ -153,9 +165,28 @@ fn provoke(reason: DropReason) -> World {
         }
         MappingsFull => mappings_full(),
         InboundLimit => {
-            let syn = |port| Envelope::new(SERVER, EXTERNAL).tcp(port, 8443, SYN, b"");
-            let frames: Vec<_> = (0..17).map(|n| (WAN, syn(4000 + n))).collect();
-            after(world(FORWARD), &frames)
+            let ask = |n: u16| Envelope::new(SERVER, EXTERNAL).udp(4000 + n, 8440 + n / 8, b"");
+            let frames: Vec<_> = (0..17).map(|n| (WAN, ask(n))).collect();
+            after(world(&forwards("udp", 3)), &frames)
+        }
+        MappingInboundLimit => {
+            let eif = "[nat]\nmapping = \"eim\"\nfiltering = \"eif\"\n\
+                       [limits]\ninbound_sessions_per_mapping = 1\n";
+            let call = |n: u16| Envelope::new(STRANGER, OWN).udp(4000 + n, 20_000, b"");
+            let frames = [(LAN, udp(20_000)), (WAN, call(0)), (WAN, call(1))];
+            after(world(&format!("{OWN_POOL}{eif}")), &frames)
+        }
+        ForwardInboundLimit => {
+            let ask = |n: u16| Envelope::new(SERVER, EXTERNAL).udp(4000 + n, 8440, b"");
+            let frames: Vec<_> = (0..9).map(|n| (WAN, ask(n))).collect();
+            after(world(&forwards("udp", 1)), &frames)
+        }
+        HalfOpenLimit => {
+            let limits = "[limits]\nhalf_open_per_forward = 8\n";
+            let syn =
+                |n: u16| Envelope::new(SERVER, EXTERNAL).tcp(4000 + n, 8440 + n / 8, SYN, b"");
+            let frames: Vec<_> = (0..9).map(|n| (WAN, syn(n))).collect();
+            after(world(&format!("{limits}{}", forwards("tcp", 2))), &frames)
         }
         TcpMidstream => one("", LAN, out().tcp(20_000, 80, ACK, b"data")),
         IcmpUnasked => one("", LAN, out().echo_reply(7, b"")),

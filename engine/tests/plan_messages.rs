@@ -648,7 +648,7 @@ fn default_tables_too_large_for_a_tiny_machine() {
         MINIMAL,
         &host,
         r#"
-error: the tables for 262144 sessions take 47 MiB, more than half of the 64 MiB RAM
+error: the tables for 262144 sessions take 48 MiB, more than half of the 64 MiB RAM
   = why: they are allocated at the start, and frames and the rest of the host need memory, too
   = fix: write sessions_max = 131072 in [tables], or less
 "#,
@@ -662,7 +662,7 @@ fn tables_have_no_room() {
         MINIMAL,
         &host,
         r#"
-error: the tables for 1048576 sessions take 183 MiB, but /run/egret/default/tables has room for 100 MiB
+error: the tables for 1048576 sessions take 184 MiB, but /run/egret/default/tables has room for 100 MiB
   = why: the file system is full or limited in size
   = fix: enlarge it (mount -o remount,size=...), or choose another `tables.path` or a smaller `tables.sessions_max`
 "#,

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity,
-    MappingBehaviour, Nat, Policy, PolicyChange, PortSet, Protocol, Random, Realm, Refusal,
-    Rewrite, Signal, TableSize, Time, Timers, Tuple,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity, Limits,
+    MappingBehaviour, Nat, PacketFacts, Policy, PolicyChange, PortSet, Protocol, Random, Realm,
+    Refusal, Rewrite, Signal, TableSize, Time, Timers, Tuple,
 };
 
 pub const EIM: MappingBehaviour = MappingBehaviour::EndpointIndependent;
@@ -73,6 +73,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         preserve_port: true,
         inbound_refresh: false,
         timers: Timers::RFC,
+        limits: Limits::DEFAULT,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)],
         forwards: vec![],
     }
@@ -147,17 +148,26 @@ impl Rig {
         tuple: Tuple,
         signal: Signal,
     ) -> Result<Rewrite, Refusal> {
+        self.segment(realm, tuple, signal, 0)
+    }
+
+    /// The same with a TCP sequence number.
+    pub fn segment(
+        &mut self,
+        realm: Realm,
+        tuple: Tuple,
+        signal: Signal,
+        sequence: u32,
+    ) -> Result<Rewrite, Refusal> {
         let hash = self.nat.hash(&tuple);
-        self.nat.translate(
-            &self.policy,
-            realm,
-            &tuple,
-            hash,
+        let facts = PacketFacts {
             signal,
-            100,
-            self.now,
-            &mut self.random,
-        )
+            length: 100,
+            sequence,
+        };
+        let (policy, now) = (&self.policy, self.now);
+        self.nat
+            .translate(policy, realm, &tuple, hash, facts, now, &mut self.random)
     }
 
     pub fn out(&mut self, signal: Signal, from: &str, to: &str) -> Result<Rewrite, Refusal> {
@@ -230,6 +240,15 @@ impl Rig {
         assert_eq!(totals.ports_in_use, [0; 3]);
         assert_eq!(totals.ports_held, [0; 3]);
         assert_eq!(self.owned_bits() as usize, self.policy.forwards.len());
+    }
+}
+
+/// A packet of 100 bytes without a sequence number.
+pub fn facts(signal: Signal) -> PacketFacts {
+    PacketFacts {
+        signal,
+        length: 100,
+        sequence: 0,
     }
 }
 

@@ -37,6 +37,11 @@ impl Connection {
         self.reset || self.fins == [true; 2]
     }
 
+    /// Opened from outside, and the handshake is not over.
+    pub fn half_open(&self) -> bool {
+        self.from_outside && !self.open()
+    }
+
     /// A segment of the initiator (side 0) or the responder (side 1).
     pub fn see(&mut self, side: usize, signal: Signal) {
         let syn = matches!(signal, Signal::TcpSyn | Signal::TcpSynAck);

@@ -3,7 +3,8 @@
 use std::sync::atomic::AtomicU64;
 
 use conntrack::{
-    Endpoint, Identity, Nat, Protocol, Random, Realm, Refusal, SessionRef, TableSize, Time, Tuple,
+    Endpoint, Identity, Nat, PacketFacts, Protocol, Random, Realm, Refusal, SessionRef, TableSize,
+    Time, Tuple,
 };
 
 use crate::judge::{Packet, Worlds, check_rewrite};
@@ -292,8 +293,11 @@ impl<'m> Drive<'m> {
             realm,
             &tuple,
             hash,
-            signal,
-            length,
+            PacketFacts {
+                signal,
+                length,
+                sequence: 0,
+            },
             now,
             &mut self.random,
         );
@@ -332,6 +336,7 @@ impl<'m> Drive<'m> {
             })?;
             reference.seen("spoofed");
         } else {
+            reference.give_way(packet, &after, made)?;
             let expired = reference.reap(&after, made)?;
             if expired > 0 {
                 reference.seen("expired session met");

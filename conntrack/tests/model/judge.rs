@@ -125,10 +125,8 @@ impl Reference {
                 target, backing, ..
             } => (target, backing),
         };
-        let inbound = self.sessions.iter().filter(|s| s.from_outside).count() as u32;
-        ensure(inbound < self.sessions_max / 4, || {
-            format!("{inbound} sessions from outside, and one more")
-        })?;
+        let met = self.limits_met(protocol, external, backing);
+        ensure(met.is_empty(), || format!("admitted against {met:?}"))?;
         ensure(
             (rewrite.source, rewrite.destination) == (remote, target),
             || format!("rewrites to {rewrite:?}, should to {target}"),

@@ -347,10 +347,22 @@ impl Reference {
         ensure(totals.mappings == mappings || limbo, || {
             format!("{} mappings, should be {mappings}", totals.mappings)
         })?;
-        let told = (totals.created, totals.expired, totals.removed);
-        let should = (self.created, self.expired, self.removed);
+        let told = (
+            totals.created,
+            totals.expired,
+            totals.removed,
+            totals.evicted,
+        );
+        let should = (self.created, self.expired, self.removed, self.evicted);
         ensure(told == should, || {
-            format!("created, expired, removed: {told:?}, should {should:?}")
+            format!("created, expired, removed, evicted: {told:?}, should {should:?}")
+        })?;
+        let half_open = count(&|s| s.half_open().is_some());
+        ensure(totals.sessions_half_open == half_open, || {
+            format!(
+                "{} half-open, should be {half_open}",
+                totals.sessions_half_open
+            )
         })?;
         for address in &self.policy.addresses {
             for protocol in Protocol::ALL {

@@ -4,8 +4,8 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy,
-    PortSet, Protocol, Signal, Timers,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Limits, MappingBehaviour,
+    Policy, PortSet, Protocol, Signal, Timers,
 };
 use proptest::prelude::*;
 
@@ -268,6 +268,7 @@ impl Choice {
             preserve_port: self.preserve,
             inbound_refresh: self.inbound_refresh,
             timers: timers(self.timers),
+            limits: limits(self.timers.wrapping_add(self.forwards)),
             addresses: pool.map(address).collect(),
             forwards: forwards(self.forwards),
         }
@@ -306,6 +307,15 @@ fn timers(which: u8) -> Timers {
         3 => short([300, 200, 900, 100, 50, 0]),
         4 => short([2_048, 5_000, 2_000, 7_000, 1_024, 1]),
         _ => short([5_000, 4_000, 12_000, 3_000, 2_000, 30_000]),
+    }
+}
+
+fn limits(which: u8) -> Limits {
+    let [mapping, forward, half_open] = of(&[[2, 3, 1], [9_999; 3], [1, 2, 2]], which);
+    Limits {
+        inbound_sessions_per_mapping: mapping as u16,
+        inbound_sessions_per_forward: Some(forward),
+        half_open_per_forward: Some(half_open),
     }
 }
 

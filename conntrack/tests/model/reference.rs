@@ -95,6 +95,7 @@ pub struct Reference {
     pub created: u64,
     pub expired: u64,
     pub removed: u64,
+    pub evicted: u64,
     pub names: u64,
     /// How often what happened, so that a run can tell what it tried.
     pub coverage: BTreeMap<String, u64>,
@@ -145,6 +146,12 @@ impl Session {
         }
     }
 
+    /// The forward's endpoint by which the outside opened it, if the handshake is not over.
+    pub fn half_open(&self) -> Option<Endpoint> {
+        let half_open = self.tcp.as_ref().is_some_and(Connection::half_open);
+        (half_open && self.sides[0].backing == Backing::Forward).then_some(self.sides[0].source)
+    }
+
     /// Who opened it: side 0 or 1.
     pub fn initiator(&self) -> usize {
         usize::from(self.from_outside)
@@ -165,6 +172,7 @@ impl Reference {
             created: 0,
             expired: 0,
             removed: 0,
+            evicted: 0,
             names: 0,
             coverage: BTreeMap::new(),
         }

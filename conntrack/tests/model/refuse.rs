@@ -8,7 +8,7 @@ use crate::choice::Source;
 use crate::judge::Packet;
 use crate::observe::{Judged, World, ensure};
 use crate::operation::PORTS;
-use crate::reference::{Reach, Reference, Side, TICK_MS};
+use crate::reference::{Backing, Reach, Reference, Session, Side, TICK_MS};
 
 impl Reference {
     /// The reasons to refuse a packet from outside, and those that are not certain.
@@ -26,12 +26,18 @@ impl Reference {
             destination: external,
         } = packet.tuple;
         let mut free_to = Vec::new();
+        let mut limits = Vec::new();
         let mut reasons = match self.reach(protocol, external, remote.addr) {
             Reach::Shut(reasons) => reasons,
-            Reach::Open { target, sure, .. } => {
+            Reach::Open {
+                target,
+                sure,
+                backing,
+            } => {
                 if !sure {
                     free_to.push(Refusal::NoSession);
                 }
+                limits = self.limits_met(protocol, external, backing);
                 let there = Tuple {
                     protocol,
                     source: target,
@@ -45,10 +51,77 @@ impl Reference {
             }
         };
         reasons.extend(self.full(world));
-        if world.totals.sessions_inbound + 1 > u64::from(self.sessions_max) / 4 {
-            reasons.push(Refusal::InboundLimit);
-        }
+        reasons.extend(limits);
         (reasons, free_to)
+    }
+
+    /// The limits that one more session from outside would break.
+    pub fn limits_met(
+        &self,
+        protocol: Protocol,
+        external: Endpoint,
+        backing: Backing,
+    ) -> Vec<Refusal> {
+        let count = |counts: &dyn Fn(&Session) -> bool| {
+            let sessions = self.sessions.iter();
+            sessions.filter(|s| s.from_outside && counts(s)).count() as u32
+        };
+        let (limits, max) = (self.policy.limits, self.sessions_max);
+        let eighth = (max / 8).max(1);
+        let mapped = |s: &Session| matches!(s.sides[0].backing, Backing::Mapping(_));
+        let here = |s: &Session| s.protocol == protocol && s.sides[0].source == external;
+        let mut met = Vec::new();
+        if count(&|_| true) >= max / 4 {
+            met.push(Refusal::InboundLimit);
+        }
+        match backing {
+            Backing::Forward => {
+                if count(&here) >= limits.inbound_sessions_per_forward.expect("set") {
+                    met.push(Refusal::ForwardInboundLimit);
+                }
+                let half_open = |s: &Session| s.half_open().is_some();
+                let full = count(&half_open) >= eighth
+                    || count(&|s| half_open(s) && here(s))
+                        >= limits.half_open_per_forward.expect("set");
+                if protocol == Protocol::Tcp && full {
+                    met.push(Refusal::HalfOpenLimit);
+                }
+            }
+            _ => {
+                if count(&mapped) >= eighth {
+                    met.push(Refusal::InboundLimit);
+                }
+                let limit = u32::from(limits.inbound_sessions_per_mapping);
+                if count(&|s| mapped(s) && here(s)) >= limit {
+                    met.push(Refusal::MappingInboundLimit);
+                }
+            }
+        }
+        met
+    }
+
+    /// Half-open connections that a SYN pushed out of its forward: live or over, but nobody else's.
+    pub fn give_way(&mut self, packet: &Packet, after: &World, made: Option<u32>) -> Judged {
+        let evicted = after.totals.evicted - self.evicted;
+        for _ in 0..evicted {
+            let gone = self.sessions.iter().position(|s| {
+                let listed = made != Some(s.number)
+                    && after.listing.iter().any(|view| {
+                        view.number == s.number && view.inbound.tuple == s.sides[1].tuple
+                    });
+                !listed
+                    && s.half_open() == Some(packet.tuple.destination)
+                    && s.sides[1].tuple != packet.tuple
+            });
+            let gone = gone.ok_or_else(|| "evicted, but what?".to_owned())?;
+            ensure(packet.signal == Signal::TcpSyn, || {
+                "evicted for this".into()
+            })?;
+            self.sessions.remove(gone);
+            self.evicted += 1;
+            self.seen("half-open evicted");
+        }
+        Ok(())
     }
 
     pub fn full(&self, world: &World) -> Option<Refusal> {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{FilteringBehaviour, MappingBehaviour};
+use conntrack::{FORWARDS_MAX, FilteringBehaviour, MappingBehaviour};
 use ipnet::Ipv4Net;
 
 use super::problem::{At, Level, Problem, Source, Span};
@@ -281,6 +281,13 @@ fn resolved(config: &Config, addr: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
 }
 
 fn forwards(config: &Config, found: &mut Vec<Problem>) {
+    if let Some(first) = config.forwards.get(FORWARDS_MAX) {
+        let what = format!("{} forwards are given", config.forwards.len());
+        let problem = Problem::error("too-many", what);
+        let problem = problem.why(format!("the tables have room for {FORWARDS_MAX}"));
+        let fix = "run a second instance for the others";
+        return found.push(problem.fix(fix).at(first.external.span));
+    }
     let addresses = config.pool.own().count() + usize::from(config.pool.has_interface());
     for (number, forward) in config.forwards.iter().enumerate() {
         let external = forward.external;

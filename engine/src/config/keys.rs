@@ -139,6 +139,25 @@ pub const KEYS: &[Key] = &[
         "whole seconds, 0 to 2147483",
         "120",
     ),
+    key("", "limits", "a table, written [limits]", "see its keys"),
+    key(
+        "limits",
+        "inbound_sessions_per_mapping",
+        "a number, 1 to 65535",
+        "1024",
+    ),
+    key(
+        "limits",
+        "inbound_sessions_per_forward",
+        "a number, 1 to 16777216",
+        "an eighth of sessions_max",
+    ),
+    key(
+        "limits",
+        "half_open_per_forward",
+        "a number, 1 to 16777216",
+        "a 32nd of sessions_max",
+    ),
     key("", "forwards", "tables, written [[forwards]]", "none"),
     key("forwards", "protocol", "\"tcp\" or \"udp\"", "required"),
     key(

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use conntrack::{Endpoint, FilteringBehaviour, MappingBehaviour, Protocol, Timers};
+use conntrack::{Endpoint, FilteringBehaviour, Limits, MappingBehaviour, Protocol, Timers};
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
@@ -227,6 +227,8 @@ pub struct Config {
     pub timer_profile: TimerProfile,
     /// The timers in force.
     pub timers: Timers,
+    /// What the outside may fill.
+    pub limits: Limits,
     /// Forwards: no two have the same protocol and external side.
     pub forwards: Vec<ForwardConfig>,
     /// ICMP messages that Egret sends.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use conntrack::{FilteringBehaviour, MappingBehaviour, Protocol};
+use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Protocol};
 
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
@@ -37,6 +37,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
     let pool = read_pool(root, &mut given);
     let nat = read_nat(root, &mut given);
     let (timer_profile, timers) = timers::read(root, &mut given);
+    let limits = read_limits(root, &mut given);
     let forwards = read_forwards(root, &mut given);
     let icmp = read_icmp(root, &mut given);
     let tables = read_tables(root, &instance, &mut given);
@@ -56,6 +57,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
         nat,
         timer_profile,
         timers,
+        limits,
         forwards,
         icmp,
         tables,
@@ -211,6 +213,24 @@ fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {
         inbound_refresh: table
             .and_then(|table| table.boolean("inbound_refresh"))
             .unwrap_or(false),
+    }
+}
+
+fn read_limits(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Limits {
+    let table = table(root, "limits", given);
+    let table = table.as_ref();
+    let number = |key, max| {
+        let number = table.and_then(|table| table.integer(key, 1, max));
+        number.map(|at| at.value)
+    };
+    let default = Limits::DEFAULT;
+    let per_mapping = number("inbound_sessions_per_mapping", u32::from(u16::MAX));
+    Limits {
+        inbound_sessions_per_mapping: per_mapping
+            .and_then(|value| u16::try_from(value).ok())
+            .unwrap_or(default.inbound_sessions_per_mapping),
+        inbound_sessions_per_forward: number("inbound_sessions_per_forward", SESSIONS_MAX),
+        half_open_per_forward: number("half_open_per_forward", SESSIONS_MAX),
     }
 }
 

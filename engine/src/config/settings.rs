@@ -50,6 +50,25 @@ impl Config {
             let seconds = *(timer.field)(&mut timers) / 1000;
             list.add(&format!("timers.{}", timer.key), seconds.to_string());
         }
+        let limits = self.limits;
+        list.add(
+            "limits.inbound_sessions_per_mapping",
+            limits.inbound_sessions_per_mapping.to_string(),
+        );
+        for (key, limit, default) in [
+            (
+                "limits.inbound_sessions_per_forward",
+                limits.inbound_sessions_per_forward,
+                "an eighth of sessions_max",
+            ),
+            (
+                "limits.half_open_per_forward",
+                limits.half_open_per_forward,
+                "a 32nd of sessions_max",
+            ),
+        ] {
+            list.add(key, number_or(limit, default));
+        }
         for (number, forward) in self.forwards.iter().enumerate() {
             let mut put = |key: &str, value: String, default| {
                 list.push(format!("forwards[{number}].{key}"), value, default);
@@ -71,12 +90,12 @@ impl Config {
             "icmp.on_refusal",
             quoted(word(REFUSALS, self.icmp.on_refusal)),
         );
-        let sessions = self.tables.sessions_max;
+        let sessions = self.tables.sessions_max.map(|at| at.value);
         list.add("tables.sessions_max", number_or(sessions, "by RAM"));
         list.add("tables.path", quoted(self.tables.path.value.display()));
         list.add(
             "workers.count",
-            number_or(self.workers.count, "min(CPUs, queues)"),
+            number_or(self.workers.count.map(|at| at.value), "min(CPUs, queues)"),
         );
         list.add("workers.poll", quoted(word(POLLS, self.workers.poll.value)));
         let cpus: Vec<String> = self
@@ -135,6 +154,6 @@ fn quoted_list<T: std::fmt::Display>(values: &[At<T>]) -> String {
     }
 }
 
-fn number_or(number: Option<At<u32>>, words: &str) -> String {
-    number.map_or(words.to_owned(), |number| number.value.to_string())
+fn number_or(number: Option<u32>, words: &str) -> String {
+    number.map_or(words.to_owned(), |number| number.to_string())
 }

@@ -60,6 +60,7 @@ pub fn policy_for(
         preserve_port: config.nat.preserve_port,
         inbound_refresh: config.nat.inbound_refresh,
         timers: config.timers,
+        limits: config.limits,
         addresses: addresses.collect(),
         forwards,
     }

@@ -21,6 +21,12 @@ pub(crate) fn be16<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
+/// The big-endian 32-bit word at `at`.
+#[inline]
+pub(crate) fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
 /// The IPv4 address at `at`.
 #[inline]
 pub(crate) fn address<const N: usize>(bytes: &[u8; N], at: usize) -> Ipv4Addr {

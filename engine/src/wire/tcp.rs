@@ -1,6 +1,6 @@
 //! The TCP header (RFC 9293 section 3.1). Offsets count from its first byte.
 
-use super::be16;
+use super::{be16, be32};
 
 /// Bytes of the header without options.
 pub const HEADER_LEN: usize = 20;
@@ -8,6 +8,10 @@ pub const HEADER_LEN: usize = 20;
 pub const SOURCE_PORT: usize = 0;
 /// Offset of the destination port.
 pub const DESTINATION_PORT: usize = 2;
+/// Offset of the sequence number.
+pub const SEQUENCE: usize = 4;
+/// Offset of the acknowledgement number.
+pub const ACKNOWLEDGEMENT: usize = 8;
 /// Offset of the data offset: header length in 32-bit words (high 4 bits).
 pub const DATA_OFFSET: usize = 12;
 /// Offset of the flags.
@@ -49,6 +53,18 @@ impl<'a> Header<'a> {
     #[inline]
     pub fn destination_port(self) -> u16 {
         be16(self.0, DESTINATION_PORT)
+    }
+
+    /// Sequence number.
+    #[inline]
+    pub fn sequence(self) -> u32 {
+        be32(self.0, SEQUENCE)
+    }
+
+    /// Acknowledgement number; it counts only with [`ACK`].
+    #[inline]
+    pub fn acknowledgement(self) -> u32 {
+        be32(self.0, ACKNOWLEDGEMENT)
     }
 
     /// Bytes of the header as it says: 0 to 60; valid from 20.
