@@ -60,6 +60,8 @@ pub fn policy(addresses: u16) -> Policy {
         mapping: MappingBehaviour::EndpointDependent,
         filtering: FilteringBehaviour::EndpointDependent,
         preserve_port: true,
+        preserve_port_class: true,
+        preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
         addresses: (0..addresses).map(own).collect(),

@@ -87,10 +87,16 @@ impl Timers {
     };
 }
 
+/// Ports that a search counts together: 0-1023, 1024-2047, and so on. The first group is the low
+/// port class of RFC 4787 REQ-3a, the others are the high one.
+pub(crate) const GROUPS: usize = 64;
+
 /// A set of ports: 65,536 bits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet {
     words: Box<[u64; 1024]>,
+    /// How many of each group.
+    groups: [u16; GROUPS],
 }
 
 impl std::fmt::Debug for PortSet {
@@ -104,20 +110,27 @@ impl PortSet {
     pub fn empty() -> PortSet {
         PortSet {
             words: Box::new([0; 1024]),
+            groups: [0; GROUPS],
         }
     }
 
     /// Adds `first..=last`.
     pub fn insert_range(&mut self, first: u16, last: u16) {
         for port in first..=last {
-            self.words[usize::from(port) / 64] |= 1 << (port % 64);
+            if !self.contains(port) {
+                self.words[usize::from(port) / 64] |= 1 << (port % 64);
+                self.groups[usize::from(port) / 1024] += 1;
+            }
         }
     }
 
     /// Takes out `first..=last`.
     pub fn remove_range(&mut self, first: u16, last: u16) {
         for port in first..=last {
-            self.words[usize::from(port) / 64] &= !(1 << (port % 64));
+            if self.contains(port) {
+                self.words[usize::from(port) / 64] &= !(1 << (port % 64));
+                self.groups[usize::from(port) / 1024] -= 1;
+            }
         }
     }
 
@@ -128,12 +141,17 @@ impl PortSet {
 
     /// How many ports, 0 to 65,536.
     pub fn len(&self) -> u32 {
-        self.words.iter().map(|word| word.count_ones()).sum()
+        self.groups.iter().map(|&count| u32::from(count)).sum()
     }
 
     /// Is there none?
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
+        self.groups.iter().all(|&count| count == 0)
+    }
+
+    /// How many of `1024 * group ..`, `group` below 64.
+    pub(crate) fn in_group(&self, group: usize) -> u32 {
+        u32::from(self.groups[group])
     }
 
     /// The lowest and the highest port, if there is any.
@@ -196,6 +214,12 @@ pub struct Policy {
     pub filtering: FilteringBehaviour,
     /// Keep the source port where it is free.
     pub preserve_port: bool,
+    /// Else, and for TCP and UDP, keep its class (0-1023 or 1024-65535) where the pool has a port of
+    /// it (RFC 4787 REQ-3a).
+    pub preserve_port_class: bool,
+    /// Else, and for UDP, keep its parity where the pool has such a port (RFC 4787 REQ-4; RFC 7857
+    /// section 8 lets it be off).
+    pub preserve_port_parity: bool,
     /// Inbound UDP and ICMP refresh their session, too (RFC 4787 REQ-6 leaves it open).
     pub inbound_refresh: bool,
     /// Timeouts.

@@ -11,6 +11,7 @@
 //! | sessions | 16 each | two halves of 8 words; number 0 is not used |
 //! | mappings | 4 each | number 0 is not used |
 //! | tallies | 3 an address | held ports, by protocol |
+//! | fills | 3 x 24 an address | owned ports by groups of 1024, releases, exhaustion |
 //! | cells | 3 x 32768 an address | 32 bits a port |
 //!
 //! The ownership bitmap (3 x 1024 words an address, one bit a port) lies in memory of its own. Everything is
@@ -35,6 +36,8 @@ pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;
 pub(crate) const MAPPING_WORDS: usize = 4;
 /// Ownership words for the ports of one (address, protocol).
 pub(crate) const PORT_WORDS: usize = 1024;
+/// Words that tell how full one (address, protocol) is.
+pub(crate) const FILL_WORDS: usize = 24;
 /// Cell words for the ports of one (address, protocol).
 pub(crate) const CELL_WORDS: usize = 32_768;
 /// Protocols.
@@ -72,6 +75,8 @@ pub(crate) mod header {
     pub const SWEEP: usize = 32;
     /// Counts releases of endpoints that were not overloaded: memos of before are void.
     pub const EPOCH: usize = 33;
+    /// Counts changes of the policy: what was found out about a pool before is void.
+    pub const POOL_EPOCH: usize = 34;
     /// Counters.
     pub const SESSIONS: usize = 40;
     pub const SESSIONS_INBOUND: usize = 41;
@@ -130,6 +135,7 @@ pub(crate) struct Layout {
     pub sessions: Range<usize>,
     pub mappings: Range<usize>,
     pub tallies: Range<usize>,
+    pub fills: Range<usize>,
     pub cells: Range<usize>,
     end: usize,
 }
@@ -155,6 +161,7 @@ impl Layout {
             sessions: section(records * SESSION_WORDS),
             mappings: section(records * MAPPING_WORDS),
             tallies: section(tables),
+            fills: section(tables * FILL_WORDS),
             cells: section(tables * CELL_WORDS),
             end,
         }
@@ -172,6 +179,7 @@ pub(crate) const fn layout_word() -> u64 {
         SESSION_WORDS,
         MAPPING_WORDS,
         PORT_WORDS,
+        FILL_WORDS,
         CELL_WORDS,
         PROTOCOLS,
         lines_for_million(),
@@ -233,6 +241,7 @@ mod tests {
             &layout.sessions,
             &layout.mappings,
             &layout.tallies,
+            &layout.fills,
             &layout.cells,
         ];
         for pair in sections.windows(2) {

@@ -9,7 +9,7 @@
 //! batches, from any number of threads.
 //!
 //! Map: `nat` look-up and hit; `open`, `overload` new sessions; `session` making, ending, changing
-//! them; `mapping`, `port`, `filter`, `memo` what they need; `age` time; `reload`, `restart` change
+//! them; `mapping`, `port`, `choose`, `fill`, `filter`, `memo` what they need; `age` time; `reload`, `restart` change
 //! of policy, of process; `status`, `check` what there is, whether it is sound; `half`, `meta`,
 //! `index`, `pool`, `lock`, `hash`, `word`, `layout` the memory.
 
@@ -22,6 +22,8 @@ pub mod verdict;
 
 mod age;
 mod check;
+mod choose;
+mod fill;
 mod filter;
 mod half;
 mod hash;

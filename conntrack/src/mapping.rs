@@ -16,6 +16,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::age::At;
+use crate::choose::{Kind, Kinds};
 use crate::config::{ExternalAddress, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::hash::{Key, mix, pack_addresses, pack_ports, unpack};
@@ -320,7 +321,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// A port for a shared mapping: the source port if it is free and the policy keeps it, else
-    /// the first free one from a random start (RFC 7857 section 9).
+    /// a random free one, like the source port where that can be (RFC 7857 section 9).
     fn claim_port(
         &self,
         at: &At,
@@ -351,10 +352,23 @@ impl<W: Word> Nat<'_, W> {
             return Some(port);
         }
         let start = random.next_u64();
-        let search = || self.ports.search_free(slot, protocol, set, start, claim);
-        search().or_else(|| {
+        let kinds = Kinds::of(at.policy, protocol, set, wanted);
+        let choose = || {
+            let before = self.ports.look(slot, protocol).ok()?;
+            let all = kinds.wishes().iter().chain([&Kind::ALL]);
+            let mut chosen = all.map(|&kind| {
+                self.ports
+                    .choose_free(slot, protocol, (set, kind), start, claim)
+            });
+            let chosen = chosen.find_map(|port| port);
+            if chosen.is_none() {
+                self.ports.note_exhausted(slot, protocol, &before);
+            }
+            chosen
+        };
+        choose().or_else(|| {
             self.end_all_holds(at, slot, protocol)
-                .then(search)
+                .then(choose)
                 .flatten()
         })
     }

@@ -68,6 +68,7 @@ const HAPPENS: &[&str] = &[
     "packet Hairpin",
     "packet Inbound",
     "packet Outbound",
+    "port like the source port",
     "port overloaded",
     "port preserved",
     "removed by policy",

@@ -71,6 +71,8 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         mapping,
         filtering,
         preserve_port: true,
+        preserve_port_class: true,
+        preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)],

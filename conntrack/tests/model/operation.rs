@@ -67,6 +67,8 @@ pub struct Choice {
     pub eim: bool,
     pub filtering: u8,
     pub preserve: bool,
+    pub class: bool,
+    pub parity: bool,
     pub inbound_refresh: bool,
     pub timers: u8,
     pub shared: bool,
@@ -191,15 +193,17 @@ pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
 
 /// Any configuration with this mapping and filtering behaviour.
 pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
-    let flags = any::<[bool; 3]>();
+    let flags = any::<[bool; 5]>();
     (flags, any::<[u8; 6]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
-        let [preserve, inbound_refresh, shared] = flags;
+        let [preserve, inbound_refresh, shared, class, parity] = flags;
         let [timers, pool, ports, forwards, sessions_max, start] = numbers;
         Configuration {
             choice: Choice {
                 eim,
                 filtering,
                 preserve,
+                class,
+                parity,
                 inbound_refresh,
                 timers,
                 shared,
@@ -230,7 +234,10 @@ impl Choice {
         match what % 10 {
             0 => self.eim = value & 1 == 1,
             1 => self.filtering = value,
-            2 => self.preserve = value & 1 == 1,
+            2 => {
+                let bit = |bit: u8| value >> bit & 1 == 1;
+                (self.preserve, self.class, self.parity) = (bit(0), bit(1), bit(2));
+            }
             3 => self.inbound_refresh = value & 1 == 1,
             4 => self.timers = value,
             5 | 6 => self.pool = value,
@@ -266,6 +273,8 @@ impl Choice {
                 self.filtering,
             ),
             preserve_port: self.preserve,
+            preserve_port_class: self.class,
+            preserve_port_parity: self.parity,
             inbound_refresh: self.inbound_refresh,
             timers: timers(self.timers),
             addresses: pool.map(address).collect(),

@@ -119,6 +119,8 @@ pub const KEYS: &[Key] = &[
     key("nat", "mapping", "\"edm\" or \"eim\"", "\"edm\""),
     key("nat", "filtering", "\"edf\", \"adf\" or \"eif\"", "\"edf\""),
     key("nat", "preserve_port", "true or false", "true"),
+    key("nat", "preserve_port_class", "true or false", "true"),
+    key("nat", "preserve_port_parity", "true or false", "false"),
     key("nat", "inbound_refresh", "true or false", "false"),
     key("", "timers", "a table, written [timers]", "the rfc profile"),
     key(

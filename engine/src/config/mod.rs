@@ -125,6 +125,10 @@ pub struct NatConfig {
     pub filtering: At<FilteringBehaviour>,
     /// Keep the source port where it is free.
     pub preserve_port: bool,
+    /// Else keep its class (0-1023 or the rest) where the pool has a port of it.
+    pub preserve_port_class: bool,
+    /// Else keep a UDP port's parity where the pool has such a port.
+    pub preserve_port_parity: bool,
     /// Inbound UDP and ICMP packets refresh their session.
     pub inbound_refresh: bool,
 }

@@ -202,15 +202,18 @@ fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {
     let table = table.as_ref();
     let mapping = table.and_then(|table| table.choice("mapping", MAPPINGS));
     let filtering = table.and_then(|table| table.choice("filtering", FILTERINGS));
+    let flag = |key, default| {
+        table
+            .and_then(|table| table.boolean(key))
+            .unwrap_or(default)
+    };
     NatConfig {
         mapping: mapping.unwrap_or(At::default_value(MappingBehaviour::EndpointDependent)),
         filtering: filtering.unwrap_or(At::default_value(FilteringBehaviour::EndpointDependent)),
-        preserve_port: table
-            .and_then(|table| table.boolean("preserve_port"))
-            .unwrap_or(true),
-        inbound_refresh: table
-            .and_then(|table| table.boolean("inbound_refresh"))
-            .unwrap_or(false),
+        preserve_port: flag("preserve_port", true),
+        preserve_port_class: flag("preserve_port_class", true),
+        preserve_port_parity: flag("preserve_port_parity", false),
+        inbound_refresh: flag("inbound_refresh", false),
     }
 }
 

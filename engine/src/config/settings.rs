@@ -42,8 +42,14 @@ impl Config {
             "nat.filtering",
             quoted(word(FILTERINGS, nat.filtering.value)),
         );
-        list.add("nat.preserve_port", nat.preserve_port.to_string());
-        list.add("nat.inbound_refresh", nat.inbound_refresh.to_string());
+        for (key, value) in [
+            ("nat.preserve_port", nat.preserve_port),
+            ("nat.preserve_port_class", nat.preserve_port_class),
+            ("nat.preserve_port_parity", nat.preserve_port_parity),
+            ("nat.inbound_refresh", nat.inbound_refresh),
+        ] {
+            list.add(key, value.to_string());
+        }
         list.add("timers.profile", quoted(self.timer_profile));
         let mut timers = self.timers;
         for timer in TIMERS {

@@ -61,6 +61,8 @@ pub fn policy_for(
         mapping: config.nat.mapping.value,
         filtering: config.nat.filtering.value,
         preserve_port: config.nat.preserve_port,
+        preserve_port_class: config.nat.preserve_port_class,
+        preserve_port_parity: config.nat.preserve_port_parity,
         inbound_refresh: config.nat.inbound_refresh,
         timers: config.timers,
         addresses: addresses.collect(),
