@@ -1,5 +1,7 @@
 //! What the benches share: tables in memory, a policy, and flows to translate.
 
+pub mod fill;
+
 use std::sync::atomic::AtomicU64;
 
 use conntrack::{

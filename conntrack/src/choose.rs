@@ -156,19 +156,18 @@ impl<W: Word> Ports<'_, W> {
                 return Some(taken);
             }
         }
-        let table = table_of(slot, protocol);
-        let mut most = [0; GROUPS];
-        let mut total = 0;
-        for group in kind.first_group..kind.end_group {
-            most[group] = set
-                .in_group(group)
-                .min(1024 - self.fills.owned(table, group));
-            total += most[group];
-        }
+        let owned = self.fills.owned(table_of(slot, protocol));
+        let mut most: [u32; GROUPS] = std::array::from_fn(|group| {
+            if kind.mask(group * GROUP_WORDS) == 0 {
+                return 0;
+            }
+            set.in_group(group).min(1024 - u32::from(owned[group]))
+        });
+        let mut total: u32 = most.iter().sum();
         let mut lost = 0;
         while total > 0 && lost < LOST_MAX {
             let mut rest = draws.below(total);
-            let mut group = kind.first_group;
+            let mut group = 0;
             while rest >= most[group] {
                 rest -= most[group];
                 group += 1;

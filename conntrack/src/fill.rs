@@ -57,10 +57,16 @@ impl<W: Word> Fills<'_, W> {
         self.word(table, RELEASES).fetch_add(1, AcqRel);
     }
 
-    /// Owned ports of a group; while others are at work perhaps fewer than there are.
-    pub fn owned(&self, table: usize, group: usize) -> u32 {
-        let lanes = self.word(table, group / LANES).load(Acquire);
-        u32::from((lanes >> (group % LANES * 16)) as u16)
+    /// Owned ports of each group; while others are at work perhaps fewer than there are.
+    pub fn owned(&self, table: usize) -> [u16; GROUPS] {
+        let mut owned = [0; GROUPS];
+        for (word, lanes) in owned.chunks_mut(LANES).enumerate() {
+            let counts = self.word(table, word).load(Acquire);
+            for (lane, count) in lanes.iter_mut().enumerate() {
+                *count = (counts >> (lane * 16)) as u16;
+            }
+        }
+        owned
     }
 
     /// `Err`: known to have no free port of the pool. `Ok`: what a search must show to
@@ -99,7 +105,8 @@ impl<W: Word> Fills<'_, W> {
 
     /// Are the counts those of the bits? Only while no worker is at work.
     pub fn is_right(&self, table: usize, owned: &[W]) -> bool {
-        (0..GROUPS).all(|group| u64::from(self.owned(table, group)) == counted(owned, group))
+        let counts = self.owned(table);
+        (0..GROUPS).all(|group| u64::from(counts[group]) == counted(owned, group))
     }
 }
 

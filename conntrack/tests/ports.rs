@@ -87,7 +87,7 @@ fn rfc4787_4_parity_is_kept_for_udp_where_it_is_asked_for() {
         let mut rig = Rig::new(pairs);
         for number in 0..50 {
             let even = open(&mut rig, number, 6000).unwrap();
-            assert!(even % 2 == 0 && even > 1023, "{mapping:?}: {even}");
+            assert!(even.is_multiple_of(2) && even > 1023, "{mapping:?}: {even}");
         }
         // Even ones of the class are used up: class goes before parity.
         let odd = open(&mut rig, 50, 6000).unwrap();
