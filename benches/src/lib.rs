@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Identity, MappingBehaviour, Nat,
-    Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
+    Pairing, Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
 };
 
 /// A small fast generator (SplitMix64): the same sequence in every run.
@@ -61,6 +61,7 @@ pub fn policy(addresses: u16) -> Policy {
     Policy {
         mapping: MappingBehaviour::EndpointDependent,
         filtering: FilteringBehaviour::EndpointDependent,
+        pairing: [Pairing::Soft; 3],
         preserve_port: true,
         preserve_port_class: true,
         preserve_port_parity: false,

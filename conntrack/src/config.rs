@@ -29,6 +29,16 @@ pub enum FilteringBehaviour {
     EndpointDependent,
 }
 
+/// What a flow gets whose internal address is paired with an external one that has no port left for
+/// it (RFC 7857 section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pairing {
+    /// Nothing: its host is seen by one address, or not at all.
+    Hard,
+    /// A port of the pool's other addresses.
+    Soft,
+}
+
 /// Timeouts, all in milliseconds, 1 to 2^31 - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
@@ -212,6 +222,8 @@ pub struct Policy {
     pub mapping: MappingBehaviour,
     /// Filtering behaviour.
     pub filtering: FilteringBehaviour,
+    /// Pairing, by [`Protocol::index`]. The address is the same for all protocols.
+    pub pairing: [Pairing; 3],
     /// Keep the source port where it is free.
     pub preserve_port: bool,
     /// Else, and for TCP and UDP, keep its class (0-1023 or 1024-65535) where the pool has a port of
@@ -231,6 +243,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// May a flow leave from another address than its paired one?
+    pub(crate) fn is_soft(&self, protocol: Protocol) -> bool {
+        self.pairing[protocol.index()] == Pairing::Soft
+    }
+
     /// The external address with these 32 bits.
     pub(crate) fn address(&self, addr: Ipv4Addr) -> Option<&ExternalAddress> {
         self.addresses.iter().find(|address| address.addr == addr)

@@ -48,8 +48,8 @@ mod word;
 pub use age::Swept;
 pub use check::Violation;
 pub use config::{
-    AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy, PortSet,
-    Timers,
+    AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Pairing, Policy,
+    PortSet, Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use layout::TableSize;

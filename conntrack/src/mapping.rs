@@ -231,12 +231,13 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// Get-or-create of the one mapping of an internal endpoint (RFC 4787 REQ-1): of two workers,
-    /// one makes it and both use it.
+    /// one makes it and both use it. `soft`: if the paired address has no port, another one will do.
     pub(crate) fn join_shared_mapping(
         &self,
         at: &At,
         protocol: Protocol,
         internal: Endpoint,
+        soft: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
         if let Some(joined) = self.join_existing(at, protocol, internal) {
@@ -246,7 +247,7 @@ impl<W: Word> Nat<'_, W> {
         let _held = self.locks.hold([hash])?;
         match self.join_existing(at, protocol, internal) {
             Some(joined) => Ok(joined),
-            None => self.make_shared_mapping(at, protocol, internal, hash, random),
+            None => self.make_shared_mapping(at, protocol, internal, soft, random),
         }
     }
 
@@ -278,17 +279,23 @@ impl<W: Word> Nat<'_, W> {
         at: &At,
         protocol: Protocol,
         internal: Endpoint,
-        hash: u64,
+        soft: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
-        let address = at
+        let hash = self.mapping_hash(protocol, internal);
+        let addresses = &at.policy.addresses;
+        let paired = at
             .policy
             .paired_address(internal.addr)
             .ok_or(Refusal::NoExternalAddress)?;
-        let address = &at.policy.addresses[address];
         let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
-        let claimed = self.claim_port(at, address, protocol, internal.port, number, random);
-        let Some(port) = claimed else {
+        let turns = if soft { addresses.len() } else { 1 };
+        let claimed = (0..turns).find_map(|turn| {
+            let address = &addresses[(paired + turn) % addresses.len()];
+            let port = self.claim_port(at, address, protocol, internal.port, number, random);
+            port.map(|port| (address, port))
+        });
+        let Some((address, port)) = claimed else {
             self.mappings.pool.push(number);
             return Err(Refusal::PortsExhausted);
         };

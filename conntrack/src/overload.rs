@@ -47,7 +47,7 @@ struct Search<'a, 'p> {
 }
 
 impl<W: Word> Nat<'_, W> {
-    /// The paired address first, then the others.
+    /// The paired address first, then, with soft pairing, the others.
     pub(crate) fn open_dependent(
         &self,
         at: &At,
@@ -64,7 +64,11 @@ impl<W: Word> Nat<'_, W> {
             return Err(Refusal::SessionsFull);
         }
         let mut exact = true;
-        for turn in 0..addresses.len() {
+        let turns = match at.policy.is_soft(arrival.tuple.protocol) {
+            true => addresses.len(),
+            false => 1,
+        };
+        for turn in 0..turns {
             let address = &addresses[(paired + turn) % addresses.len()];
             if address.slot >= self.ports.slots() || !self.may_be(at, arrival, target, address) {
                 continue;

@@ -59,6 +59,7 @@ const HAPPENS: &[&str] = &[
     "mapping revived",
     "next hop remembered",
     "no room for a hold-down",
+    "not the paired address",
     "opened as hairpin",
     "opened by a forward's target",
     "opened through a forward",

@@ -236,7 +236,7 @@ impl Reference {
         Ok(())
     }
 
-    /// The first address from the paired one on that has a port (`eim`: the paired one).
+    /// The paired address; with soft pairing the first from it on that has a port.
     pub fn learn_pairing(
         &mut self,
         tuple: &Tuple,
@@ -252,7 +252,7 @@ impl Reference {
                 .position(|a| a.addr == addr)
                 .expect("of the policy");
             let mut order = all.iter().cycle().skip(start).take(all.len());
-            if self.eim() {
+            if !self.is_soft(tuple, back) {
                 return addr == external.addr;
             }
             let first = order.find(|a| {
@@ -265,6 +265,9 @@ impl Reference {
             let before = self.pairing(tuple.source.addr);
             format!("{external} assigned to {tuple}, paired with {before:?}")
         })?;
+        if !paired.contains(&external.addr) {
+            self.seen("not the paired address");
+        }
         *self.pairing(tuple.source.addr) = paired;
         Ok(())
     }

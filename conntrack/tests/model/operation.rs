@@ -4,8 +4,8 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy,
-    PortSet, Protocol, Signal, Timers,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Pairing,
+    Policy, PortSet, Protocol, Signal, Timers,
 };
 use proptest::prelude::*;
 
@@ -67,6 +67,7 @@ pub struct Choice {
     pub eim: bool,
     pub filtering: u8,
     pub preserve: bool,
+    pub soft: bool,
     pub class: bool,
     pub parity: bool,
     pub inbound_refresh: bool,
@@ -193,15 +194,16 @@ pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
 
 /// Any configuration with this mapping and filtering behaviour.
 pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
-    let flags = any::<[bool; 5]>();
+    let flags = any::<[bool; 6]>();
     (flags, any::<[u8; 6]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
-        let [preserve, inbound_refresh, shared, class, parity] = flags;
+        let [preserve, inbound_refresh, shared, class, parity, soft] = flags;
         let [timers, pool, ports, forwards, sessions_max, start] = numbers;
         Configuration {
             choice: Choice {
                 eim,
                 filtering,
                 preserve,
+                soft,
                 class,
                 parity,
                 inbound_refresh,
@@ -238,7 +240,7 @@ impl Choice {
                 let bit = |bit: u8| value >> bit & 1 == 1;
                 (self.preserve, self.class, self.parity) = (bit(0), bit(1), bit(2));
             }
-            3 => self.inbound_refresh = value & 1 == 1,
+            3 => (self.inbound_refresh, self.soft) = (value & 1 == 1, value & 2 == 2),
             4 => self.timers = value,
             5 | 6 => self.pool = value,
             7 => self.ports = value,
@@ -272,6 +274,10 @@ impl Choice {
                 ],
                 self.filtering,
             ),
+            pairing: match self.soft {
+                true => [Pairing::Soft; 3],
+                false => [Pairing::Hard; 3],
+            },
             preserve_port: self.preserve,
             preserve_port_class: self.class,
             preserve_port_parity: self.parity,

@@ -115,6 +115,12 @@ pub const KEYS: &[Key] = &[
         "a port, a range such as \"5000-5999\", or a list of them",
         "none",
     ),
+    key(
+        "pool",
+        "pairing",
+        "\"hard\" or \"soft\"",
+        "hard with eim, soft with edm",
+    ),
     key("", "nat", "a table, written [nat]", "edm + edf"),
     key("nat", "mapping", "\"edm\" or \"eim\"", "\"edm\""),
     key("nat", "filtering", "\"edf\", \"adf\" or \"eif\"", "\"edf\""),

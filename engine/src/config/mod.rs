@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use conntrack::{Endpoint, FilteringBehaviour, MappingBehaviour, Protocol, Timers};
+use conntrack::{Endpoint, FilteringBehaviour, MappingBehaviour, Pairing, Protocol, Timers};
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
@@ -93,6 +93,8 @@ pub struct PoolConfig {
     pub ports: Option<Vec<At<PortRange>>>,
     /// Ports to leave out.
     pub exclude_ports: Vec<At<PortRange>>,
+    /// When the paired address has no port left; none: hard with `eim`, soft with `edm`.
+    pub pairing: Option<Pairing>,
 }
 
 impl PoolConfig {

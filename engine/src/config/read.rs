@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use conntrack::{FilteringBehaviour, MappingBehaviour, Protocol};
+use conntrack::{FilteringBehaviour, MappingBehaviour, Pairing, Protocol};
 
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
@@ -82,6 +82,7 @@ pub(super) const FILTERINGS: &[(&str, FilteringBehaviour)] = &[
     ("adf", FilteringBehaviour::AddressDependent),
     ("eif", FilteringBehaviour::EndpointIndependent),
 ];
+pub(super) const PAIRINGS: &[(&str, Pairing)] = &[("hard", Pairing::Hard), ("soft", Pairing::Soft)];
 pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 pub(super) const REFUSALS: &[(&str, OnRefusal)] = &[
     ("host-unreachable", OnRefusal::HostUnreachable),
@@ -173,6 +174,7 @@ fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig 
             addresses: default(),
             ports: None,
             exclude_ports: Vec::new(),
+            pairing: None,
         };
     };
     for key in ["addresses", "ports"] {
@@ -194,6 +196,7 @@ fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig 
         exclude_ports: table
             .list_or_numbers("exclude_ports", values::port_range)
             .unwrap_or_default(),
+        pairing: table.choice("pairing", PAIRINGS).map(|at| at.value),
     }
 }
 

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Policy, PortSet,
-    Protocol,
+    AddressKind, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, Pairing, Policy,
+    PortSet, Protocol,
 };
 
 use super::facts::HostFacts;
@@ -60,6 +60,7 @@ pub fn policy_for(
     Policy {
         mapping: config.nat.mapping.value,
         filtering: config.nat.filtering.value,
+        pairing: [pairing(config); 3],
         preserve_port: config.nat.preserve_port,
         preserve_port_class: config.nat.preserve_port_class,
         preserve_port_parity: config.nat.preserve_port_parity,
@@ -68,6 +69,18 @@ pub fn policy_for(
         addresses: addresses.collect(),
         forwards,
     }
+}
+
+/// What a flow gets when its paired address has no port left (RFC 7857 section 4). `eim` is chosen for
+/// hosts that are known by their external endpoints; with `edm` room is what counts.
+fn pairing(config: &Config) -> Pairing {
+    config
+        .pool
+        .pairing
+        .unwrap_or(match config.nat.mapping.value {
+            MappingBehaviour::EndpointIndependent => Pairing::Hard,
+            MappingBehaviour::EndpointDependent => Pairing::Soft,
+        })
 }
 
 /// The forwards whose external address is in the pool at the moment.
