@@ -1,10 +1,12 @@
 //! What the benches share: tables in memory, a policy, and flows to translate.
 
+pub mod fill;
+
 use std::sync::atomic::AtomicU64;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Identity, Limits, MappingBehaviour,
-    Nat, Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
+    Nat, Pairing, Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
 };
 
 /// A small fast generator (SplitMix64): the same sequence in every run.
@@ -59,7 +61,10 @@ pub fn policy(addresses: u16) -> Policy {
     Policy {
         mapping: MappingBehaviour::EndpointDependent,
         filtering: FilteringBehaviour::EndpointDependent,
+        pairing: [Pairing::Soft; 3],
         preserve_port: true,
+        preserve_port_class: true,
+        preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
         limits: Limits::DEFAULT,

@@ -352,6 +352,9 @@ impl<W: Word> Nat<'_, W> {
                         })?;
                     }
                 }
+                hold(self.ports.is_counted(slot, protocol), || {
+                    format!("slot {slot}, {protocol}: the groups' counts are not their bits'")
+                })?;
                 let counted = self.ports.held(slot, protocol);
                 hold(held == counted, || {
                     format!("{held} held ports, {counted} counted")

@@ -29,6 +29,16 @@ pub enum FilteringBehaviour {
     EndpointDependent,
 }
 
+/// What a flow gets whose internal address is paired with an external one that has no port left for
+/// it (RFC 7857 section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pairing {
+    /// Nothing: its host is seen by one address, or not at all.
+    Hard,
+    /// A port of the pool's other addresses.
+    Soft,
+}
+
 /// Timeouts, all in milliseconds, 1 to 2^31 - 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
@@ -87,10 +97,16 @@ impl Timers {
     };
 }
 
+/// Ports that a search counts together: 0-1023, 1024-2047, and so on. The first group is the low
+/// port class of RFC 4787 REQ-3a, the others are the high one.
+pub(crate) const GROUPS: usize = 64;
+
 /// A set of ports: 65,536 bits.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PortSet {
     words: Box<[u64; 1024]>,
+    /// How many of each group.
+    groups: [u16; GROUPS],
 }
 
 impl std::fmt::Debug for PortSet {
@@ -104,6 +120,7 @@ impl PortSet {
     pub fn empty() -> PortSet {
         PortSet {
             words: Box::new([0; 1024]),
+            groups: [0; GROUPS],
         }
     }
 
@@ -124,9 +141,13 @@ impl PortSet {
         for (index, word) in words.skip(low).take((high + 1).saturating_sub(low)) {
             let from = if index == low { first % 64 } else { 0 };
             let to = if index == high { last % 64 } else { 63 };
-            if from <= to {
-                change(word, u64::MAX >> (63 - to + from) << from);
+            if from > to {
+                continue;
             }
+            let before = word.count_ones() as u16;
+            change(word, u64::MAX >> (63 - to + from) << from);
+            let count = &mut self.groups[index * GROUPS / 1024];
+            *count = *count + word.count_ones() as u16 - before;
         }
     }
 
@@ -137,12 +158,17 @@ impl PortSet {
 
     /// How many ports, 0 to 65,536.
     pub fn len(&self) -> u32 {
-        self.words.iter().map(|word| word.count_ones()).sum()
+        self.groups.iter().map(|&count| u32::from(count)).sum()
     }
 
     /// Is there none?
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&word| word == 0)
+        self.groups.iter().all(|&count| count == 0)
+    }
+
+    /// How many of `1024 * group ..`, `group` below 64.
+    pub(crate) fn in_group(&self, group: usize) -> u32 {
+        u32::from(self.groups[group])
     }
 
     /// The lowest and the highest port, if there is any.
@@ -231,8 +257,16 @@ pub struct Policy {
     pub mapping: MappingBehaviour,
     /// Filtering behaviour.
     pub filtering: FilteringBehaviour,
+    /// Pairing, by [`Protocol::index`]. The address is the same for all protocols.
+    pub pairing: [Pairing; 3],
     /// Keep the source port where it is free.
     pub preserve_port: bool,
+    /// Else, and for TCP and UDP, keep its class (0-1023 or 1024-65535) where the pool has a port of
+    /// it (RFC 4787 REQ-3a).
+    pub preserve_port_class: bool,
+    /// Else, and for UDP, keep its parity where the pool has such a port (RFC 4787 REQ-4; RFC 7857
+    /// section 8 lets it be off).
+    pub preserve_port_parity: bool,
     /// Inbound UDP and ICMP refresh their session, too (RFC 4787 REQ-6 leaves it open).
     pub inbound_refresh: bool,
     /// Timeouts.
@@ -246,6 +280,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// May a flow leave from another address than its paired one?
+    pub(crate) fn is_soft(&self, protocol: Protocol) -> bool {
+        self.pairing[protocol.index()] == Pairing::Soft
+    }
+
     /// The external address with these 32 bits.
     pub(crate) fn address(&self, addr: Ipv4Addr) -> Option<&ExternalAddress> {
         self.addresses.iter().find(|address| address.addr == addr)

@@ -12,6 +12,7 @@
 //! | mappings | 4 each | number 0 is not used |
 //! | forwards | 4 each | number 0 is not used |
 //! | tallies | 3 an address | held ports, by protocol |
+//! | fills | 3 x 24 an address | owned ports by groups of 1024, releases, exhaustion |
 //! | cells | 3 x 32768 an address | 32 bits a port |
 //!
 //! The ownership bitmap (3 x 1024 words an address, one bit a port) lies in memory of its own. Everything is
@@ -39,6 +40,8 @@ pub(crate) const MAPPING_WORDS: usize = 4;
 pub(crate) const FORWARD_WORDS: usize = 4;
 /// Ownership words for the ports of one (address, protocol).
 pub(crate) const PORT_WORDS: usize = 1024;
+/// Words that tell how full one (address, protocol) is.
+pub(crate) const FILL_WORDS: usize = 24;
 /// Cell words for the ports of one (address, protocol).
 pub(crate) const CELL_WORDS: usize = 32_768;
 /// Protocols.
@@ -76,6 +79,8 @@ pub(crate) mod header {
     pub const SWEEP: usize = 32;
     /// Counts releases of endpoints that were not overloaded: memos of before are void.
     pub const EPOCH: usize = 33;
+    /// Counts changes of the policy: what was found out about a pool before is void.
+    pub const POOL_EPOCH: usize = 34;
     /// Counters.
     pub const SESSIONS: usize = 40;
     pub const SESSIONS_INBOUND: usize = 41;
@@ -140,6 +145,7 @@ pub(crate) struct Layout {
     pub mappings: Range<usize>,
     pub forwards: Range<usize>,
     pub tallies: Range<usize>,
+    pub fills: Range<usize>,
     pub cells: Range<usize>,
     end: usize,
 }
@@ -166,6 +172,7 @@ impl Layout {
             mappings: section(records * MAPPING_WORDS),
             forwards: section((FORWARDS_MAX + 1) * FORWARD_WORDS),
             tallies: section(tables),
+            fills: section(tables * FILL_WORDS),
             cells: section(tables * CELL_WORDS),
             end,
         }
@@ -185,6 +192,7 @@ pub(crate) const fn layout_word() -> u64 {
         FORWARD_WORDS,
         FORWARDS_MAX,
         PORT_WORDS,
+        FILL_WORDS,
         CELL_WORDS,
         PROTOCOLS,
         lines_for_million(),
@@ -247,6 +255,7 @@ mod tests {
             &layout.mappings,
             &layout.forwards,
             &layout.tallies,
+            &layout.fills,
             &layout.cells,
         ];
         for pair in sections.windows(2) {

@@ -9,7 +9,7 @@
 //! batches, from any number of threads.
 //!
 //! Map: `nat` look-up and hit; `open`, `overload` new sessions; `session` making, ending, changing
-//! them; `mapping`, `port`, `filter`, `memo` what they need; `age` time; `reload`, `restart` change
+//! them; `mapping`, `port`, `choose`, `fill`, `filter`, `memo` what they need; `age` time; `reload`, `restart` change
 //! of policy, of process; `status`, `check` what there is, whether it is sound; `half`, `meta`,
 //! `index`, `pool`, `lock`, `hash`, `word`, `layout` the memory.
 
@@ -22,6 +22,8 @@ pub mod verdict;
 
 mod age;
 mod check;
+mod choose;
+mod fill;
 mod filter;
 mod half;
 mod hash;
@@ -47,7 +49,7 @@ pub use age::Swept;
 pub use check::Violation;
 pub use config::{
     AddressKind, ExternalAddress, FORWARDS_MAX, FilteringBehaviour, Forward, Limits,
-    MappingBehaviour, Policy, PortSet, Timers,
+    MappingBehaviour, Pairing, Policy, PortSet, Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use layout::TableSize;

@@ -16,6 +16,7 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::age::At;
+use crate::choose::{Kind, Kinds};
 use crate::config::{ExternalAddress, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::hash::{Key, mix, pack_addresses, pack_ports, unpack};
@@ -258,12 +259,13 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// Get-or-create of the one mapping of an internal endpoint (RFC 4787 REQ-1): of two workers,
-    /// one makes it and both use it.
+    /// one makes it and both use it. `soft`: if the paired address has no port, another one will do.
     pub(crate) fn join_shared_mapping(
         &self,
         at: &At,
         protocol: Protocol,
         internal: Endpoint,
+        soft: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
         if let Some(joined) = self.join_existing(at, protocol, internal) {
@@ -273,7 +275,7 @@ impl<W: Word> Nat<'_, W> {
         let _held = self.locks.hold([hash])?;
         match self.join_existing(at, protocol, internal) {
             Some(joined) => Ok(joined),
-            None => self.make_shared_mapping(at, protocol, internal, hash, random),
+            None => self.make_shared_mapping(at, protocol, internal, soft, random),
         }
     }
 
@@ -305,17 +307,23 @@ impl<W: Word> Nat<'_, W> {
         at: &At,
         protocol: Protocol,
         internal: Endpoint,
-        hash: u64,
+        soft: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
-        let address = at
+        let hash = self.mapping_hash(protocol, internal);
+        let addresses = &at.policy.addresses;
+        let paired = at
             .policy
             .paired_address(internal.addr)
             .ok_or(Refusal::NoExternalAddress)?;
-        let address = &at.policy.addresses[address];
         let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
-        let claimed = self.claim_port(at, address, protocol, internal.port, number, random);
-        let Some(port) = claimed else {
+        let turns = if soft { addresses.len() } else { 1 };
+        let claimed = (0..turns).find_map(|turn| {
+            let address = &addresses[(paired + turn) % addresses.len()];
+            let port = self.claim_port(at, address, protocol, internal.port, number, random);
+            port.map(|port| (address, port))
+        });
+        let Some((address, port)) = claimed else {
             self.mappings.pool.push(number);
             return Err(Refusal::PortsExhausted);
         };
@@ -348,7 +356,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// A port for a shared mapping: the source port if it is free and the policy keeps it, else
-    /// the first free one from a random start (RFC 7857 section 9).
+    /// a random free one, like the source port where that can be (RFC 7857 section 9).
     fn claim_port(
         &self,
         at: &At,
@@ -379,10 +387,23 @@ impl<W: Word> Nat<'_, W> {
             return Some(port);
         }
         let start = random.next_u64();
-        let search = || self.ports.search_free(slot, protocol, set, start, claim);
-        search().or_else(|| {
+        let kinds = Kinds::of(at.policy, protocol, set, wanted);
+        let choose = || {
+            let before = self.ports.look(slot, protocol).ok()?;
+            let all = kinds.wishes().iter().chain([&Kind::ALL]);
+            let mut chosen = all.map(|&kind| {
+                self.ports
+                    .choose_free(slot, protocol, (set, kind), start, claim)
+            });
+            let chosen = chosen.find_map(|port| port);
+            if chosen.is_none() {
+                self.ports.note_exhausted(slot, protocol, &before);
+            }
+            chosen
+        };
+        choose().or_else(|| {
             self.end_all_holds(at, slot, protocol)
-                .then(search)
+                .then(choose)
                 .flatten()
         })
     }

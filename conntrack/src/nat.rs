@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::age::At;
 use crate::config::Policy;
 use crate::endpoint::{Protocol, Tuple};
+use crate::fill::Fills;
 use crate::half::{HALF_WORDS, Snapshot};
 use crate::hash::{HashKeys, Key};
 use crate::index::Index;
@@ -100,6 +101,10 @@ impl<'m, W: Word> Nat<'m, W> {
             },
             ports: Ports {
                 tallies: &words[layout.tallies],
+                fills: Fills {
+                    words: &words[layout.fills],
+                    epoch: &header[header::POOL_EPOCH],
+                },
                 cells: &words[layout.cells],
                 owned,
                 in_use: &header[header::PORTS_IN_USE..][..PROTOCOLS],

@@ -1,8 +1,9 @@
 //! Opening sessions: what a packet without one may start, from inside and from outside.
 //!
 //! Choices written down: a pool is *paired* (an internal address keeps one external address, for
-//! all protocols); with `eim` that is hard (the address's ports exhausted is refused), with `edm`
-//! the other addresses follow in turn. `eif`, `adf` and `edf` admit through `eim` mappings only:
+//! all protocols); hard pairing refuses when the address's ports are exhausted, with soft pairing the
+//! other addresses follow in turn (but not for the first packet of an `eim` endpoint that is a
+//! hairpin: the far side was asked about the paired address). `eif`, `adf` and `edf` admit through `eim` mappings only:
 //! an `edm` mapping has one remote endpoint, whose session is found before filtering is asked.
 
 use crate::age::At;
@@ -255,7 +256,10 @@ impl<W: Word> Nat<'_, W> {
         let (external, joined) = match self.fixed_endpoint(at, protocol, source) {
             Some(external) => (external, None),
             None => {
-                let joined = self.join_shared_mapping(at, protocol, source, random)?;
+                // The far side of a hairpin was asked about the paired address.
+                let outbound = target.direction == Direction::Outbound;
+                let soft = outbound && at.policy.is_soft(protocol);
+                let joined = self.join_shared_mapping(at, protocol, source, soft, random)?;
                 (joined.external, Some(joined))
             }
         };

@@ -2,10 +2,12 @@
 //! (RFC 7857 section 3).
 //!
 //! A port will do for a remote endpoint if no session has the tuple remote -> external endpoint.
-//! Tried in turn: the source port, a wholly free port, the port last released for this remote,
-//! then every port of the pool from a random one on: the last one that will do is found.
+//! Tried in turn: the source port; a wholly free port and some used ones of its kind; any wholly
+//! free port; the port last released for this remote; then every port of the pool from a random one
+//! on: the last one that will do is found.
 
 use crate::age::At;
+use crate::choose::{Kind, Kinds};
 use crate::config::ExternalAddress;
 use crate::endpoint::Endpoint;
 use crate::mapping::NewMapping;
@@ -17,6 +19,10 @@ use crate::session::{NotMade, Plan};
 use crate::time::Random;
 use crate::verdict::{Direction, Refusal, Rewrite};
 use crate::word::Word;
+
+/// Ports in use that are tried because they are like the source port, before any other will do: a
+/// wish is not worth a scan of the pool.
+const WISH_LOOKS: u32 = 64;
 
 /// One port tried.
 enum Tried {
@@ -41,7 +47,7 @@ struct Search<'a, 'p> {
 }
 
 impl<W: Word> Nat<'_, W> {
-    /// The paired address first, then the others.
+    /// The paired address first, then, with soft pairing, the others.
     pub(crate) fn open_dependent(
         &self,
         at: &At,
@@ -58,7 +64,11 @@ impl<W: Word> Nat<'_, W> {
             return Err(Refusal::SessionsFull);
         }
         let mut exact = true;
-        for turn in 0..addresses.len() {
+        let turns = match at.policy.is_soft(arrival.tuple.protocol) {
+            true => addresses.len(),
+            false => 1,
+        };
+        for turn in 0..turns {
             let address = &addresses[(paired + turn) % addresses.len()];
             if address.slot >= self.ports.slots() || !self.may_be(at, arrival, target, address) {
                 continue;
@@ -121,16 +131,20 @@ impl<W: Word> Nat<'_, W> {
             return Some(done);
         }
         let start = random.next_u64();
-        let free = |search: &mut Search| {
-            self.ports.search_free(slot, protocol, set, start, |port| {
-                self.try_port(search, port)
-            })
-        };
-        if let Some(done) = free(search) {
+        let kinds = Kinds::of(policy, protocol, set, wanted);
+        for &kind in kinds.wishes() {
+            if let Some(done) = self.try_free(search, kind, start) {
+                return Some(done);
+            }
+            if let Some(done) = self.try_wish(search, kind, start) {
+                return Some(done);
+            }
+        }
+        if let Some(done) = self.try_free(search, Kind::ALL, start) {
             return Some(done);
         }
         if self.end_all_holds(search.at, slot, protocol)
-            && let Some(done) = free(search)
+            && let Some(done) = self.try_free(search, Kind::ALL, start)
         {
             return Some(done);
         }
@@ -144,6 +158,41 @@ impl<W: Word> Nat<'_, W> {
             self.memos.set(&remote, &before);
         }
         done
+    }
+
+    /// Wholly free ports of a kind. `None` also where it is known that there are none.
+    fn try_free(&self, search: &mut Search, kind: Kind, start: u64) -> Option<Tried> {
+        let protocol = search.arrival.tuple.protocol;
+        let slot = search.address.slot;
+        let set = &search.address.ports[protocol.index()];
+        let before = self.ports.look(slot, protocol).ok()?;
+        let mut offered = false;
+        let done = self
+            .ports
+            .choose_free(slot, protocol, (set, kind), start, |port| {
+                offered = true;
+                self.try_port(search, port)
+            });
+        // What was offered and would not do may be free all the same.
+        if done.is_none() && !offered && kind == Kind::ALL {
+            self.ports.note_exhausted(slot, protocol, &before);
+        }
+        done
+    }
+
+    /// Some ports of a kind that other sessions use.
+    fn try_wish(&self, search: &mut Search, kind: Kind, start: u64) -> Option<Tried> {
+        let set = &search.address.ports[search.arrival.tuple.protocol.index()];
+        let mut looks = 0;
+        let mask = |word| kind.mask(word);
+        let done = search_ports(set, start, mask, |port| {
+            looks += 1;
+            match looks {
+                ..=WISH_LOOKS => self.try_overload(search, port).map(Some),
+                _ => Some(None),
+            }
+        });
+        done.flatten()
     }
 
     /// Skips ports that cannot be overloaded without looking for the tuple.

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::config::PortSet;
 use crate::endpoint::Protocol;
+use crate::fill::{Before, Fills};
 use crate::layout::{CELL_WORDS, PORT_WORDS, PROTOCOLS};
 use crate::word::Word;
 
@@ -97,7 +98,8 @@ impl Place {
     }
 }
 
-fn table_of(slot: u16, protocol: Protocol) -> usize {
+/// The (address, protocol) table.
+pub(crate) fn table_of(slot: u16, protocol: Protocol) -> usize {
     usize::from(slot) * PROTOCOLS + protocol.index()
 }
 
@@ -105,6 +107,7 @@ fn table_of(slot: u16, protocol: Protocol) -> usize {
 pub(crate) struct Ports<'m, W> {
     /// A word an (address, protocol): held ports (upper half), tick of the last pass over them.
     pub tallies: &'m [W],
+    pub fills: Fills<'m, W>,
     pub cells: &'m [W],
     pub owned: &'m [W],
     /// Three counters: ports of dynamic mappings by protocol.
@@ -143,19 +146,24 @@ impl<W: Word> Ports<'_, W> {
     /// Only for the worker that made the cell *changing*, or holds the tables alone.
     pub fn settle(&self, place: Place, to: Cell) {
         let (word, bit) = place.bit();
+        let table = place.table();
         if to == Cell::Free {
+            self.fills.gives(table, place.port);
             self.owned[word].fetch_and(!bit, AcqRel);
-        } else {
-            self.owned[word].fetch_or(bit, AcqRel);
+        } else if self.owned[word].fetch_or(bit, AcqRel) & bit == 0 {
+            self.fills.took(table, place.port);
         }
         let (word, shift) = place.cell();
         let mut pair = self.cells[word].load(Acquire);
         loop {
             let settled = pair & !(0xffff_ffff << shift) | u64::from(to.pack()) << shift;
             match self.cells[word].compare_exchange(pair, settled, AcqRel, Acquire) {
-                Ok(_) => return,
+                Ok(_) => break,
                 Err(other) => pair = other,
             }
+        }
+        if to == Cell::Free {
+            self.fills.gave(table);
         }
     }
 
@@ -298,23 +306,19 @@ impl<W: Word> Ports<'_, W> {
             .sum()
     }
 
-    /// Offers the wholly free ports of a set, from a random one on and around, until `take`
-    /// returns something.
-    pub fn search_free<T>(
-        &self,
-        slot: u16,
-        protocol: Protocol,
-        set: &PortSet,
-        random: u64,
-        take: impl FnMut(u16) -> Option<T>,
-    ) -> Option<T> {
-        let table = table_of(slot, protocol) * PORT_WORDS;
-        search(
-            set,
-            random,
-            |word| !self.owned[table + word].load(Relaxed),
-            take,
-        )
+    /// `Err`: no port of the pool is free. `Ok`: what [`Ports::note_exhausted`] must be shown.
+    pub fn look(&self, slot: u16, protocol: Protocol) -> Result<Before, ()> {
+        self.fills.look(table_of(slot, protocol))
+    }
+
+    /// Notes that a search of the whole pool found no free port.
+    pub fn note_exhausted(&self, slot: u16, protocol: Protocol, before: &Before) {
+        self.fills.set(table_of(slot, protocol), before);
+    }
+
+    /// Is the port's bit set?
+    pub fn is_owned(&self, slot: u16, protocol: Protocol, port: u16) -> bool {
+        self.owned_bits(slot, protocol, usize::from(port) / 64) >> (port % 64) & 1 == 1
     }
 
     /// The ownership bits of 64 ports.
@@ -329,6 +333,16 @@ impl<W: Word> Ports<'_, W> {
             && self.cells[cells..cells + 32]
                 .iter()
                 .all(|pair| pair.load(Relaxed) == 0)
+    }
+
+    fn bitmap(&self, table: usize) -> &[W] {
+        &self.owned[table * PORT_WORDS..][..PORT_WORDS]
+    }
+
+    /// Do the counts of a table agree with its bits? Only while no worker is at work.
+    pub fn is_counted(&self, slot: u16, protocol: Protocol) -> bool {
+        let table = table_of(slot, protocol);
+        self.fills.is_right(table, self.bitmap(table))
     }
 
     /// Writes a cell without its bit. Only whoever holds the tables alone.
@@ -364,6 +378,7 @@ impl<W: Word> Ports<'_, W> {
                     self.owned[table * PORT_WORDS + word].store(bits, Release);
                 }
                 self.tallies[table].store(held << 32, Relaxed);
+                self.fills.derive(table, self.bitmap(table));
             }
             self.in_use[protocol.index()].store(in_use, Relaxed);
         }
@@ -426,6 +441,8 @@ pub(crate) fn search<T>(
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::choose::Kind;
+    use crate::layout::FILL_WORDS;
     use std::sync::atomic::AtomicU64;
 
     #[test]
@@ -447,6 +464,8 @@ mod tests {
 
     struct Memory {
         tallies: Vec<AtomicU64>,
+        fills: Vec<AtomicU64>,
+        epoch: AtomicU64,
         cells: Vec<AtomicU64>,
         owned: Vec<AtomicU64>,
         in_use: Vec<AtomicU64>,
@@ -457,6 +476,8 @@ mod tests {
             let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect();
             Memory {
                 tallies: zeros(3),
+                fills: zeros(3 * FILL_WORDS),
+                epoch: AtomicU64::new(0),
                 cells: zeros(3 * CELL_WORDS),
                 owned: zeros(3 * PORT_WORDS),
                 in_use: zeros(3),
@@ -465,6 +486,10 @@ mod tests {
         fn ports(&self) -> Ports<'_, AtomicU64> {
             Ports {
                 tallies: &self.tallies,
+                fills: Fills {
+                    words: &self.fills,
+                    epoch: &self.epoch,
+                },
                 cells: &self.cells,
                 owned: &self.owned,
                 in_use: &self.in_use,
@@ -536,10 +561,13 @@ mod tests {
         }
         ports.claim(place(65_535), Cell::Exclusive(1)).unwrap();
         for random in (0..u64::MAX).step_by(1 << 56) {
-            assert_eq!(ports.search_free(0, UDP, &set, random, Some), Some(1063));
+            let found = ports.choose_free(0, UDP, (&set, Kind::ALL), random, Some);
+            assert_eq!(found, Some(1063));
         }
         ports.claim(place(1063), Cell::Exclusive(1)).unwrap();
-        assert_eq!(ports.search_free(0, UDP, &set, 0, Some), None);
+        let found = ports.choose_free(0, UDP, (&set, Kind::ALL), 0, Some);
+        assert_eq!(found, None);
+        assert!(ports.is_counted(0, UDP));
     }
 
     #[test]
@@ -578,5 +606,6 @@ mod tests {
             (memory.owned_count(), memory.in_use[1].load(Relaxed)),
             (0, 0)
         );
+        assert!(ports.is_counted(0, UDP));
     }
 }

@@ -75,6 +75,7 @@ impl<W: Word> Nat<'_, W> {
         if change.position == 0 {
             self.publish_timers(policy);
             self.memos.void();
+            self.ports.fills.void();
         }
         for _ in 0..budget {
             match self.step(policy, change.position) {
@@ -90,6 +91,7 @@ impl<W: Word> Nat<'_, W> {
                 Step::Forward(place) => self.fix_forward(policy, change, place),
                 Step::End => {
                     self.memos.void();
+                    self.ports.fills.void();
                     change.position = 0;
                     return !std::mem::take(&mut change.again);
                 }

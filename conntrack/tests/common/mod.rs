@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity, Limits,
-    MappingBehaviour, Nat, PacketFacts, Policy, PolicyChange, PortSet, Protocol, Random, Realm,
-    Refusal, Rewrite, Signal, TableSize, Time, Timers, Tuple,
+    MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet, Protocol, Random,
+    Realm, Refusal, Rewrite, Signal, TableSize, Time, Timers, Tuple,
 };
 
 pub const EIM: MappingBehaviour = MappingBehaviour::EndpointIndependent;
@@ -70,7 +70,13 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
     Policy {
         mapping,
         filtering,
+        pairing: match mapping {
+            MappingBehaviour::EndpointIndependent => [Pairing::Hard; 3],
+            MappingBehaviour::EndpointDependent => [Pairing::Soft; 3],
+        },
         preserve_port: true,
+        preserve_port_class: true,
+        preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
         limits: Limits::DEFAULT,

@@ -5,6 +5,7 @@ use conntrack::{Endpoint, ExternalAddress, Protocol, Rewrite, Signal, Tuple};
 
 use crate::judge::{Packet, Worlds};
 use crate::observe::{Judged, World, ensure};
+use crate::operation::PORTS;
 use crate::reference::{Backing, Hold, Mapping, Reach, Reference};
 
 /// What a packet from inside gets its external endpoint from.
@@ -177,6 +178,7 @@ impl Reference {
             self.seen("port preserved");
             return Ok(());
         }
+        self.check_likeness(tuple, external, address, worlds)?;
         if !self.policy.preserve_port || !address.ports[protocol.index()].contains(wanted) {
             return Ok(());
         }
@@ -190,7 +192,51 @@ impl Reference {
         })
     }
 
-    /// The first address from the paired one on that has a port (`eim`: the paired one).
+    /// A port that is less like the source port than a wholly free one is no legal choice: class
+    /// comes before parity, and counts where the pool has ports of both classes.
+    pub fn check_likeness(
+        &mut self,
+        tuple: &Tuple,
+        external: Endpoint,
+        address: &ExternalAddress,
+        worlds: &Worlds,
+    ) -> Judged {
+        let (protocol, wanted) = (tuple.protocol, tuple.source.port);
+        let pool = PORTS
+            .iter()
+            .copied()
+            .filter(|&port| address.ports[protocol.index()].contains(port));
+        let pool: Vec<u16> = pool.collect();
+        let low = pool.iter().filter(|&&port| port < 1024).count();
+        let class = self.policy.preserve_port_class
+            && protocol != Protocol::Icmp
+            && (1..pool.len()).contains(&low);
+        let parity = self.policy.preserve_port_parity && protocol == Protocol::Udp;
+        let likeness = |port: u16| {
+            let same_class = class && (port < 1024) == (wanted < 1024);
+            let same_parity = parity && port % 2 == wanted % 2;
+            match (class, parity) {
+                (true, true) => usize::from(same_class) * (1 + usize::from(same_parity)),
+                _ => usize::from(same_class || same_parity),
+            }
+        };
+        let free = |port: u16| {
+            let endpoint = Endpoint::new(external.addr, port);
+            !self.is_set(worlds.before, protocol, endpoint)
+                && !self.is_set(worlds.after, protocol, endpoint)
+        };
+        let chosen = likeness(external.port);
+        let better = pool.iter().find(|&&p| likeness(p) > chosen && free(p));
+        ensure(better.is_none(), || {
+            format!("{external} assigned to {tuple}, though {better:?} is free")
+        })?;
+        if chosen > 0 {
+            self.seen("port like the source port");
+        }
+        Ok(())
+    }
+
+    /// The paired address; with soft pairing the first from it on that has a port.
     pub fn learn_pairing(
         &mut self,
         tuple: &Tuple,
@@ -206,7 +252,7 @@ impl Reference {
                 .position(|a| a.addr == addr)
                 .expect("of the policy");
             let mut order = all.iter().cycle().skip(start).take(all.len());
-            if self.eim() {
+            if !self.is_soft(tuple, back) {
                 return addr == external.addr;
             }
             let first = order.find(|a| {
@@ -219,6 +265,9 @@ impl Reference {
             let before = self.pairing(tuple.source.addr);
             format!("{external} assigned to {tuple}, paired with {before:?}")
         })?;
+        if !paired.contains(&external.addr) {
+            self.seen("not the paired address");
+        }
         *self.pairing(tuple.source.addr) = paired;
         Ok(())
     }

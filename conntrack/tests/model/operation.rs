@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Limits, MappingBehaviour,
-    Policy, PortSet, Protocol, Signal, Timers,
+    Pairing, Policy, PortSet, Protocol, Signal, Timers,
 };
 use proptest::prelude::*;
 
@@ -67,6 +67,9 @@ pub struct Choice {
     pub eim: bool,
     pub filtering: u8,
     pub preserve: bool,
+    pub soft: bool,
+    pub class: bool,
+    pub parity: bool,
     pub inbound_refresh: bool,
     pub timers: u8,
     pub shared: bool,
@@ -191,15 +194,18 @@ pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
 
 /// Any configuration with this mapping and filtering behaviour.
 pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
-    let flags = any::<[bool; 3]>();
+    let flags = any::<[bool; 6]>();
     (flags, any::<[u8; 6]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
-        let [preserve, inbound_refresh, shared] = flags;
+        let [preserve, inbound_refresh, shared, class, parity, soft] = flags;
         let [timers, pool, ports, forwards, sessions_max, start] = numbers;
         Configuration {
             choice: Choice {
                 eim,
                 filtering,
                 preserve,
+                soft,
+                class,
+                parity,
                 inbound_refresh,
                 timers,
                 shared,
@@ -230,8 +236,11 @@ impl Choice {
         match what % 10 {
             0 => self.eim = value & 1 == 1,
             1 => self.filtering = value,
-            2 => self.preserve = value & 1 == 1,
-            3 => self.inbound_refresh = value & 1 == 1,
+            2 => {
+                let bit = |bit: u8| value >> bit & 1 == 1;
+                (self.preserve, self.class, self.parity) = (bit(0), bit(1), bit(2));
+            }
+            3 => (self.inbound_refresh, self.soft) = (value & 1 == 1, value & 2 == 2),
             4 => self.timers = value,
             5 | 6 => self.pool = value,
             7 => self.ports = value,
@@ -265,7 +274,13 @@ impl Choice {
                 ],
                 self.filtering,
             ),
+            pairing: match self.soft {
+                true => [Pairing::Soft; 3],
+                false => [Pairing::Hard; 3],
+            },
             preserve_port: self.preserve,
+            preserve_port_class: self.class,
+            preserve_port_parity: self.parity,
             inbound_refresh: self.inbound_refresh,
             timers: timers(self.timers),
             limits: limits(self.timers.wrapping_add(self.forwards)),

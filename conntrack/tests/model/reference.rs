@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     Direction, Endpoint, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, NextHop,
-    Policy, Protocol, Realm, Refusal, Tuple,
+    Pairing, Policy, Protocol, Realm, Refusal, Tuple,
 };
 
 use crate::connection::Connection;
@@ -190,6 +190,13 @@ impl Reference {
 
     pub fn eim(&self) -> bool {
         self.policy.mapping == MappingBehaviour::EndpointIndependent
+    }
+
+    /// May a new mapping be on another address than the paired one? What an `eim` endpoint begins
+    /// with a hairpin stays: the far side judged by that address.
+    pub fn is_soft(&self, tuple: &Tuple, back: Endpoint) -> bool {
+        let hairpin = back != tuple.destination;
+        self.policy.pairing[tuple.protocol.index()] == Pairing::Soft && !(self.eim() && hairpin)
     }
 
     pub fn timeout_ms(&self, session: &Session) -> u64 {

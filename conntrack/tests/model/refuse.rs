@@ -247,14 +247,14 @@ impl Reference {
             reasons.push(Refusal::MappingsFull);
         }
         let paired = self.pairing(tuple.source.addr).clone();
+        let soft = self.is_soft(tuple, back);
         let candidates = self.policy.addresses.iter();
-        let mut candidates = candidates.filter(|a| match self.eim() {
-            true => paired.contains(&a.addr),
-            false => self.admits(tuple, a),
-        });
-        let exhausted = match self.eim() {
-            true => candidates.any(|a| self.exhausted(a, tuple.protocol, back, world)),
-            false => candidates.all(|a| self.exhausted(a, tuple.protocol, back, world)),
+        let mut candidates = candidates
+            .filter(|a| soft || paired.contains(&a.addr))
+            .filter(|a| self.eim() || self.admits(tuple, a));
+        let exhausted = match soft {
+            true => candidates.all(|a| self.exhausted(a, tuple.protocol, back, world)),
+            false => candidates.any(|a| self.exhausted(a, tuple.protocol, back, world)),
         };
         if exhausted {
             reasons.push(Refusal::PortsExhausted);
@@ -325,7 +325,7 @@ impl Reference {
             return Ok(());
         }
         let new = matches!(self.source(tuple.protocol, tuple.source), Source::New);
-        if !new || self.may_clash(&tuple, back) {
+        if !new || self.is_soft(&tuple, back) || self.may_clash(&tuple, back) {
             return Ok(());
         }
         let mut paired = self.pairing(tuple.source.addr).clone();

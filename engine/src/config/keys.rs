@@ -115,10 +115,18 @@ pub const KEYS: &[Key] = &[
         "a port, a range such as \"5000-5999\", or a list of them",
         "none",
     ),
+    key(
+        "pool",
+        "pairing",
+        "\"hard\" or \"soft\"",
+        "hard with eim, soft with edm",
+    ),
     key("", "nat", "a table, written [nat]", "edm + edf"),
     key("nat", "mapping", "\"edm\" or \"eim\"", "\"edm\""),
     key("nat", "filtering", "\"edf\", \"adf\" or \"eif\"", "\"edf\""),
     key("nat", "preserve_port", "true or false", "true"),
+    key("nat", "preserve_port_class", "true or false", "true"),
+    key("nat", "preserve_port_parity", "true or false", "false"),
     key("nat", "inbound_refresh", "true or false", "false"),
     key("", "timers", "a table, written [timers]", "the rfc profile"),
     key(

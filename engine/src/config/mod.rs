@@ -18,7 +18,9 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use conntrack::{Endpoint, FilteringBehaviour, Limits, MappingBehaviour, Protocol, Timers};
+use conntrack::{
+    Endpoint, FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol, Timers,
+};
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
@@ -95,6 +97,8 @@ pub struct PoolConfig {
     pub ports: Option<Vec<At<PortRange>>>,
     /// Ports to leave out.
     pub exclude_ports: Vec<At<PortRange>>,
+    /// When the paired address has no port left; none: hard with `eim`, soft with `edm`.
+    pub pairing: Option<Pairing>,
 }
 
 impl PoolConfig {
@@ -127,6 +131,10 @@ pub struct NatConfig {
     pub filtering: At<FilteringBehaviour>,
     /// Keep the source port where it is free.
     pub preserve_port: bool,
+    /// Else keep its class (0-1023 or the rest) where the pool has a port of it.
+    pub preserve_port_class: bool,
+    /// Else keep a UDP port's parity where the pool has such a port.
+    pub preserve_port_parity: bool,
     /// Inbound UDP and ICMP packets refresh their session.
     pub inbound_refresh: bool,
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Protocol};
+use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol};
 
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
@@ -84,6 +84,7 @@ pub(super) const FILTERINGS: &[(&str, FilteringBehaviour)] = &[
     ("adf", FilteringBehaviour::AddressDependent),
     ("eif", FilteringBehaviour::EndpointIndependent),
 ];
+pub(super) const PAIRINGS: &[(&str, Pairing)] = &[("hard", Pairing::Hard), ("soft", Pairing::Soft)];
 pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 pub(super) const REFUSALS: &[(&str, OnRefusal)] = &[
     ("host-unreachable", OnRefusal::HostUnreachable),
@@ -175,6 +176,7 @@ fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig 
             addresses: default(),
             ports: None,
             exclude_ports: Vec::new(),
+            pairing: None,
         };
     };
     for key in ["addresses", "ports"] {
@@ -196,6 +198,7 @@ fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig 
         exclude_ports: table
             .list_or_numbers("exclude_ports", values::port_range)
             .unwrap_or_default(),
+        pairing: table.choice("pairing", PAIRINGS).map(|at| at.value),
     }
 }
 
@@ -204,15 +207,18 @@ fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {
     let table = table.as_ref();
     let mapping = table.and_then(|table| table.choice("mapping", MAPPINGS));
     let filtering = table.and_then(|table| table.choice("filtering", FILTERINGS));
+    let flag = |key, default| {
+        table
+            .and_then(|table| table.boolean(key))
+            .unwrap_or(default)
+    };
     NatConfig {
         mapping: mapping.unwrap_or(At::default_value(MappingBehaviour::EndpointDependent)),
         filtering: filtering.unwrap_or(At::default_value(FilteringBehaviour::EndpointDependent)),
-        preserve_port: table
-            .and_then(|table| table.boolean("preserve_port"))
-            .unwrap_or(true),
-        inbound_refresh: table
-            .and_then(|table| table.boolean("inbound_refresh"))
-            .unwrap_or(false),
+        preserve_port: flag("preserve_port", true),
+        preserve_port_class: flag("preserve_port_class", true),
+        preserve_port_parity: flag("preserve_port_parity", false),
+        inbound_refresh: flag("inbound_refresh", false),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
-use super::read::{DEVICE_MODES, FILTERINGS, MAPPINGS, POLLS, REFUSALS, word};
+use super::read::{DEVICE_MODES, FILTERINGS, MAPPINGS, PAIRINGS, POLLS, REFUSALS, word};
 use super::timers::TIMERS;
 use super::{At, Config};
 
@@ -36,14 +36,25 @@ impl Config {
         };
         list.add("pool.ports", ports);
         list.add("pool.exclude_ports", quoted_list(&pool.exclude_ports));
+        let pairing = match pool.pairing {
+            Some(pairing) => quoted(word(PAIRINGS, pairing)),
+            None => "hard with eim, soft with edm".to_owned(),
+        };
+        list.add("pool.pairing", pairing);
         let nat = &self.nat;
         list.add("nat.mapping", quoted(word(MAPPINGS, nat.mapping.value)));
         list.add(
             "nat.filtering",
             quoted(word(FILTERINGS, nat.filtering.value)),
         );
-        list.add("nat.preserve_port", nat.preserve_port.to_string());
-        list.add("nat.inbound_refresh", nat.inbound_refresh.to_string());
+        for (key, value) in [
+            ("nat.preserve_port", nat.preserve_port),
+            ("nat.preserve_port_class", nat.preserve_port_class),
+            ("nat.preserve_port_parity", nat.preserve_port_parity),
+            ("nat.inbound_refresh", nat.inbound_refresh),
+        ] {
+            list.add(key, value.to_string());
+        }
         list.add("timers.profile", quoted(self.timer_profile));
         let mut timers = self.timers;
         for timer in TIMERS {

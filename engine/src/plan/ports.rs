@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{AddressKind, ExternalAddress, Forward, Policy, PortSet, Protocol};
+use conntrack::{
+    AddressKind, ExternalAddress, Forward, MappingBehaviour, Pairing, Policy, PortSet, Protocol,
+};
 
 use super::facts::HostFacts;
 use super::slots::Slots;
@@ -57,13 +59,28 @@ pub fn policy_for(
     Policy {
         mapping: config.nat.mapping.value,
         filtering: config.nat.filtering.value,
+        pairing: [pairing(config); 3],
         preserve_port: config.nat.preserve_port,
+        preserve_port_class: config.nat.preserve_port_class,
+        preserve_port_parity: config.nat.preserve_port_parity,
         inbound_refresh: config.nat.inbound_refresh,
         timers: config.timers,
         limits: config.limits,
         addresses: addresses.collect(),
         forwards,
     }
+}
+
+/// What a flow gets when its paired address has no port left (RFC 7857 section 4). `eim` is chosen for
+/// hosts that are known by their external endpoints; with `edm` room is what counts.
+fn pairing(config: &Config) -> Pairing {
+    config
+        .pool
+        .pairing
+        .unwrap_or(match config.nat.mapping.value {
+            MappingBehaviour::EndpointIndependent => Pairing::Hard,
+            MappingBehaviour::EndpointDependent => Pairing::Soft,
+        })
 }
 
 /// The forwards whose external address is in the pool at the moment.

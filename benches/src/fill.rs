@@ -1,0 +1,65 @@
+//! A pool of 64,512 ports, filled as far as wanted: what an external port costs at every fill.
+
+use conntrack::{
+    Endpoint, MappingBehaviour, Nat, PacketFacts, Policy, Protocol, Realm, Refusal, Signal, Time,
+    Tuple,
+};
+
+use crate::{Sequence, policy, tables};
+
+/// Ports of the pool.
+pub const PORTS: u32 = 64_512;
+
+/// The pool; every flow is a new internal endpoint's to one remote endpoint, and gets a random port.
+pub struct Pool {
+    nat: Nat<'static>,
+    policy: Policy,
+    random: Sequence,
+    opened: u32,
+}
+
+impl Pool {
+    /// A pool of which so many percent, 0 to 100, are in use.
+    pub fn filled(mapping: MappingBehaviour, percent: u32) -> Pool {
+        let mut pool = Pool {
+            nat: tables(1 << 17, 1),
+            policy: Policy {
+                mapping,
+                preserve_port: false,
+                ..policy(1)
+            },
+            random: Sequence(3),
+            opened: 0,
+        };
+        while pool.opened < PORTS * percent / 100 {
+            pool.open().expect("the pool is not full yet");
+        }
+        pool
+    }
+
+    /// One more flow.
+    pub fn open(&mut self) -> Result<(), Refusal> {
+        let [_, a, b, c] = self.opened.to_be_bytes();
+        self.opened += 1;
+        let tuple = Tuple {
+            protocol: Protocol::Udp,
+            source: Endpoint::new([10, a, b, c].into(), 7000),
+            destination: Endpoint::new([203, 0, 113, 1].into(), 53),
+        };
+        let hash = self.nat.hash(&tuple);
+        let made = self.nat.translate(
+            &self.policy,
+            Realm::Internal,
+            &tuple,
+            hash,
+            PacketFacts {
+                signal: Signal::Udp,
+                length: 64,
+                sequence: 0,
+            },
+            Time(1000),
+            &mut self.random,
+        );
+        made.map(|_| ())
+    }
+}
