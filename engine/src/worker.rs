@@ -286,11 +286,11 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let Ok(packet) = &prepared.parsed else {
             return self.drop(frame, reason);
         };
-        let source = self
-            .gateway
-            .links()
-            .source_towards(ingress, packet.ipv4.source);
+        let links = self.gateway.links();
+        let source = links.source_towards(ingress, packet.ipv4.source);
+        let to_all = [packet.ipv4.source, packet.ipv4.destination];
         let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
+            && !to_all.iter().any(|&addr| links.is_broadcast(addr))
             && source.is_some()
             && self.limiters.of(ingress, kind).allow(now);
         let Some(source) = source.filter(|_| allowed) else {
