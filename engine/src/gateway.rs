@@ -307,7 +307,7 @@ impl<R: Random> Gateway<R> {
                 if prepared.is_first_fragment() {
                     self.shared
                         .fragments
-                        .first(packet, decision(*tuple, &found), now)
+                        .first(packet, place.realm, decision(*tuple, &found), now)
                         .map_err(|reason| self.fragment_refused(reason, place))?;
                 }
                 found
@@ -328,14 +328,20 @@ impl<R: Random> Gateway<R> {
                     Verdict::Punt => Verdict::Punt,
                     _ => Verdict::Drop(DropReason::IcmpNoSession),
                 }),
-            Body::LaterFragment => match self.shared.fragments.later(packet, frame, ingress, now) {
-                Ok(Later::Translate(tuple)) => {
-                    self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
+            Body::LaterFragment => {
+                match self
+                    .shared
+                    .fragments
+                    .later(packet, place.realm, frame, ingress, now)
+                {
+                    Ok(Later::Translate(tuple)) => {
+                        self.judge(packet, &tuple, None, signal_of_rest(&tuple), place, now)
+                    }
+                    Ok(Later::Punt) => Err(Verdict::Punt),
+                    Ok(Later::Held) => Err(Verdict::HeldFragment),
+                    Err(reason) => Err(self.fragment_refused(reason, place)),
                 }
-                Ok(Later::Punt) => Err(Verdict::Punt),
-                Ok(Later::Held) => Err(Verdict::HeldFragment),
-                Err(reason) => Err(self.fragment_refused(reason, place)),
-            },
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{Time, Tuple};
+use conntrack::{Realm, Time, Tuple};
 use engine::drop_reason::DropReason;
 use engine::fragment::{
     Decision, FragmentLimits, FragmentTable, FragmentTotals, Held, Later, Splitter,
@@ -11,6 +11,8 @@ use engine::packet::{Body, Packet, parse};
 use engine::wire::build::Envelope;
 use engine::wire::{checksum, ipv4, samples};
 use proptest::prelude::*;
+
+const INSIDE: Realm = Realm::Internal;
 
 fn envelope(source: u32, identification: u16) -> Envelope {
     let source = Ipv4Addr::from_bits(0x0A00_0000 + source);
@@ -89,7 +91,7 @@ impl Gateway {
     ) -> Result<(), DropReason> {
         let waits = self
             .table
-            .first(packet, (self.decision)(tuple), Time(now))?;
+            .first(packet, INSIDE, (self.decision)(tuple), Time(now))?;
         self.sent.push((frame.to_vec(), tuple));
         let mut slot = [0; 4096];
         let mut taken = 0;
@@ -104,7 +106,7 @@ impl Gateway {
     }
 
     fn later(&mut self, frame: &[u8], packet: &Packet, now: u64) -> Result<(), DropReason> {
-        match self.table.later(packet, frame, 5, Time(now))? {
+        match self.table.later(packet, INSIDE, frame, 5, Time(now))? {
             Later::Translate(tuple) => self.sent.push((frame.to_vec(), tuple)),
             Later::Punt => self.punted += 1,
             Later::Held => {}
@@ -281,7 +283,7 @@ fn copies_that_the_caller_has_no_frames_for_expire() {
     let packets: Vec<Packet> = parts.iter().map(|part| parse(part).unwrap()).collect();
     gateway
         .table
-        .later(&packets[1], &parts[1], 5, Time(0))
+        .later(&packets[1], INSIDE, &parts[1], 5, Time(0))
         .unwrap();
     // Nothing is given out before the first fragment's fate is known.
     assert_eq!(gateway.table.take(&packets[0], &mut [0; 2048]), None);
@@ -291,7 +293,7 @@ fn copies_that_the_caller_has_no_frames_for_expire() {
     assert_eq!(
         gateway
             .table
-            .first(&packets[0], Decision::Translate(tuple), Time(10)),
+            .first(&packets[0], INSIDE, Decision::Translate(tuple), Time(10)),
         Ok(true)
     );
     assert_eq!(gateway.expired(1999).len(), 0);
@@ -397,7 +399,7 @@ fn copies_are_bounded_by_number_and_by_bytes() {
                 ..FragmentLimits::default()
             },
             8,
-            16,
+            12, // a realm's share
         ),
         (
             FragmentLimits {
@@ -405,7 +407,7 @@ fn copies_are_bounded_by_number_and_by_bytes() {
                 ..FragmentLimits::default()
             },
             1480,
-            8,
+            6,
         ),
     ] {
         let mut gateway = Gateway::new(limits);
@@ -448,16 +450,16 @@ fn rfc4787_14a_a_flood_of_first_fragments_costs_in_order_datagrams_nothing() {
         flood.ipv4.source = Ipv4Addr::from_bits(0x0B00_0000 + (n >> 16));
         flood.ipv4.identification = n as u16;
         let now = Time(u64::from(n / 1000));
-        table.first(&flood, decision, now).unwrap();
+        table.first(&flood, INSIDE, decision, now).unwrap();
         match n % 1000 {
             0 => assert_eq!(
-                table.first(&good[0], Decision::Translate(good_tuple), now),
+                table.first(&good[0], INSIDE, Decision::Translate(good_tuple), now),
                 Ok(false)
             ),
             // The later ones come 300 and 600 datagrams of the flood after the first.
             300 | 600 => {
                 let index = n as usize % 1000 / 300;
-                let later = table.later(&good[index], &parts[index], 5, now);
+                let later = table.later(&good[index], INSIDE, &parts[index], 5, now);
                 assert_eq!(later, Ok(Later::Translate(good_tuple)), "{n}");
             }
             _ => {}
@@ -493,7 +495,7 @@ fn a_flood_of_later_fragments_leaves_in_order_datagrams_alone() {
         }
     }
     assert_eq!(gateway.sent.len(), 300);
-    assert_eq!(gateway.table.totals().copies, 32);
+    assert_eq!(gateway.table.totals().copies, 24);
 }
 
 #[test]
@@ -511,16 +513,22 @@ fn workers_share_the_table() {
             let packet = parse(&parts[index]).unwrap();
             if let Body::Flow { tuple, .. } = packet.body {
                 table
-                    .first(&packet, Decision::Translate(tuple), Time(0))
+                    .first(&packet, INSIDE, Decision::Translate(tuple), Time(0))
                     .unwrap();
                 count(1);
                 while let Some(held) = table.take(&packet, &mut slot) {
                     let packet = parse(&slot[..held.len]).unwrap();
-                    let later = table.later(&packet, &slot[..held.len], 5, Time(0)).unwrap();
+                    let later = table
+                        .later(&packet, INSIDE, &slot[..held.len], 5, Time(0))
+                        .unwrap();
                     assert!(matches!(later, Later::Translate(_)));
                     count(1);
                 }
-            } else if table.later(&packet, &parts[index], 5, Time(0)).unwrap() != Later::Held {
+            } else if table
+                .later(&packet, INSIDE, &parts[index], 5, Time(0))
+                .unwrap()
+                != Later::Held
+            {
                 count(1);
             }
         }

@@ -138,3 +138,59 @@ pub fn one_hop_further(frame: &[u8]) -> Vec<u8> {
     packet[ipv4::CHECKSUM..ipv4::SOURCE].copy_from_slice(&sum.to_be_bytes());
     packet
 }
+
+/// The datagram of a frame without IP options, cut into this many fragments.
+pub fn cut(frame: &[u8], identification: u16, count: usize) -> Vec<Vec<u8>> {
+    let whole = header(frame);
+    let payload = &frame[34..];
+    let size = payload.len().div_ceil(count).next_multiple_of(8);
+    let parts: Vec<&[u8]> = payload.chunks(size).collect();
+    assert_eq!(parts.len(), count);
+    let last = count - 1;
+    let fragment = |(number, part): (usize, &[u8])| {
+        let more = [ipv4::MORE_FRAGMENTS, 0][usize::from(number == last)];
+        let ethernet = ethernet::Header::new(frame).unwrap();
+        Envelope {
+            destination_mac: ethernet.destination(),
+            source_mac: ethernet.source(),
+            identification,
+            flags_offset: (number * size / 8) as u16 | more,
+            ..Envelope::new(whole.source(), whole.destination())
+        }
+        .frame(whole.protocol(), part)
+    };
+    parts.into_iter().enumerate().map(fragment).collect()
+}
+
+/// Offset in bytes, and whether more follow.
+pub fn place(frame: &[u8]) -> (usize, bool) {
+    let flags_offset = header(frame).flags_offset();
+    let offset = usize::from(flags_offset & ipv4::OFFSET_MASK) * 8;
+    (offset, flags_offset & ipv4::MORE_FRAGMENTS != 0)
+}
+
+/// Puts fragments together: they must have one identification, and neither gap nor overlap. The
+/// addresses and the payload.
+#[track_caller]
+pub fn assemble(frames: &[Vec<u8>]) -> (Ipv4Addr, Ipv4Addr, Vec<u8>) {
+    let mut frames: Vec<&[u8]> = frames.iter().map(|frame| &frame[..]).collect();
+    frames.sort_by_key(|frame| place(frame).0);
+    let first = header(frames[0]);
+    let mut payload = Vec::new();
+    for (number, frame) in frames.iter().enumerate() {
+        let header = header(frame);
+        assert_eq!(header.identification(), first.identification());
+        assert_eq!(place(frame), (payload.len(), number + 1 < frames.len()));
+        payload.extend(&frame[14 + header.header_len()..]);
+    }
+    (first.source(), first.destination(), payload)
+}
+
+/// The frames that leave, all of them, in order.
+pub fn all(world: &mut World, interface: usize, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut sent = Vec::new();
+    for frame in frames {
+        sent.extend(pass(world, interface, frame).into_iter().flatten());
+    }
+    sent
+}
