@@ -6,6 +6,7 @@
 //! them nothing (RFC 4787 REQ-14). Locks are held for a look-up and a copy of one frame.
 
 mod arena;
+mod identification;
 mod idle;
 mod list;
 mod ranges;
@@ -21,6 +22,7 @@ use conntrack::{Realm, Time, Tuple};
 use crate::drop_reason::DropReason;
 use crate::packet::{Body, FragmentFacts, Packet};
 use arena::Arena;
+pub use identification::{Ends, Identifications};
 use idle::Group;
 use shard::{First, Shard};
 pub use split::Splitter;
@@ -59,11 +61,30 @@ impl Default for FragmentLimits {
     }
 }
 
+/// How the fragments of a datagram pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// The first fragment's tuple, as parsed, before its rewrite.
+    pub tuple: Tuple,
+    /// The identification that all of them get; none: they keep theirs.
+    pub identification: Option<u16>,
+}
+
+/// What is known of a datagram after its first fragment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// What holds for all its fragments. It has the identification that an earlier copy of the first
+    /// fragment got, if there was one.
+    pub decision: Decision,
+    /// Copies of later fragments wait for [`FragmentTable::take`].
+    pub waits: bool,
+}
+
 /// What a first fragment's fate means for the later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// They belong to the session of the first fragment's tuple, as parsed, before its rewrite.
-    Translate(Tuple),
+    /// They belong to the session of the first fragment's tuple.
+    Translate(Passage),
     /// They go to the host, too.
     Punt,
     /// They are dropped for the same reason.
@@ -74,7 +95,7 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Later {
     /// Translate it by this tuple (it has no ports and no signal of its own).
-    Translate(Tuple),
+    Translate(Passage),
     /// Give it to the host.
     Punt,
     /// A copy is held; the frame itself is done with.
@@ -213,7 +234,7 @@ impl FragmentTable {
     }
 
     /// Records what a first fragment (offset 0, more to come) from a realm decided, before it is sent
-    /// on. True if copies of later fragments wait for [`FragmentTable::take`].
+    /// on.
     ///
     /// # Errors
     /// The first fragment is dropped: [`DropReason::FragmentBad`] if it contradicts what is known
@@ -225,7 +246,7 @@ impl FragmentTable {
         realm: Realm,
         decision: Decision,
         now: Time,
-    ) -> Result<bool, DropReason> {
+    ) -> Result<Recorded, DropReason> {
         let Body::Flow { tuple, .. } = packet.body else {
             return Err(DropReason::FragmentBad);
         };
@@ -241,9 +262,9 @@ impl FragmentTable {
             now,
             expires,
         };
-        let waits = shard.first(key, hash, first)?;
+        let recorded = shard.first(key, hash, first)?;
         self.earliest.fetch_min(expires.0, Ordering::Relaxed);
-        Ok(waits)
+        Ok(recorded)
     }
 
     /// What to do with a later fragment from a realm. If its first fragment has not come, `frame` is copied, with
@@ -265,7 +286,7 @@ impl FragmentTable {
         let (mut shard, hash) = self.shard(&key);
         if let Some(decision) = shard.later(key, hash, Part::of(packet), now) {
             return match decision? {
-                Decision::Translate(tuple) => Ok(Later::Translate(tuple)),
+                Decision::Translate(passage) => Ok(Later::Translate(passage)),
                 Decision::Punt => Ok(Later::Punt),
                 Decision::Drop(reason) => Err(reason),
             };

@@ -56,6 +56,8 @@ pub struct Embedded {
     pub end: usize,
     /// The embedded packet's tuple, as it was on the wire.
     pub tuple: Tuple,
+    /// Its identification, unless it is atomic (DF set, no fragment: RFC 6864).
+    pub identification: Option<u16>,
 }
 
 /// What a packet carries.
@@ -100,6 +102,13 @@ impl Packet {
     #[inline]
     pub fn frame_len(&self) -> usize {
         IP + usize::from(self.ipv4.total_len)
+    }
+
+    /// Is it certain that nobody puts the packet together from fragments, so that its identification
+    /// means nothing (RFC 6864 section 4)?
+    #[inline]
+    pub fn is_atomic(&self) -> bool {
+        self.ipv4.dont_fragment && self.fragment.is_none()
     }
 
     /// Bytes after the IPv4 header.
@@ -449,6 +458,7 @@ fn embedded_flow(
             )
         }
     };
+    let flags = header.flags_offset() & (ipv4::DONT_FRAGMENT | ipv4::MORE_FRAGMENTS);
     Some(Embedded {
         ip,
         l4: ip + header_len,
@@ -458,5 +468,6 @@ fn embedded_flow(
             source,
             destination,
         },
+        identification: (flags != ipv4::DONT_FRAGMENT).then(|| header.identification()),
     })
 }

@@ -8,7 +8,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::device::{Device, FRAME_SIZE, Frame};
 use crate::drop_reason::DropReason;
-use crate::fragment::Splitter;
+use crate::fragment::{Ends, Splitter};
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome, Pushed};
 use crate::icmp::{self, ErrorKind, Limiters};
@@ -50,7 +50,6 @@ pub struct Worker<D, H, R> {
     /// A packet that is being cut into fragments.
     scratch: Vec<u8>,
     swept_at: Time,
-    identification: u16,
 }
 
 impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
@@ -79,7 +78,6 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             queued: vec![0; interfaces],
             scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
-            identification: 0,
         }
     }
 
@@ -297,7 +295,12 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.stats.errors_suppressed.add(1);
             return self.drop(frame, reason);
         };
-        self.identification = self.identification.wrapping_add(1);
+        let ends = Ends {
+            source,
+            destination: packet.ipv4.source,
+            protocol: 1,
+        };
+        let identification = self.gateway.shared().identifications.fresh(&ends);
         // The answer fits the link that it leaves by, however small.
         let mtu = self
             .gateway
@@ -310,7 +313,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let len = len.min(ethernet::HEADER_LEN + quoted);
         let slot = self.device.resize(&mut frame, offset, len);
         let (offset, len) =
-            icmp::write_error(slot, offset, len, packet, kind, source, self.identification);
+            icmp::write_error(slot, offset, len, packet, kind, source, identification);
         self.device.resize(&mut frame, offset, len);
         self.stats.count_drop(reason);
         self.stats.made.add(1);

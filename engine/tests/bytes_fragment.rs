@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use conntrack::{Realm, Time, Tuple};
 use engine::drop_reason::DropReason;
 use engine::fragment::{
-    Decision, FragmentLimits, FragmentTable, FragmentTotals, Held, Later, Splitter,
+    Decision, FragmentLimits, FragmentTable, FragmentTotals, Held, Later, Passage, Splitter,
 };
 use engine::packet::{Body, Packet, parse};
 use engine::wire::build::Envelope;
@@ -13,6 +13,19 @@ use engine::wire::{checksum, ipv4, samples};
 use proptest::prelude::*;
 
 const INSIDE: Realm = Realm::Internal;
+/// The identification that datagrams get.
+const NEW: u16 = 4321;
+
+fn passage(tuple: Tuple) -> Passage {
+    Passage {
+        tuple,
+        identification: Some(NEW),
+    }
+}
+
+fn translate(tuple: Tuple) -> Decision {
+    Decision::Translate(passage(tuple))
+}
 
 fn envelope(source: u32, identification: u16) -> Envelope {
     let source = Ipv4Addr::from_bits(0x0A00_0000 + source);
@@ -66,7 +79,7 @@ impl Gateway {
             table: FragmentTable::new(&limits, 0x1234_5678_9ABC_DEF0),
             sent: Vec::new(),
             dropped: Vec::new(),
-            decision: Decision::Translate,
+            decision: translate,
             punted: 0,
         }
     }
@@ -89,7 +102,7 @@ impl Gateway {
         tuple: Tuple,
         now: u64,
     ) -> Result<(), DropReason> {
-        let waits = self
+        let recorded = self
             .table
             .first(packet, INSIDE, (self.decision)(tuple), Time(now))?;
         self.sent.push((frame.to_vec(), tuple));
@@ -101,13 +114,16 @@ impl Gateway {
             let frame = slot[..len].to_vec();
             self.receive(&frame, now);
         }
-        assert_eq!(waits, taken > 0);
+        assert_eq!(recorded.waits, taken > 0);
         Ok(())
     }
 
     fn later(&mut self, frame: &[u8], packet: &Packet, now: u64) -> Result<(), DropReason> {
         match self.table.later(packet, INSIDE, frame, 5, Time(now))? {
-            Later::Translate(tuple) => self.sent.push((frame.to_vec(), tuple)),
+            Later::Translate(passage) => {
+                assert_eq!(passage.identification, Some(NEW));
+                self.sent.push((frame.to_vec(), passage.tuple));
+            }
             Later::Punt => self.punted += 1,
             Later::Held => {}
         }
@@ -290,12 +306,10 @@ fn copies_that_the_caller_has_no_frames_for_expire() {
     let Body::Flow { tuple, .. } = packets[0].body else {
         panic!()
     };
-    assert_eq!(
-        gateway
-            .table
-            .first(&packets[0], INSIDE, Decision::Translate(tuple), Time(10)),
-        Ok(true)
-    );
+    let recorded = gateway
+        .table
+        .first(&packets[0], INSIDE, translate(tuple), Time(10));
+    assert!(recorded.unwrap().waits);
     assert_eq!(gateway.expired(1999).len(), 0);
     assert_eq!(gateway.expired(2000), [parts[1].clone()]);
     assert_eq!(gateway.table.totals(), NOTHING);
@@ -364,6 +378,36 @@ fn an_identification_used_again_starts_again() {
     parts.iter().for_each(|part| gateway.receive(part, 100));
     assert_eq!((gateway.sent.len(), gateway.dropped.len()), (5, 0));
     assert_eq!(gateway.table.totals(), NOTHING);
+}
+
+/// A first fragment that comes twice: its datagram keeps the identification that it got, or what has
+/// left and what will would not be put together.
+#[test]
+fn a_repeated_first_fragment_keeps_its_new_identification() {
+    let table = FragmentTable::new(&limits(), 1);
+    let first = parse(&fragments(&envelope(1, 7), (1000, 53), 60, 24)[0]).unwrap();
+    let Body::Flow { tuple, .. } = first.body else {
+        panic!()
+    };
+    let decision = |identification| {
+        Decision::Translate(Passage {
+            tuple,
+            identification: Some(identification),
+        })
+    };
+    for (new, ms, kept) in [(1, 0, 1), (2, 1_000, 1), (3, 2_999, 1), (4, 4_999, 4)] {
+        let recorded = table
+            .first(&first, INSIDE, decision(new), Time(ms))
+            .unwrap();
+        assert_eq!(recorded.decision, decision(kept), "{ms} ms");
+    }
+    // Refused before: nothing of it has left.
+    let refused = Decision::Drop(DropReason::PortsExhausted);
+    table.first(&first, INSIDE, refused, Time(5_000)).unwrap();
+    let recorded = table
+        .first(&first, INSIDE, decision(5), Time(5_001))
+        .unwrap();
+    assert_eq!(recorded.decision, decision(5));
 }
 
 #[test]
@@ -437,7 +481,7 @@ fn rfc4787_14a_a_flood_of_first_fragments_costs_in_order_datagrams_nothing() {
     let Body::Flow { tuple, .. } = flood.body else {
         panic!()
     };
-    let decision = Decision::Translate(tuple);
+    let decision = translate(tuple);
     let parts = fragments(&envelope(2, 7), (2000, 53), 60, 24);
     let good: Vec<Packet> = parts.iter().map(|part| parse(part).unwrap()).collect();
     let Body::Flow {
@@ -452,15 +496,15 @@ fn rfc4787_14a_a_flood_of_first_fragments_costs_in_order_datagrams_nothing() {
         let now = Time(u64::from(n / 1000));
         table.first(&flood, INSIDE, decision, now).unwrap();
         match n % 1000 {
-            0 => assert_eq!(
-                table.first(&good[0], INSIDE, Decision::Translate(good_tuple), now),
-                Ok(false)
-            ),
+            0 => {
+                let recorded = table.first(&good[0], INSIDE, translate(good_tuple), now);
+                assert!(!recorded.unwrap().waits);
+            }
             // The later ones come 300 and 600 datagrams of the flood after the first.
             300 | 600 => {
                 let index = n as usize % 1000 / 300;
                 let later = table.later(&good[index], INSIDE, &parts[index], 5, now);
-                assert_eq!(later, Ok(Later::Translate(good_tuple)), "{n}");
+                assert_eq!(later, Ok(Later::Translate(passage(good_tuple))), "{n}");
             }
             _ => {}
         }
@@ -513,7 +557,7 @@ fn workers_share_the_table() {
             let packet = parse(&parts[index]).unwrap();
             if let Body::Flow { tuple, .. } = packet.body {
                 table
-                    .first(&packet, INSIDE, Decision::Translate(tuple), Time(0))
+                    .first(&packet, INSIDE, translate(tuple), Time(0))
                     .unwrap();
                 count(1);
                 while let Some(held) = table.take(&packet, &mut slot) {

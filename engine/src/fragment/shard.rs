@@ -6,7 +6,7 @@ use super::arena::{Arena, NONE};
 use super::idle::{Group, Idle};
 use super::list::{Link, Linked, List};
 use super::ranges::{Added, Ranges};
-use super::{Decision, Key, Part};
+use super::{Decision, Key, Part, Recorded};
 use crate::drop_reason::DropReason;
 
 /// Entries that one call frees at most because they have expired.
@@ -221,16 +221,21 @@ impl Shard {
     }
 
     /// See [`super::FragmentTable::first`].
-    pub(super) fn first(&mut self, key: Key, hash: u32, first: First) -> Result<bool, DropReason> {
+    pub(super) fn first(
+        &mut self,
+        key: Key,
+        hash: u32,
+        first: First,
+    ) -> Result<Recorded, DropReason> {
         let First {
             part,
             tuple,
-            decision,
+            mut decision,
             group,
             now,
             expires,
         } = first;
-        let state = State::Decided {
+        let decided = |decision| State::Decided {
             tuple,
             end: part.end,
             decision,
@@ -238,7 +243,7 @@ impl Shard {
         let index = match self.find_live(&key, hash, now) {
             Some(index) => index,
             None => {
-                let index = self.insert(key, hash, state, expires);
+                let index = self.insert(key, hash, decided(decision), expires);
                 let index = index.ok_or(DropReason::FragmentsFull)?;
                 self.rest(index);
                 index
@@ -250,16 +255,23 @@ impl Shard {
             // The same once more: duplicated on the way, or the next datagram that got this
             // identification, its predecessor having lost a fragment.
             State::Decided {
-                tuple: old, end, ..
+                tuple: old,
+                end,
+                decision: before,
             } if (old, end) == (tuple, part.end) => {
                 entry.expires = expires;
+                if let (Decision::Translate(before), Decision::Translate(now)) =
+                    (before, &mut decision)
+                {
+                    now.identification = before.identification;
+                }
             }
             _ => {
                 entry.state = State::Poisoned;
                 return Err(DropReason::FragmentBad);
             }
         }
-        entry.state = state;
+        entry.state = decided(decision);
         entry.ranges = Ranges::EMPTY;
         entry.ranges.add(part);
         let waits = entry.copies.0 != NONE;
@@ -270,7 +282,7 @@ impl Shard {
         if !waits {
             self.rest(index);
         }
-        Ok(waits)
+        Ok(Recorded { decision, waits })
     }
 
     /// What the first fragment decided for a later one; none if it has not come.
