@@ -28,6 +28,15 @@ impl Protocol {
         }
     }
 
+    /// The IPv4 protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Icmp => 1,
+        }
+    }
+
     /// The protocol with this IPv4 protocol number, if Egret translates it.
     pub const fn from_number(number: u8) -> Option<Protocol> {
         match number {

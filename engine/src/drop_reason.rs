@@ -42,6 +42,8 @@ drop_reasons! {
     UnsupportedIcmp => "unsupported_icmp",
     /// ICMP error with a wrong ICMP checksum (RFC 5508 REQ-3).
     IcmpBadChecksum => "icmp_bad_checksum",
+    /// ICMP error whose embedded IPv4 header has a wrong checksum (RFC 5508 REQ-3 a).
+    IcmpBadEmbeddedChecksum => "icmp_bad_embedded_checksum",
     /// ICMP error whose embedded packet is too short or malformed.
     IcmpBadEmbedded => "icmp_bad_embedded",
     /// ICMP error about no session of ours.

@@ -24,7 +24,7 @@ use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::{Found, MemFile};
 use crate::device::xdp::XdpDevice;
 use crate::facts;
-use crate::fragment::{FragmentLimits, FragmentTable};
+use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::{Gateway, Shared};
 use crate::host::HostPorts;
 use crate::ladder::{self, Rung};
@@ -183,6 +183,7 @@ impl Engine {
             links: arc_swap::ArcSwap::from_pointee(links_of(&config, &plan, &view)),
             forwarding,
             fragments: fragments(&config),
+            identifications: Identifications::new(unpredictable()),
             on_refusal: config.icmp.on_refusal,
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
@@ -295,7 +296,7 @@ fn forwarding(plan: &Plan) -> Arc<Forwarding> {
         name: planned.facts.name.clone(),
         ifindex: planned.facts.ifindex,
     });
-    let generation = conntrack::Random::next_u64(&mut WorkerRandom::from_system()) as u32;
+    let generation = unpredictable() as u32;
     Arc::new(Forwarding::new(served.collect(), HOPS_MAX, generation))
 }
 
@@ -304,10 +305,11 @@ fn fragments(config: &Config) -> FragmentTable {
         timeout_ms: config.timers.fragment_timeout_ms,
         ..FragmentLimits::default()
     };
-    FragmentTable::new(
-        &limits,
-        conntrack::Random::next_u64(&mut WorkerRandom::from_system()),
-    )
+    FragmentTable::new(&limits, unpredictable())
+}
+
+fn unpredictable() -> u64 {
+    conntrack::Random::next_u64(&mut WorkerRandom::from_system())
 }
 
 /// Takes away all that a dead engine left, or one whose start failed: program, pins, changes.

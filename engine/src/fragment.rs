@@ -6,6 +6,9 @@
 //! them nothing (RFC 4787 REQ-14). Locks are held for a look-up and a copy of one frame.
 
 mod arena;
+mod identification;
+mod idle;
+mod list;
 mod ranges;
 mod shard;
 mod split;
@@ -14,22 +17,26 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use conntrack::{Time, Tuple};
+use conntrack::{Realm, Time, Tuple};
 
 use crate::drop_reason::DropReason;
 use crate::packet::{Body, FragmentFacts, Packet};
 use arena::Arena;
-use shard::Shard;
+pub use identification::{Ends, Identifications};
+use idle::Group;
+use shard::{First, Shard};
 pub use split::Splitter;
 
 /// How much the table holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentLimits {
-    /// Datagrams known at the same time. When there are more, the oldest one that holds no copies
-    /// is forgotten: a million first fragments that are never completed push out each other.
-    /// Rounded up to fill the shards evenly.
+    /// Datagrams known at the same time. When there are more, one that holds no copies is
+    /// forgotten: the oldest from the source that has most of them, refused ones being counted
+    /// apart. So a million first fragments that are never completed push out each other. Rounded up
+    /// to fill the shards evenly.
     pub datagrams_max: u32,
-    /// Copies held at the same time.
+    /// Copies held at the same time; one realm gets three quarters of them, and of their bytes, at
+    /// most.
     pub copies_max: u32,
     /// Bytes for copies; each takes a multiple of 1024.
     pub copy_bytes_max: u32,
@@ -54,11 +61,30 @@ impl Default for FragmentLimits {
     }
 }
 
+/// How the fragments of a datagram pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passage {
+    /// The first fragment's tuple, as parsed, before its rewrite.
+    pub tuple: Tuple,
+    /// The identification that all of them get; none: they keep theirs.
+    pub identification: Option<u16>,
+}
+
+/// What is known of a datagram after its first fragment has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// What holds for all its fragments. It has the identification that an earlier copy of the first
+    /// fragment got, if there was one.
+    pub decision: Decision,
+    /// Copies of later fragments wait for [`FragmentTable::take`].
+    pub waits: bool,
+}
+
 /// What a first fragment's fate means for the later ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// They belong to the session of the first fragment's tuple, as parsed, before its rewrite.
-    Translate(Tuple),
+    /// They belong to the session of the first fragment's tuple.
+    Translate(Passage),
     /// They go to the host, too.
     Punt,
     /// They are dropped for the same reason.
@@ -69,7 +95,7 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Later {
     /// Translate it by this tuple (it has no ports and no signal of its own).
-    Translate(Tuple),
+    Translate(Passage),
     /// Give it to the host.
     Punt,
     /// A copy is held; the frame itself is done with.
@@ -198,12 +224,17 @@ impl FragmentTable {
         )
     }
 
+    /// The hash of a datagram's source.
+    fn source(&self, key: &Key) -> u64 {
+        mix(self.seed, u64::from(key.source.to_bits()), 0)
+    }
+
     fn expiry(&self, now: Time) -> Time {
         now.plus_ms(u64::from(self.timeout_ms.load(Ordering::Relaxed)))
     }
 
-    /// Records what a first fragment (offset 0, more to come) decided, before it is sent on. True
-    /// if copies of later fragments wait for [`FragmentTable::take`].
+    /// Records what a first fragment (offset 0, more to come) from a realm decided, before it is sent
+    /// on.
     ///
     /// # Errors
     /// The first fragment is dropped: [`DropReason::FragmentBad`] if it contradicts what is known
@@ -212,22 +243,31 @@ impl FragmentTable {
     pub fn first(
         &self,
         packet: &Packet,
+        realm: Realm,
         decision: Decision,
         now: Time,
-    ) -> Result<bool, DropReason> {
+    ) -> Result<Recorded, DropReason> {
         let Body::Flow { tuple, .. } = packet.body else {
             return Err(DropReason::FragmentBad);
         };
         let key = Key::of(packet);
         let (mut shard, hash) = self.shard(&key);
         let expires = self.expiry(now);
-        let part = Part::of(packet);
-        let waits = shard.first(key, hash, part, tuple, decision, (now, expires))?;
+        let passes = matches!(decision, Decision::Translate(_));
+        let first = First {
+            part: Part::of(packet),
+            tuple,
+            decision,
+            group: Group::new(self.source(&key), passes.then_some(realm)),
+            now,
+            expires,
+        };
+        let recorded = shard.first(key, hash, first)?;
         self.earliest.fetch_min(expires.0, Ordering::Relaxed);
-        Ok(waits)
+        Ok(recorded)
     }
 
-    /// What to do with a later fragment. If its first fragment has not come, `frame` is copied, with
+    /// What to do with a later fragment from a realm. If its first fragment has not come, `frame` is copied, with
     /// the interface that it came from.
     ///
     /// # Errors
@@ -237,6 +277,7 @@ impl FragmentTable {
     pub fn later(
         &self,
         packet: &Packet,
+        realm: Realm,
         frame: &[u8],
         interface: u8,
         now: Time,
@@ -245,16 +286,15 @@ impl FragmentTable {
         let (mut shard, hash) = self.shard(&key);
         if let Some(decision) = shard.later(key, hash, Part::of(packet), now) {
             return match decision? {
-                Decision::Translate(tuple) => Ok(Later::Translate(tuple)),
+                Decision::Translate(passage) => Ok(Later::Translate(passage)),
                 Decision::Punt => Ok(Later::Punt),
                 Decision::Drop(reason) => Err(reason),
             };
         }
         let mut arena = lock(&self.arena);
         let frame = frame.get(..packet.frame_len()).unwrap_or(frame);
-        let source = mix(self.seed, u64::from(key.source.to_bits()), 0);
         let copy = arena
-            .store(frame, interface, source)
+            .store(frame, interface, self.source(&key), realm)
             .ok_or(DropReason::FragmentsFull)?;
         let expires = self.expiry(now);
         if !shard.hold(key, hash, copy, &mut arena, expires) {

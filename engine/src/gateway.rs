@@ -13,12 +13,12 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::config::{OnRefusal, Role};
 use crate::drop_reason::DropReason;
-use crate::fragment::{Decision, FragmentTable, Later};
+use crate::fragment::{Decision, Ends, FragmentTable, Identifications, Later, Passage};
 use crate::icmp::ErrorKind;
 use crate::link::Links;
 use crate::neighbour::{Hop, HopNumber, HopState};
 use crate::own_address::Announcement;
-use crate::packet::{self, Body, Packet};
+use crate::packet::{self, Body, Embedded, Packet};
 use crate::rewrite;
 use crate::route::{Forwarding, NoRoute, Routes};
 use crate::rulebook::Rulebook;
@@ -39,6 +39,8 @@ pub struct Shared {
     pub forwarding: Arc<Forwarding>,
     /// Datagrams that arrive in fragments.
     pub fragments: FragmentTable,
+    /// Identifications of datagrams that leave in the name of an external address.
+    pub identifications: Identifications,
     /// The answer to a packet from inside that conntrack refuses for want of room.
     pub on_refusal: OnRefusal,
     /// Frames that any worker sends as they are, at its next housekeeping.
@@ -101,6 +103,13 @@ struct Place {
     realm: Realm,
     /// The destination is an external address of this kind.
     external: Option<AddressKind>,
+}
+
+/// How a packet is changed.
+struct Translation {
+    rewrite: Rewrite,
+    /// The identification that its datagram got before, if that is known.
+    identification: Option<u16>,
 }
 
 /// One worker's gateway: the shared state, and the snapshots that this round is judged by.
@@ -224,14 +233,14 @@ impl<R: Random> Gateway<R> {
         if place.external.is_none() && packet.ipv4.ttl <= 1 {
             return ttl_expired();
         }
-        let rewrite = match self.translate(frame, prepared, packet, ingress, place, now) {
-            Ok(rewrite) => rewrite,
+        let translation = match self.translate(frame, prepared, packet, ingress, place, now) {
+            Ok(translation) => translation,
             Err(verdict) => return verdict,
         };
         if packet.ipv4.ttl <= 1 {
             return ttl_expired();
         }
-        self.forward(frame, packet, &rewrite)
+        self.forward(frame, packet, &translation)
     }
 
     /// What a frame is that was steered to us but could not be parsed. The host's own traffic comes
@@ -300,7 +309,11 @@ impl<R: Random> Gateway<R> {
         ingress: u8,
         place: Place,
         now: Time,
-    ) -> Result<Rewrite, Verdict> {
+    ) -> Result<Translation, Verdict> {
+        let alone = |rewrite| Translation {
+            rewrite,
+            identification: None,
+        };
         match &packet.body {
             &Body::Flow {
                 ref tuple,
@@ -310,12 +323,10 @@ impl<R: Random> Gateway<R> {
                 let facts = facts(packet, signal, sequence);
                 let found = self.judge(tuple, prepared.hash, facts, place, now);
                 if prepared.is_first_fragment() {
-                    self.shared
-                        .fragments
-                        .first(packet, decision(*tuple, &found), now)
-                        .map_err(|reason| self.fragment_refused(reason, place))?;
+                    self.first_fragment(packet, *tuple, found, place, now)
+                } else {
+                    found.map(alone)
                 }
-                found
             }
             Body::Error { embedded, .. } => self
                 .shared
@@ -327,22 +338,96 @@ impl<R: Random> Gateway<R> {
                     | (Direction::Outbound | Direction::Hairpin, Realm::External) => {
                         Err(Refusal::NoSession)
                     }
-                    _ => Ok(rewrite),
+                    _ => Ok(alone(rewrite)),
                 })
                 .map_err(|refusal| match self.refused(refusal, place) {
                     Verdict::Punt => Verdict::Punt,
                     _ => Verdict::Drop(DropReason::IcmpNoSession),
                 }),
-            Body::LaterFragment => match self.shared.fragments.later(packet, frame, ingress, now) {
-                Ok(Later::Translate(tuple)) => {
-                    let facts = facts(packet, signal_of_rest(&tuple), 0);
-                    self.judge(&tuple, None, facts, place, now)
+            Body::LaterFragment => {
+                match self
+                    .shared
+                    .fragments
+                    .later(packet, place.realm, frame, ingress, now)
+                {
+                    Ok(Later::Translate(passage)) => {
+                        let tuple = &passage.tuple;
+                        let facts = facts(packet, signal_of_rest(tuple), 0);
+                        self.judge(tuple, None, facts, place, now)
+                            .map(|rewrite| Translation {
+                                rewrite,
+                                identification: passage.identification,
+                            })
+                    }
+                    Ok(Later::Punt) => Err(Verdict::Punt),
+                    Ok(Later::Held) => Err(Verdict::HeldFragment),
+                    Err(reason) => Err(self.fragment_refused(reason, place)),
                 }
-                Ok(Later::Punt) => Err(Verdict::Punt),
-                Ok(Later::Held) => Err(Verdict::HeldFragment),
-                Err(reason) => Err(self.fragment_refused(reason, place)),
-            },
+            }
         }
+    }
+
+    /// Step 5 for a first fragment that was judged: what holds for the others is recorded.
+    fn first_fragment(
+        &self,
+        packet: &Packet,
+        tuple: Tuple,
+        found: Result<Rewrite, Verdict>,
+        place: Place,
+        now: Time,
+    ) -> Result<Translation, Verdict> {
+        let decision = match &found {
+            Ok(rewrite) => Decision::Translate(Passage {
+                tuple,
+                identification: self.identification(packet, rewrite),
+            }),
+            Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => Decision::Drop(*reason),
+            Err(_) => Decision::Punt,
+        };
+        let recorded = self
+            .shared
+            .fragments
+            .first(packet, place.realm, decision, now)
+            .map_err(|reason| self.fragment_refused(reason, place))?;
+        let identification = match recorded.decision {
+            Decision::Translate(passage) => passage.identification,
+            _ => None,
+        };
+        found.map(|rewrite| Translation {
+            rewrite,
+            identification,
+        })
+    }
+
+    /// The identification that a datagram leaves with (RFC 6864 section 5.3.1): a new one if its
+    /// source becomes an external address, unless it is atomic; else none, it keeps its own.
+    #[inline]
+    fn identification(&self, packet: &Packet, rewrite: &Rewrite) -> Option<u16> {
+        if packet.is_atomic() || rewrite.direction == Direction::Inbound {
+            return None;
+        }
+        let ends = Ends {
+            source: rewrite.source.addr,
+            destination: rewrite.destination.addr,
+            protocol: packet.ipv4.protocol,
+        };
+        let original = packet.ipv4.identification;
+        Some(self.shared.identifications.replace(&ends, original))
+    }
+
+    /// The identification that the quoted packet of an ICMP error had before it was translated; none
+    /// if it has it still, or that is forgotten.
+    fn original_identification(&self, embedded: &Embedded, rewrite: &Rewrite) -> Option<u16> {
+        if rewrite.direction == Direction::Outbound {
+            return None;
+        }
+        let ends = Ends {
+            source: embedded.tuple.source.addr,
+            destination: embedded.tuple.destination.addr,
+            protocol: embedded.tuple.protocol.number(),
+        };
+        let quoted = embedded.identification?;
+        self.shared.identifications.original(&ends, quoted)
     }
 
     /// Step 6 for a packet of a flow.
@@ -407,7 +492,8 @@ impl<R: Random> Gateway<R> {
 
     /// Steps 7 and 8: the next hop, the MTU, and then the bytes. The hop comes before the rewrite
     /// because an ICMP error must quote the packet as its sender knows it.
-    fn forward(&mut self, frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) -> Verdict {
+    fn forward(&mut self, frame: &mut [u8], packet: &Packet, translation: &Translation) -> Verdict {
+        let rewrite = &translation.rewrite;
         let number = match self.next_hop(rewrite) {
             Ok(number) => number,
             // For the moment only: no reason to tell the sender.
@@ -444,9 +530,21 @@ impl<R: Random> Gateway<R> {
                 reason: DropReason::NeighbourUnreachable,
             };
         }
-        match packet.body {
-            Body::Error { .. } => rewrite::apply_embedded(frame, packet, rewrite),
+        match &packet.body {
+            Body::Error { embedded, .. } => {
+                let original = self.original_identification(embedded, rewrite);
+                rewrite::apply_embedded(frame, packet, rewrite, original);
+            }
             Body::Flow { .. } | Body::LaterFragment => rewrite::apply(frame, packet, rewrite),
+        }
+        let identification = translation.identification;
+        // Those of fragments are known already.
+        let new = match packet.fragment {
+            Some(_) => identification,
+            None => self.identification(packet, rewrite),
+        };
+        if let Some(new) = new {
+            rewrite::set_identification(frame, new);
         }
         rewrite::decrement_ttl(frame, packet);
         let split_mtu = too_big.then_some(hop.mtu);
@@ -488,15 +586,6 @@ impl<R: Random> Gateway<R> {
         if let Some(link) = self.links.links.get(usize::from(hop.interface)) {
             rewrite::set_ethernet(frame, hop.mac, link.mac);
         }
-    }
-}
-
-/// What the later fragments of a datagram do, after what its first fragment did.
-fn decision(tuple: Tuple, first: &Result<Rewrite, Verdict>) -> Decision {
-    match first {
-        Ok(_) => Decision::Translate(tuple),
-        Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => Decision::Drop(*reason),
-        Err(_) => Decision::Punt,
     }
 }
 

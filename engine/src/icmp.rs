@@ -55,7 +55,7 @@ impl ErrorKind {
 
 /// May an error be sent about this packet? Not about ICMP errors, later fragments, packets to a
 /// group address of the link or the network, and packets from what is not a single host (RFC 1812
-/// section 4.3.2.7). A directed broadcast cannot be told here.
+/// section 4.3.2.7). Directed broadcasts are told by [`crate::link::Links::is_broadcast`].
 pub fn may_answer(frame: &[u8], packet: &Packet) -> bool {
     let to_group = ethernet::Header::new(frame).is_none_or(|header| header.is_group());
     // Neither an error nor a later fragment is a flow.

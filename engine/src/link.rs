@@ -39,6 +39,15 @@ impl Links {
         self.internal.iter().any(|prefix| prefix.contains(&addr))
     }
 
+    /// Does the address stand for all hosts of a network that an interface is connected to? Both its
+    /// last and its first address do (RFC 1812 sections 5.3.5.2 and 4.2.3.1).
+    pub fn is_broadcast(&self, addr: Ipv4Addr) -> bool {
+        self.links
+            .iter()
+            .flat_map(|link| &link.addresses)
+            .any(|net| net.prefix_len() < 31 && (net.broadcast() == addr || net.network() == addr))
+    }
+
     /// The address that Egret uses towards `peer` on an interface: one of the same subnet, else
     /// one of the peer's realm, else the first. Never an internal one towards outside.
     pub fn source_towards(&self, interface: u8, peer: Ipv4Addr) -> Option<Ipv4Addr> {
@@ -87,6 +96,29 @@ mod tests {
         );
         assert_eq!(towards([203, 0, 113, 1]), [198, 51, 100, 2]);
         assert_eq!(links.source_towards(1, [10, 7, 0, 9].into()), None);
+    }
+
+    #[test]
+    fn a_network_has_two_addresses_that_mean_all_its_hosts() {
+        let links = Links {
+            links: vec![Link {
+                name: "eth0".into(),
+                present: true,
+                role: Role::Both,
+                mac: [2; 6],
+                mtu: 1500,
+                addresses: vec![
+                    "198.51.100.2/24".parse().unwrap(),
+                    "192.0.2.0/31".parse().unwrap(),
+                    "192.0.2.9/32".parse().unwrap(),
+                ],
+            }],
+            internal: Vec::new(),
+        };
+        let all = |last: [u8; 4]| links.is_broadcast(last.into());
+        assert!(all([198, 51, 100, 255]) && all([198, 51, 100, 0]));
+        assert!(!all([198, 51, 100, 2]) && !all([198, 51, 101, 255]));
+        assert!(!all([192, 0, 2, 0]) && !all([192, 0, 2, 1]) && !all([192, 0, 2, 9]));
     }
 
     #[test]

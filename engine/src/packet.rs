@@ -56,6 +56,8 @@ pub struct Embedded {
     pub end: usize,
     /// The embedded packet's tuple, as it was on the wire.
     pub tuple: Tuple,
+    /// Its identification, unless it is atomic (DF set, no fragment: RFC 6864).
+    pub identification: Option<u16>,
 }
 
 /// What a packet carries.
@@ -102,6 +104,13 @@ impl Packet {
     #[inline]
     pub fn frame_len(&self) -> usize {
         IP + usize::from(self.ipv4.total_len)
+    }
+
+    /// Is it certain that nobody puts the packet together from fragments, so that its identification
+    /// means nothing (RFC 6864 section 4)?
+    #[inline]
+    pub fn is_atomic(&self) -> bool {
+        self.ipv4.dont_fragment && self.fragment.is_none()
     }
 
     /// Bytes after the IPv4 header.
@@ -392,9 +401,7 @@ fn icmp_body(
     if !checksum::is_right(payload) {
         return Err(DropReason::IcmpBadChecksum);
     }
-    let Some(embedded) = embedded(payload, l4, header.quoted_len()) else {
-        return Err(DropReason::IcmpBadEmbedded);
-    };
+    let embedded = embedded(payload, l4, header.quoted_len())?;
     Ok(Body::Error {
         icmp_type,
         code: header.code(),
@@ -402,21 +409,37 @@ fn icmp_body(
     })
 }
 
-/// The quoted packet of an ICMP error at `at` in its frame (RFC 5508 REQ-3); none unless it has a
-/// right IPv4 header, is no later fragment, is of a flow, and 8 bytes of transport header are
+/// The quoted packet of an ICMP error at `at` in its frame (RFC 5508 REQ-3). It must have a right
+/// IPv4 header, be no later fragment and be of a flow, and 8 bytes of transport header must be
 /// there. Its transport checksum is not looked at (REQ-3 c).
 #[cold]
-fn embedded(message: &[u8], at: usize, quoted_len: usize) -> Option<Embedded> {
-    const QUOTE: usize = icmp::HEADER_LEN;
-    let quote = message.get(QUOTE..)?;
+fn embedded(message: &[u8], at: usize, quoted_len: usize) -> Result<Embedded, DropReason> {
+    let quote = message.get(icmp::HEADER_LEN..).unwrap_or_default();
+    let bytes = embedded_header(quote).ok_or(DropReason::IcmpBadEmbedded)?;
+    if !checksum::is_right(bytes) {
+        return Err(DropReason::IcmpBadEmbeddedChecksum);
+    }
+    embedded_flow(quote, at + icmp::HEADER_LEN, bytes.len(), quoted_len)
+        .ok_or(DropReason::IcmpBadEmbedded)
+}
+
+/// The bytes of the quoted IPv4 header with its options (REQ-3 b), if they are all there.
+fn embedded_header(quote: &[u8]) -> Option<&[u8]> {
     let header = ipv4::Header::new(quote)?;
     let header_len = header.header_len();
-    if header.version() != 4 || header_len < ipv4::HEADER_LEN {
-        return None;
-    }
-    if !checksum::is_right(quote.get(..header_len)?)
-        || header.flags_offset() & ipv4::OFFSET_MASK > 0
-    {
+    let valid = header.version() == 4 && header_len >= ipv4::HEADER_LEN;
+    quote.get(..header_len).filter(|_| valid)
+}
+
+/// The quoted packet at `ip` in its frame, after its header was found good.
+fn embedded_flow(
+    quote: &[u8],
+    ip: usize,
+    header_len: usize,
+    quoted_len: usize,
+) -> Option<Embedded> {
+    let header = ipv4::Header::new(quote)?;
+    if header.flags_offset() & ipv4::OFFSET_MASK > 0 {
         return None;
     }
     // The packet is not longer than it says; after RFC 4884's count come extensions.
@@ -446,7 +469,7 @@ fn embedded(message: &[u8], at: usize, quoted_len: usize) -> Option<Embedded> {
             )
         }
     };
-    let ip = at + QUOTE;
+    let flags = header.flags_offset() & (ipv4::DONT_FRAGMENT | ipv4::MORE_FRAGMENTS);
     Some(Embedded {
         ip,
         l4: ip + header_len,
@@ -456,5 +479,6 @@ fn embedded(message: &[u8], at: usize, quoted_len: usize) -> Option<Embedded> {
             source,
             destination,
         },
+        identification: (flags != ipv4::DONT_FRAGMENT).then(|| header.identification()),
     })
 }

@@ -35,6 +35,14 @@ pub fn decrement_ttl(frame: &mut [u8], packet: &Packet) {
     header.set_checksum(checksum);
 }
 
+/// Writes another identification and updates the header checksum.
+#[inline]
+pub fn set_identification(frame: &mut [u8], identification: u16) {
+    if let Some(header) = frame.get_mut(IP..).and_then(ipv4::HeaderMut::new) {
+        change_identification(header, identification);
+    }
+}
+
 /// Rewrites a flow's packet or first fragment: addresses, ports or identifier, and both checksums.
 /// Of a later fragment it rewrites the addresses only; of an ICMP error nothing
 /// (see [`apply_embedded`]).
@@ -121,16 +129,22 @@ fn set_identifier(message: &mut [u8], identifier: u16, delta: u16, whole: bool) 
 /// changes, to the rewritten source, only when the half changes its source address or port
 /// (outbound and hairpin), so that no internal address is shown.
 ///
+/// `original`: the identification to put into the embedded header, if another is to be there.
+///
 /// Updated checksums: embedded IPv4, embedded transport where the quote holds it, ICMP, outer IPv4.
 /// Extensions (RFC 4884) stay as they are.
-pub fn apply_embedded(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) {
+pub fn apply_embedded(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite, original: Option<u16>) {
     let Body::Error { embedded, .. } = &packet.body else {
         return;
     };
     let Some(quote) = frame.get_mut(embedded.ip..embedded.end) else {
         return;
     };
-    let delta = rewrite_quote(quote, embedded, rewrite);
+    let reverted = match (original, ipv4::HeaderMut::new(quote)) {
+        (Some(original), Some(header)) => change_identification(header, original),
+        _ => 0,
+    };
+    let delta = checksum::fold(reverted + u64::from(rewrite_quote(quote, embedded, rewrite)));
     let Some(message) = frame.get_mut(packet.l4..) else {
         return;
     };
@@ -161,6 +175,19 @@ fn set_addresses(mut header: ipv4::HeaderMut, source: Ipv4Addr, destination: Ipv
     let after = checksum::apply(before, checksum::fold(delta));
     header.set_source(source);
     header.set_destination(destination);
+    header.set_checksum(after);
+    delta + checksum::delta16(before, after)
+}
+
+/// Writes the identification of a header and updates its checksum; the unfolded delta of both
+/// together.
+#[inline]
+fn change_identification(mut header: ipv4::HeaderMut, identification: u16) -> u64 {
+    let old = header.as_ref();
+    let delta = checksum::delta16(old.identification(), identification);
+    let before = old.checksum();
+    let after = checksum::apply(before, checksum::fold(delta));
+    header.set_identification(identification);
     header.set_checksum(after);
     delta + checksum::delta16(before, after)
 }

@@ -8,7 +8,7 @@ use crossbeam_utils::CachePadded;
 
 use crate::device::{Device, FRAME_SIZE, Frame};
 use crate::drop_reason::DropReason;
-use crate::fragment::Splitter;
+use crate::fragment::{Ends, Splitter};
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome, Pushed};
 use crate::icmp::{self, ErrorKind, Limiters};
@@ -54,7 +54,6 @@ pub struct Worker<D, H, R> {
     scratch: Vec<u8>,
     swept_at: Time,
     published_at: Time,
-    identification: u16,
 }
 
 impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
@@ -84,7 +83,6 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
             published_at: Time::default(),
-            identification: 0,
         }
     }
 
@@ -291,18 +289,23 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let Ok(packet) = &prepared.parsed else {
             return self.drop(frame, reason);
         };
-        let source = self
-            .gateway
-            .links()
-            .source_towards(ingress, packet.ipv4.source);
+        let links = self.gateway.links();
+        let source = links.source_towards(ingress, packet.ipv4.source);
+        let to_all = [packet.ipv4.source, packet.ipv4.destination];
         let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
+            && !to_all.iter().any(|&addr| links.is_broadcast(addr))
             && source.is_some()
             && self.limiters.of(ingress, kind).allow(now);
         let Some(source) = source.filter(|_| allowed) else {
             self.stats.errors_suppressed.add(1);
             return self.drop(frame, reason);
         };
-        self.identification = self.identification.wrapping_add(1);
+        let ends = Ends {
+            source,
+            destination: packet.ipv4.source,
+            protocol: 1,
+        };
+        let identification = self.gateway.shared().identifications.fresh(&ends);
         // The answer fits the link that it leaves by, however small.
         let mtu = self
             .gateway
@@ -315,7 +318,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let len = len.min(ethernet::HEADER_LEN + quoted);
         let slot = self.device.resize(&mut frame, offset, len);
         let (offset, len) =
-            icmp::write_error(slot, offset, len, packet, kind, source, self.identification);
+            icmp::write_error(slot, offset, len, packet, kind, source, identification);
         self.device.resize(&mut frame, offset, len);
         self.stats.count_drop(reason);
         self.stats.made.add(1);

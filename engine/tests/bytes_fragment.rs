@@ -2,15 +2,30 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{Time, Tuple};
+use conntrack::{Realm, Time, Tuple};
 use engine::drop_reason::DropReason;
 use engine::fragment::{
-    Decision, FragmentLimits, FragmentTable, FragmentTotals, Held, Later, Splitter,
+    Decision, FragmentLimits, FragmentTable, FragmentTotals, Held, Later, Passage, Splitter,
 };
 use engine::packet::{Body, Packet, parse};
 use engine::wire::build::Envelope;
 use engine::wire::{checksum, ipv4, samples};
 use proptest::prelude::*;
+
+const INSIDE: Realm = Realm::Internal;
+/// The identification that datagrams get.
+const NEW: u16 = 4321;
+
+fn passage(tuple: Tuple) -> Passage {
+    Passage {
+        tuple,
+        identification: Some(NEW),
+    }
+}
+
+fn translate(tuple: Tuple) -> Decision {
+    Decision::Translate(passage(tuple))
+}
 
 fn envelope(source: u32, identification: u16) -> Envelope {
     let source = Ipv4Addr::from_bits(0x0A00_0000 + source);
@@ -64,7 +79,7 @@ impl Gateway {
             table: FragmentTable::new(&limits, 0x1234_5678_9ABC_DEF0),
             sent: Vec::new(),
             dropped: Vec::new(),
-            decision: Decision::Translate,
+            decision: translate,
             punted: 0,
         }
     }
@@ -87,9 +102,9 @@ impl Gateway {
         tuple: Tuple,
         now: u64,
     ) -> Result<(), DropReason> {
-        let waits = self
+        let recorded = self
             .table
-            .first(packet, (self.decision)(tuple), Time(now))?;
+            .first(packet, INSIDE, (self.decision)(tuple), Time(now))?;
         self.sent.push((frame.to_vec(), tuple));
         let mut slot = [0; 4096];
         let mut taken = 0;
@@ -99,13 +114,16 @@ impl Gateway {
             let frame = slot[..len].to_vec();
             self.receive(&frame, now);
         }
-        assert_eq!(waits, taken > 0);
+        assert_eq!(recorded.waits, taken > 0);
         Ok(())
     }
 
     fn later(&mut self, frame: &[u8], packet: &Packet, now: u64) -> Result<(), DropReason> {
-        match self.table.later(packet, frame, 5, Time(now))? {
-            Later::Translate(tuple) => self.sent.push((frame.to_vec(), tuple)),
+        match self.table.later(packet, INSIDE, frame, 5, Time(now))? {
+            Later::Translate(passage) => {
+                assert_eq!(passage.identification, Some(NEW));
+                self.sent.push((frame.to_vec(), passage.tuple));
+            }
             Later::Punt => self.punted += 1,
             Later::Held => {}
         }
@@ -281,19 +299,17 @@ fn copies_that_the_caller_has_no_frames_for_expire() {
     let packets: Vec<Packet> = parts.iter().map(|part| parse(part).unwrap()).collect();
     gateway
         .table
-        .later(&packets[1], &parts[1], 5, Time(0))
+        .later(&packets[1], INSIDE, &parts[1], 5, Time(0))
         .unwrap();
     // Nothing is given out before the first fragment's fate is known.
     assert_eq!(gateway.table.take(&packets[0], &mut [0; 2048]), None);
     let Body::Flow { tuple, .. } = packets[0].body else {
         panic!()
     };
-    assert_eq!(
-        gateway
-            .table
-            .first(&packets[0], Decision::Translate(tuple), Time(10)),
-        Ok(true)
-    );
+    let recorded = gateway
+        .table
+        .first(&packets[0], INSIDE, translate(tuple), Time(10));
+    assert!(recorded.unwrap().waits);
     assert_eq!(gateway.expired(1999).len(), 0);
     assert_eq!(gateway.expired(2000), [parts[1].clone()]);
     assert_eq!(gateway.table.totals(), NOTHING);
@@ -364,6 +380,36 @@ fn an_identification_used_again_starts_again() {
     assert_eq!(gateway.table.totals(), NOTHING);
 }
 
+/// A first fragment that comes twice: its datagram keeps the identification that it got, or what has
+/// left and what will would not be put together.
+#[test]
+fn a_repeated_first_fragment_keeps_its_new_identification() {
+    let table = FragmentTable::new(&limits(), 1);
+    let first = parse(&fragments(&envelope(1, 7), (1000, 53), 60, 24)[0]).unwrap();
+    let Body::Flow { tuple, .. } = first.body else {
+        panic!()
+    };
+    let decision = |identification| {
+        Decision::Translate(Passage {
+            tuple,
+            identification: Some(identification),
+        })
+    };
+    for (new, ms, kept) in [(1, 0, 1), (2, 1_000, 1), (3, 2_999, 1), (4, 4_999, 4)] {
+        let recorded = table
+            .first(&first, INSIDE, decision(new), Time(ms))
+            .unwrap();
+        assert_eq!(recorded.decision, decision(kept), "{ms} ms");
+    }
+    // Refused before: nothing of it has left.
+    let refused = Decision::Drop(DropReason::PortsExhausted);
+    table.first(&first, INSIDE, refused, Time(5_000)).unwrap();
+    let recorded = table
+        .first(&first, INSIDE, decision(5), Time(5_001))
+        .unwrap();
+    assert_eq!(recorded.decision, decision(5));
+}
+
 #[test]
 fn one_source_cannot_take_all_copies() {
     let limits = FragmentLimits {
@@ -397,7 +443,7 @@ fn copies_are_bounded_by_number_and_by_bytes() {
                 ..FragmentLimits::default()
             },
             8,
-            16,
+            12, // a realm's share
         ),
         (
             FragmentLimits {
@@ -405,7 +451,7 @@ fn copies_are_bounded_by_number_and_by_bytes() {
                 ..FragmentLimits::default()
             },
             1480,
-            8,
+            6,
         ),
     ] {
         let mut gateway = Gateway::new(limits);
@@ -435,7 +481,7 @@ fn rfc4787_14a_a_flood_of_first_fragments_costs_in_order_datagrams_nothing() {
     let Body::Flow { tuple, .. } = flood.body else {
         panic!()
     };
-    let decision = Decision::Translate(tuple);
+    let decision = translate(tuple);
     let parts = fragments(&envelope(2, 7), (2000, 53), 60, 24);
     let good: Vec<Packet> = parts.iter().map(|part| parse(part).unwrap()).collect();
     let Body::Flow {
@@ -448,17 +494,17 @@ fn rfc4787_14a_a_flood_of_first_fragments_costs_in_order_datagrams_nothing() {
         flood.ipv4.source = Ipv4Addr::from_bits(0x0B00_0000 + (n >> 16));
         flood.ipv4.identification = n as u16;
         let now = Time(u64::from(n / 1000));
-        table.first(&flood, decision, now).unwrap();
+        table.first(&flood, INSIDE, decision, now).unwrap();
         match n % 1000 {
-            0 => assert_eq!(
-                table.first(&good[0], Decision::Translate(good_tuple), now),
-                Ok(false)
-            ),
+            0 => {
+                let recorded = table.first(&good[0], INSIDE, translate(good_tuple), now);
+                assert!(!recorded.unwrap().waits);
+            }
             // The later ones come 300 and 600 datagrams of the flood after the first.
             300 | 600 => {
                 let index = n as usize % 1000 / 300;
-                let later = table.later(&good[index], &parts[index], 5, now);
-                assert_eq!(later, Ok(Later::Translate(good_tuple)), "{n}");
+                let later = table.later(&good[index], INSIDE, &parts[index], 5, now);
+                assert_eq!(later, Ok(Later::Translate(passage(good_tuple))), "{n}");
             }
             _ => {}
         }
@@ -493,7 +539,7 @@ fn a_flood_of_later_fragments_leaves_in_order_datagrams_alone() {
         }
     }
     assert_eq!(gateway.sent.len(), 300);
-    assert_eq!(gateway.table.totals().copies, 32);
+    assert_eq!(gateway.table.totals().copies, 24);
 }
 
 #[test]
@@ -511,16 +557,22 @@ fn workers_share_the_table() {
             let packet = parse(&parts[index]).unwrap();
             if let Body::Flow { tuple, .. } = packet.body {
                 table
-                    .first(&packet, Decision::Translate(tuple), Time(0))
+                    .first(&packet, INSIDE, translate(tuple), Time(0))
                     .unwrap();
                 count(1);
                 while let Some(held) = table.take(&packet, &mut slot) {
                     let packet = parse(&slot[..held.len]).unwrap();
-                    let later = table.later(&packet, &slot[..held.len], 5, Time(0)).unwrap();
+                    let later = table
+                        .later(&packet, INSIDE, &slot[..held.len], 5, Time(0))
+                        .unwrap();
                     assert!(matches!(later, Later::Translate(_)));
                     count(1);
                 }
-            } else if table.later(&packet, &parts[index], 5, Time(0)).unwrap() != Later::Held {
+            } else if table
+                .later(&packet, INSIDE, &parts[index], 5, Time(0))
+                .unwrap()
+                != Later::Held
+            {
                 count(1);
             }
         }

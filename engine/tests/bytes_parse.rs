@@ -88,6 +88,7 @@ fn every_reason_of_the_parser_has_a_malformed_sample() {
         UnsupportedIcmp,
         IcmpBadChecksum,
         IcmpBadEmbedded,
+        IcmpBadEmbeddedChecksum,
         SourceRoute,
         FragmentBad,
     ] {

@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 
 use conntrack::{Direction, Endpoint, NextHop, Protocol, Rewrite, SessionRef, Tuple};
 use engine::packet::{Body, parse};
-use engine::rewrite::{apply, apply_embedded, complete_checksum, decrement_ttl, set_ethernet};
+use engine::rewrite::{
+    apply, apply_embedded, complete_checksum, decrement_ttl, set_ethernet, set_identification,
+};
 use engine::wire::build::Envelope;
 use engine::wire::{checksum, samples, tcp};
 use proptest::prelude::*;
@@ -255,7 +257,8 @@ proptest! {
         };
         let source = Endpoint::new(new_destination, port_of(false, ports.3));
         let destination = Endpoint::new(new_source, port_of(true, ports.2));
-        apply_embedded(frame, &packet, &rewrite(&reversed, source, destination, direction));
+        let rewrite = rewrite(&reversed, source, destination, direction);
+        apply_embedded(frame, &packet, &rewrite, None);
 
         let from = if direction == Direction::Inbound { router } else { new_destination };
         let mut expected = error(from, new_source, &after);
@@ -327,7 +330,8 @@ proptest! {
         let mut frame = frame;
         complete_checksum(&mut frame, &packet);
         apply(&mut frame, &packet, &rewrite);
-        apply_embedded(&mut frame, &packet, &rewrite);
+        apply_embedded(&mut frame, &packet, &rewrite, Some(at.index(65_536) as u16));
+        set_identification(&mut frame, at.index(65_536) as u16);
         decrement_ttl(&mut frame, &packet);
         set_ethernet(&mut frame, [1; 6], [2; 6]);
     }
@@ -518,6 +522,7 @@ fn extensions_stay_as_they_are() {
         &mut frame,
         &packet,
         &rewrite(&old, REMOTE, EXTERNAL, Direction::Inbound),
+        None,
     );
     assert_eq!(frame[embedded.end..], sample.frame[embedded.end..]);
     assert!(checksum::is_right(&frame[34..]));
@@ -544,6 +549,7 @@ fn a_wrong_embedded_transport_checksum_keeps_its_error() {
         &mut frame,
         &packet,
         &rewrite(&old, REMOTE, INTERNAL, Direction::Inbound),
+        None,
     );
     let right = between(INTERNAL, REMOTE).udp(INTERNAL.port, REMOTE.port, b"question");
     let at = embedded.l4 + 6;
@@ -558,6 +564,7 @@ fn a_wrong_embedded_transport_checksum_keeps_its_error() {
         &mut frame,
         &packet,
         &rewrite(&back.reversed(), REMOTE, EXTERNAL, Direction::Inbound),
+        None,
     );
     assert_eq!(frame[at..at + 2], about[40..42]);
 }

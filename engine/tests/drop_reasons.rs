@@ -95,9 +95,20 @@ fn forwards(protocol: &str, count: u16) -> String {
 fn provoke(reason: DropReason) -> World {
     use DropReason::*;
     match reason {
-        Truncated | NotIpv4 | BadHeader | BadChecksum | BadLength | BadAddress | BadTransport
-        | UnsupportedProtocol | UnsupportedIcmp | IcmpBadChecksum | IcmpBadEmbedded
-        | SourceRoute | FragmentBad => {
+        Truncated
+        | NotIpv4
+        | BadHeader
+        | BadChecksum
+        | BadLength
+        | BadAddress
+        | BadTransport
+        | UnsupportedProtocol
+        | UnsupportedIcmp
+        | IcmpBadChecksum
+        | IcmpBadEmbedded
+        | IcmpBadEmbeddedChecksum
+        | SourceRoute
+        | FragmentBad => {
             let sample = samples::malformed().into_iter().find(|(_, r)| *r == reason);
             one("", LAN, sample.expect("there is a sample").0.frame)
         }

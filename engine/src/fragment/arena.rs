@@ -1,5 +1,7 @@
 //! Copies of frames in a fixed number of fixed-size blocks.
 
+use conntrack::Realm;
+
 use super::{FragmentLimits, Held};
 
 /// Bytes of a block.
@@ -18,6 +20,19 @@ struct Copy {
     next: u32,
     source: u16,
     interface: u8,
+    realm: Realm,
+}
+
+/// What the copies from one realm take.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    copies: usize,
+    blocks: usize,
+}
+
+/// Three quarters, so that a flood from one realm leaves room for the other's.
+fn share(all: usize) -> usize {
+    all - all / 4
 }
 
 /// Copies, named by number.
@@ -33,6 +48,8 @@ pub(super) struct Arena {
     len: usize,
     per_source: Box<[u16]>,
     per_source_max: u16,
+    /// From inside, from outside.
+    shares: [Share; 2],
 }
 
 /// Links that make one list of all `n`.
@@ -50,6 +67,7 @@ impl Arena {
             next,
             source: 0,
             interface: 0,
+            realm: Realm::Internal,
         };
         Arena {
             bytes: vec![0; blocks * BLOCK].into(),
@@ -61,6 +79,7 @@ impl Arena {
             len: 0,
             per_source: vec![0; SOURCES].into(),
             per_source_max: limits.copies_per_source_max,
+            shares: [Share::default(); 2],
         }
     }
 
@@ -78,7 +97,13 @@ impl Arena {
     }
 
     /// Copies a frame from the source with this hash; none if a limit is reached.
-    pub(super) fn store(&mut self, frame: &[u8], interface: u8, source: u64) -> Option<u32> {
+    pub(super) fn store(
+        &mut self,
+        frame: &[u8],
+        interface: u8,
+        source: u64,
+        realm: Realm,
+    ) -> Option<u32> {
         let source = (source % SOURCES as u64) as u16;
         let copy = self.free_copy;
         let blocks = frame.len().div_ceil(BLOCK);
@@ -86,6 +111,13 @@ impl Arena {
         if copy == NONE || blocks > self.blocks_free || per_source >= self.per_source_max {
             return None;
         }
+        let (copies_max, blocks_max) = (share(self.copies.len()), share(self.next_block.len()));
+        let taken = &mut self.shares[realm as usize];
+        if taken.copies >= copies_max || taken.blocks + blocks > blocks_max {
+            return None;
+        }
+        taken.copies += 1;
+        taken.blocks += blocks;
         self.per_source[usize::from(source)] += 1;
         self.free_copy = self.copies[copy as usize].next;
         self.len += 1;
@@ -95,6 +127,7 @@ impl Arena {
             next: NONE,
             source,
             interface,
+            realm,
         };
         let mut last = NONE;
         for part in frame.chunks(BLOCK) {
@@ -129,9 +162,14 @@ impl Arena {
     /// Frees a copy.
     pub(super) fn release(&mut self, copy: u32) {
         let Copy {
-            mut block, source, ..
+            mut block,
+            source,
+            realm,
+            ..
         } = self.copies[copy as usize];
+        self.shares[realm as usize].copies -= 1;
         while block != NONE {
+            self.shares[realm as usize].blocks -= 1;
             let next = self.next_block[block as usize];
             self.next_block[block as usize] = self.free_block;
             self.free_block = block;
@@ -159,6 +197,8 @@ impl Arena {
 mod tests {
     use super::*;
 
+    const INSIDE: Realm = Realm::Internal;
+
     fn arena(copies_max: u32, copy_bytes_max: u32, copies_per_source_max: u16) -> Arena {
         let limits = FragmentLimits::default();
         Arena::new(&FragmentLimits {
@@ -171,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_was_stored_comes_back() {
-        let mut arena = arena(8, 8192, 8);
+        let mut arena = arena(8, 12_288, 8);
         let frames: Vec<Vec<u8>> = [0, 1, 1023, 1024, 1025, 3000]
             .iter()
             .map(|&n| vec![n as u8; n])
@@ -179,7 +219,7 @@ mod tests {
         for _ in 0..3 {
             let copies: Vec<u32> = frames
                 .iter()
-                .map(|frame| arena.store(frame, 3, 9).unwrap())
+                .map(|frame| arena.store(frame, 3, 9, INSIDE).unwrap())
                 .collect();
             // The order of freeing mixes the blocks.
             for (copy, frame) in copies.into_iter().zip(&frames).rev() {
@@ -194,34 +234,46 @@ mod tests {
                 );
                 assert_eq!(&bytes[..held.len], &frame[..]);
             }
-            assert_eq!((arena.len(), arena.blocks_free), (0, 8));
+            assert_eq!((arena.len(), arena.blocks_free), (0, 12));
         }
     }
 
     #[test]
     fn each_limit_holds_and_is_given_back() {
         for (mut arena, fits, len) in [
-            (arena(2, 8192, 9), 2, 10),
-            (arena(9, 4096, 9), 2, 1025),
-            (arena(9, 8192, 3), 3, 10),
+            (arena(8, 12_288, 9), 6, 10),
+            (arena(9, 8192, 9), 3, 1025),
+            (arena(9, 12_288, 3), 3, 10),
         ] {
             for _ in 0..2 {
                 let copies: Vec<u32> = (0..9)
-                    .map_while(|_| arena.store(&vec![1; len], 0, 7))
+                    .map_while(|_| arena.store(&vec![1; len], 0, 7, INSIDE))
                     .collect();
                 assert_eq!(copies.len(), fits);
                 copies.into_iter().for_each(|copy| arena.release(copy));
             }
         }
-        let mut arena = arena(9, 8192, 1);
-        assert!(arena.store(b"a", 0, 1).is_some() && arena.store(b"a", 0, 1).is_none());
-        assert!(arena.store(b"a", 0, 2).is_some());
+        let mut arena = arena(9, 12_288, 1);
+        let mut store = |source| arena.store(b"a", 0, source, INSIDE).is_some();
+        assert!(store(1) && !store(1) && store(2));
+    }
+
+    #[test]
+    fn one_realm_leaves_room_for_the_other() {
+        let mut arena = arena(16, 32_768, 64);
+        let fill = |arena: &mut Arena, realm| {
+            (0..99)
+                .map_while(|source| arena.store(&[1; 1500], 0, source, realm))
+                .count()
+        };
+        assert_eq!(fill(&mut arena, Realm::External), 12);
+        assert_eq!(fill(&mut arena, INSIDE), 4);
     }
 
     #[test]
     fn a_buffer_that_is_too_short_gets_the_beginning() {
         let mut arena = arena(1, 4096, 1);
-        let copy = arena.store(&[5; 2000], 0, 0).unwrap();
+        let copy = arena.store(&[5; 2000], 0, 0, INSIDE).unwrap();
         let mut bytes = [0; 1500];
         assert_eq!(arena.read(copy, &mut bytes).len, 1500);
         assert_eq!((bytes, arena.blocks_free), ([5; 1500], 4));

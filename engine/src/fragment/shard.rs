@@ -3,8 +3,10 @@
 use conntrack::{Time, Tuple};
 
 use super::arena::{Arena, NONE};
+use super::idle::{Group, Idle};
+use super::list::{Link, Linked, List};
 use super::ranges::{Added, Ranges};
-use super::{Decision, Key, Part};
+use super::{Decision, Key, Part, Recorded};
 use crate::drop_reason::DropReason;
 
 /// Entries that one call frees at most because they have expired.
@@ -39,54 +41,37 @@ struct Entry {
     copies: (u32, u32),
     /// Next in the bucket.
     chain: u32,
-    /// Neighbours in the list.
-    previous: u32,
-    next: u32,
+    /// What it counts for while it is idle.
+    group: Group,
+    /// Neighbours in the list, and in the list of the group.
+    links: [Link; 2],
 }
 
-/// A list of entries, oldest first.
+impl Linked<2> for Entry {
+    fn links(&mut self) -> &mut [Link; 2] {
+        &mut self.links
+    }
+}
+
+/// A first fragment that came.
 #[derive(Clone, Copy, Debug)]
-struct List {
-    first: u32,
-    last: u32,
-}
-
-impl List {
-    const EMPTY: List = List {
-        first: NONE,
-        last: NONE,
-    };
-
-    fn push(&mut self, entries: &mut [Entry], index: u32) {
-        entries[index as usize].previous = self.last;
-        entries[index as usize].next = NONE;
-        match self.last {
-            NONE => self.first = index,
-            last => entries[last as usize].next = index,
-        }
-        self.last = index;
-    }
-
-    fn remove(&mut self, entries: &mut [Entry], index: u32) {
-        let Entry { previous, next, .. } = entries[index as usize];
-        match previous {
-            NONE => self.first = next,
-            previous => entries[previous as usize].next = next,
-        }
-        match next {
-            NONE => self.last = previous,
-            next => entries[next as usize].previous = previous,
-        }
-    }
+pub(super) struct First {
+    pub(super) part: Part,
+    pub(super) tuple: Tuple,
+    pub(super) decision: Decision,
+    pub(super) group: Group,
+    pub(super) now: Time,
+    /// When a new entry expires.
+    pub(super) expires: Time,
 }
 
 #[derive(Debug)]
 pub(super) struct Shard {
     buckets: Box<[u32]>,
     entries: Box<[Entry]>,
-    free: List,
-    idle: List,
-    holding: List,
+    free: List<0>,
+    idle: Idle,
+    holding: List<0>,
     len: usize,
 }
 
@@ -107,14 +92,14 @@ impl Shard {
             ranges: Ranges::EMPTY,
             copies: (NONE, NONE),
             chain: NONE,
-            previous: NONE,
-            next: NONE,
+            group: Group::new(0, None),
+            links: [Link::NOWHERE; 2],
         };
         let mut shard = Shard {
             buckets: vec![NONE; entries.next_power_of_two()].into(),
             entries: vec![entry; entries].into(),
             free: List::EMPTY,
-            idle: List::EMPTY,
+            idle: Idle::new(),
             holding: List::EMPTY,
             len: 0,
         };
@@ -131,11 +116,24 @@ impl Shard {
 
     /// Bytes of memory.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Shard>() + size_of_val(&*self.buckets) + size_of_val(&*self.entries)
+        let tables = size_of_val(&*self.buckets) + size_of_val(&*self.entries);
+        size_of::<Shard>() + tables + self.idle.bytes()
     }
 
     fn entry(&mut self, index: u32) -> &mut Entry {
         &mut self.entries[index as usize]
+    }
+
+    /// Puts an entry that holds no copy, and is in no list, among the idle ones.
+    fn rest(&mut self, index: u32) {
+        let group = self.entry(index).group;
+        self.idle.push(&mut self.entries, index, group);
+    }
+
+    /// Takes an idle entry out of its list.
+    fn wake(&mut self, index: u32) {
+        let group = self.entry(index).group;
+        self.idle.remove(&mut self.entries, index, group);
     }
 
     fn bucket(&self, hash: u32) -> usize {
@@ -161,7 +159,7 @@ impl Shard {
             return Some(index);
         }
         if self.entry(index).copies.0 == NONE {
-            self.idle.remove(&mut self.entries, index);
+            self.wake(index);
             self.release(index);
         } else {
             // Its copies are still to be handed out.
@@ -199,17 +197,17 @@ impl Shard {
         self.len -= 1;
     }
 
-    /// A new entry, in no list; the oldest idle one makes room.
+    /// A new entry, in no list; an idle one makes room, see [`Idle`].
     fn insert(&mut self, key: Key, hash: u32, state: State, expires: Time) -> Option<u32> {
-        if self.free.first == NONE {
-            let oldest = self.idle.first;
-            if oldest == NONE {
+        if self.free.first() == NONE {
+            let expendable = self.idle.most_expendable();
+            if expendable == NONE {
                 return None;
             }
-            self.idle.remove(&mut self.entries, oldest);
-            self.release(oldest);
+            self.wake(expendable);
+            self.release(expendable);
         }
-        let index = self.free.first;
+        let index = self.free.first();
         self.free.remove(&mut self.entries, index);
         self.len += 1;
         let bucket = self.bucket(hash);
@@ -222,18 +220,22 @@ impl Shard {
         Some(index)
     }
 
-    /// See [`super::FragmentTable::first`]. `times`: now, and when a new entry expires.
+    /// See [`super::FragmentTable::first`].
     pub(super) fn first(
         &mut self,
         key: Key,
         hash: u32,
-        part: Part,
-        tuple: Tuple,
-        decision: Decision,
-        times: (Time, Time),
-    ) -> Result<bool, DropReason> {
-        let (now, expires) = times;
-        let state = State::Decided {
+        first: First,
+    ) -> Result<Recorded, DropReason> {
+        let First {
+            part,
+            tuple,
+            mut decision,
+            group,
+            now,
+            expires,
+        } = first;
+        let decided = |decision| State::Decided {
             tuple,
             end: part.end,
             decision,
@@ -241,9 +243,9 @@ impl Shard {
         let index = match self.find_live(&key, hash, now) {
             Some(index) => index,
             None => {
-                let index = self.insert(key, hash, state, expires);
+                let index = self.insert(key, hash, decided(decision), expires);
                 let index = index.ok_or(DropReason::FragmentsFull)?;
-                self.idle.push(&mut self.entries, index);
+                self.rest(index);
                 index
             }
         };
@@ -253,24 +255,34 @@ impl Shard {
             // The same once more: duplicated on the way, or the next datagram that got this
             // identification, its predecessor having lost a fragment.
             State::Decided {
-                tuple: old, end, ..
+                tuple: old,
+                end,
+                decision: before,
             } if (old, end) == (tuple, part.end) => {
                 entry.expires = expires;
+                if let (Decision::Translate(before), Decision::Translate(now)) =
+                    (before, &mut decision)
+                {
+                    now.identification = before.identification;
+                }
             }
             _ => {
                 entry.state = State::Poisoned;
                 return Err(DropReason::FragmentBad);
             }
         }
-        entry.state = state;
+        entry.state = decided(decision);
         entry.ranges = Ranges::EMPTY;
         entry.ranges.add(part);
         let waits = entry.copies.0 != NONE;
         if !waits {
-            self.idle.remove(&mut self.entries, index);
-            self.idle.push(&mut self.entries, index);
+            self.wake(index);
         }
-        Ok(waits)
+        self.entry(index).group = group;
+        if !waits {
+            self.rest(index);
+        }
+        Ok(Recorded { decision, waits })
     }
 
     /// What the first fragment decided for a later one; none if it has not come.
@@ -299,7 +311,7 @@ impl Shard {
             }
         }
         if entry.ranges.is_complete() && entry.copies.0 == NONE {
-            self.idle.remove(&mut self.entries, index);
+            self.wake(index);
             self.release(index);
         }
         Some(Ok(decision))
@@ -357,7 +369,7 @@ impl Shard {
             if self.entry(index).ranges.is_complete() {
                 self.release(index);
             } else {
-                self.idle.push(&mut self.entries, index);
+                self.rest(index);
             }
         }
         Some(copy)
@@ -366,14 +378,14 @@ impl Shard {
     /// The oldest copy of a datagram that has expired; frees what else has.
     pub(super) fn expire(&mut self, now: Time, arena: &mut Arena) -> Option<u32> {
         for _ in 0..REAP_MAX {
-            let index = self.idle.first;
+            let index = self.idle.first();
             if index == NONE || now < self.entry(index).expires {
                 break;
             }
-            self.idle.remove(&mut self.entries, index);
+            self.wake(index);
             self.release(index);
         }
-        let index = self.holding.first;
+        let index = self.holding.first();
         if index == NONE || now < self.entry(index).expires {
             return None;
         }
@@ -387,7 +399,7 @@ impl Shard {
 
     /// When the next entry expires, in milliseconds; `u64::MAX`: none.
     pub(super) fn next_expiry(&self) -> u64 {
-        [self.idle.first, self.holding.first]
+        [self.idle.first(), self.holding.first()]
             .into_iter()
             .filter(|&index| index != NONE)
             .map(|index| self.entries[index as usize].expires.0)

@@ -398,7 +398,7 @@ fn fragments() -> Vec<Malformed> {
 }
 
 fn errors() -> Vec<Malformed> {
-    use DropReason::{IcmpBadChecksum, IcmpBadEmbedded};
+    use DropReason::{IcmpBadChecksum, IcmpBadEmbedded, IcmpBadEmbeddedChecksum};
     let udp = envelope().udp(1000, 53, b"question");
     let unreachable = |quote: &[u8]| error(icmp::UNREACHABLE, icmp::CODE_HOST, quote);
     let quoting = |frame: Vec<u8>| unreachable(&frame[IP..]);
@@ -423,7 +423,7 @@ fn errors() -> Vec<Malformed> {
         (
             "error-embedded-checksum",
             unreachable(&bad_header),
-            IcmpBadEmbedded,
+            IcmpBadEmbeddedChecksum,
         ),
         (
             "error-embedded-version",

@@ -21,7 +21,7 @@ use ipnet::Ipv4Net;
 use crate::config::Config;
 use crate::device::fault::{FaultDevice, Faults};
 use crate::device::memory::MemoryDevice;
-use crate::fragment::{FragmentLimits, FragmentTable};
+use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::{Gateway, Shared};
 use crate::invariants::Violation;
 use crate::link::{Link, Links};
@@ -546,6 +546,7 @@ fn shared(
         links: ArcSwap::from_pointee(links_of(config, arms)),
         forwarding: Arc::new(forwarding),
         fragments: FragmentTable::new(&limits, random.next_u64()),
+        identifications: Identifications::new(random.next_u64()),
         on_refusal: config.icmp.on_refusal,
         announcements: ArrayQueue::new(64),
     })
