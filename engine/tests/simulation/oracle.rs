@@ -1,0 +1,667 @@
+//! What must hold of the packets that enter and leave a gateway, judged by the packets alone: who
+//! may hear whom, which external endpoint is whose, and which sessions surely live.
+//!
+//! Where packets do not tell, the oracle leaves room: a session *surely* lives, or *may* live.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::packet::{ACK, End, FIN, Kind, Proto, RST, SYN, Seen, Sum};
+use super::rules::{Filtering, Rules};
+
+/// Internal and remote endpoint, or external and remote endpoint.
+type Pair = (Proto, End, End);
+/// The oldest that a packet waits in the gateway for its next hop, and a tick of the mappings.
+const SLACK_MS: u64 = 4_100;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Inside,
+    Outside,
+}
+
+/// A session that was seen at work.
+#[derive(Clone, Debug)]
+struct Session {
+    external: End,
+    /// When packets came that went out, and in; 0 for never.
+    out_at: u64,
+    in_at: u64,
+    /// SYN out, SYN in, ACK out, ACK in.
+    shakes: [bool; 4],
+    /// Something came that ends connections, or is none of theirs.
+    odd: bool,
+    /// It was made when an internal endpoint had one mapping.
+    eim: bool,
+}
+
+/// A session that may be there.
+struct Trial {
+    at: u64,
+    external: Option<End>,
+    /// Only a forward can have let it in.
+    by_forward: bool,
+}
+
+struct Entered {
+    at: u64,
+    from: Side,
+    seen: Seen,
+}
+
+/// How much is known of the gateway's situation.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Routes, neighbours, links and rings are well: a live session's packet gets through.
+    pub clear: bool,
+    /// There is room for everybody, too.
+    pub calm: bool,
+}
+
+pub struct Oracle {
+    rules: Rules,
+    /// Rules that the gateway may still act by.
+    earlier: Vec<Rules>,
+    changed_at: u64,
+    sessions: BTreeMap<Pair, Session>,
+    /// External and remote endpoint to the internal one.
+    wire: BTreeMap<Pair, End>,
+    trials: BTreeMap<Pair, Trial>,
+    entered: BTreeMap<u32, Entered>,
+    /// Packets that must leave in this step, and why.
+    due: Vec<(u32, &'static str)>,
+    left: BTreeSet<u32>,
+    /// Packets of sessions that surely lived.
+    pub insisted: u64,
+}
+
+type Verdict = Result<(), String>;
+
+impl Oracle {
+    pub fn new(rules: Rules) -> Oracle {
+        Oracle {
+            rules,
+            earlier: Vec::new(),
+            changed_at: 0,
+            sessions: BTreeMap::new(),
+            wire: BTreeMap::new(),
+            trials: BTreeMap::new(),
+            entered: BTreeMap::new(),
+            due: Vec::new(),
+            left: BTreeSet::new(),
+            insisted: 0,
+        }
+    }
+
+    fn all_rules(&self) -> impl Iterator<Item = &Rules> {
+        self.earlier.iter().chain([&self.rules])
+    }
+
+    fn in_pool(&self, addr: Ipv4Addr) -> bool {
+        self.all_rules().any(|rules| rules.pool().contains(&addr))
+    }
+
+    /// Until when after its last packet a session may live.
+    fn longest_ms(&self, proto: Proto) -> u64 {
+        let of = |rules: &Rules| {
+            let t = rules.timers;
+            SLACK_MS
+                + t.fragment
+                + match proto {
+                    Proto::Udp => t.udp,
+                    Proto::Icmp => t.icmp,
+                    Proto::Tcp => t.idle.max(t.open).max(t.close),
+                }
+        };
+        self.all_rules().map(of).max().unwrap_or(0)
+    }
+
+    fn surely_lives(&self, now: u64, proto: Proto, session: &Session) -> bool {
+        let timers = self.rules.timers;
+        let both = proto == Proto::Tcp || self.rules.inbound_refresh;
+        let last = if both {
+            session.out_at.max(session.in_at)
+        } else {
+            session.out_at
+        };
+        let timeout = match proto {
+            Proto::Udp => timers.udp,
+            Proto::Icmp => timers.icmp,
+            Proto::Tcp if session.shakes == [true; 4] && !session.odd => timers.idle,
+            Proto::Tcp => timers.open.min(timers.close).min(timers.idle),
+        };
+        last > 0 && now - last < timeout
+    }
+
+    fn live(&self, now: u64, proto: Proto, internal: End, remote: End) -> Option<&Session> {
+        let session = self.sessions.get(&(proto, internal, remote));
+        session.filter(|session| self.surely_lives(now, proto, session))
+    }
+
+    /// Whose session surely has this wire tuple.
+    fn owner(&self, now: u64, proto: Proto, external: End, remote: End) -> Option<(End, &Session)> {
+        let internal = *self.wire.get(&(proto, external, remote))?;
+        let session = self.live(now, proto, internal, remote)?;
+        (session.external == external).then_some((internal, session))
+    }
+
+    /// A packet comes to the gateway.
+    pub fn enter(&mut self, now: u64, from: Side, seen: &Seen, weather: Weather) {
+        let Some(tag) = seen.tag.filter(|_| seen.quote.is_none()) else {
+            return;
+        };
+        let proto = seen.proto;
+        let hairpin = from == Side::Inside && self.in_pool(*seen.destination.ip());
+        let simple = seen.fragment.is_none() && seen.ttl > 8 && !hairpin;
+        let internal = match from {
+            Side::Inside => Some(seen.source),
+            Side::Outside => self
+                .wire
+                .get(&(proto, seen.destination, seen.source))
+                .copied(),
+        };
+        let remote = if from == Side::Inside {
+            seen.destination
+        } else {
+            seen.source
+        };
+        let session = internal.and_then(|internal| self.live(now, proto, internal, remote));
+        let fits = |s: &&Session| from == Side::Inside || s.external == seen.destination;
+        let must = match session.filter(fits) {
+            Some(_) if weather.clear && simple => Some("its session lives"),
+            _ if weather.calm && simple && self.is_welcome(now, from, seen) => {
+                Some("nothing is in its way")
+            }
+            _ => None,
+        };
+        if let Some(why) = must {
+            self.insisted += 1;
+            self.due.push((tag.number, why));
+        }
+        let flags = seen.segment.map_or(0, |segment| segment.flags);
+        if let Some(internal) = internal
+            && let Some(session) = self.sessions.get_mut(&(proto, internal, remote))
+        {
+            session.odd |= flags & (FIN | RST) != 0;
+        }
+        if from == Side::Inside {
+            self.try_out(now, proto, seen.source, remote);
+        }
+        self.entered.insert(
+            tag.number,
+            Entered {
+                at: now,
+                from,
+                seen: *seen,
+            },
+        );
+    }
+
+    /// May an opening packet surely pass, when there is room?
+    fn is_welcome(&self, now: u64, from: Side, seen: &Seen) -> bool {
+        let (proto, external, remote) = (seen.proto, seen.destination, seen.source);
+        let opens = match seen.segment {
+            Some(segment) => segment.flags & (SYN | ACK | FIN | RST) == SYN,
+            None => proto == Proto::Udp || seen.tag.is_some_and(|tag| tag.kind == Kind::Request),
+        };
+        if !opens || from == Side::Inside || proto == Proto::Icmp {
+            return opens && from == Side::Inside;
+        }
+        if let Some(forward) = self.rules.forward_at(proto, external) {
+            return forward.allows(*remote.ip());
+        }
+        let sessions = self.wire.range(at_endpoint(proto, external));
+        let mut open = sessions.filter(|((_, _, other), internal)| {
+            let live = self.live(now, proto, **internal, *other);
+            let adf = self.rules.filtering == Filtering::Adf && other.ip() == remote.ip();
+            // Outbound packets alone keep a mapping open.
+            live.is_some_and(|s| s.eim && s.external == external && s.out_at + 1 >= s.in_at)
+                && (self.rules.filtering == Filtering::Eif || adf)
+        });
+        self.rules.eim && open.next().is_some()
+    }
+
+    fn try_out(&mut self, now: u64, proto: Proto, internal: End, remote: End) {
+        let longest = self.longest_ms(proto);
+        let settled = self.earlier.is_empty();
+        let trial = self
+            .trials
+            .entry((proto, internal, remote))
+            .or_insert(Trial {
+                at: 0,
+                external: None,
+                by_forward: false,
+            });
+        trial.by_forward &= settled && now - trial.at <= longest;
+        trial.at = now;
+    }
+
+    /// A packet left the gateway.
+    pub fn leave(&mut self, now: u64, to: Side, seen: &Seen) -> Verdict {
+        if let Some(quote) = &seen.quote {
+            return self.check_error(to, seen, quote);
+        }
+        if to == Side::Outside && !self.in_pool(*seen.source.ip()) {
+            return Err(format!("{} is no external address", seen.source.ip()));
+        }
+        let Some(tag) = seen.tag else {
+            // A later fragment: its datagram is judged where it is put together.
+            return if seen.fragment.is_some() {
+                Ok(())
+            } else {
+                Err("it has lost its tag".into())
+            };
+        };
+        let Some(Entered {
+            at,
+            from,
+            seen: before,
+        }) = self.entered.get(&tag.number)
+        else {
+            return Err("no such packet ever came".into());
+        };
+        let (at, from, before) = (*at, *from, *before);
+        if before.tag != seen.tag || before.segment != seen.segment {
+            return Err(format!("it was changed; it came as {before}"));
+        }
+        let whole = seen.fragment.is_none();
+        let same = seen.ttl + 1 == before.ttl
+            && seen.identification == before.identification
+            && (!whole || before.fragment.is_some() || seen.len == before.len);
+        if !same {
+            return Err("its length, TTL or identification is wrong".into());
+        }
+        if whole {
+            check_sum(seen)?;
+        }
+        self.left.insert(tag.number);
+        match (from, to) {
+            (Side::Inside, Side::Outside) => self.outbound(now, at, &before, seen),
+            (Side::Outside, Side::Inside) => self.inbound(now, at, &before, seen),
+            (Side::Inside, Side::Inside) => self.hairpin(&before, seen),
+            (Side::Outside, Side::Outside) => Err("it came from outside and went back".into()),
+        }
+    }
+
+    fn outbound(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
+        let (proto, internal, remote) = (seen.proto, before.source, before.destination);
+        let external = seen.source;
+        if seen.destination != remote {
+            return Err(format!("it was for {remote}"));
+        }
+        let live = self.live(now, proto, internal, remote).cloned();
+        if let Some(session) = &live
+            && session.external != external
+        {
+            return Err(format!("{internal} was {} to it before", session.external));
+        }
+        self.check_unshared(now, proto, internal, external, remote, &live)?;
+        let settled = self.earlier.is_empty();
+        if settled {
+            self.check_allowed(proto, internal, external, live.is_some())?;
+        }
+        if let Some(trial) = self.trials.get_mut(&(proto, internal, remote)) {
+            trial.external = Some(external);
+        }
+        if live.is_none() && settled {
+            self.remember(proto, internal, remote, external);
+        }
+        self.shake(&(proto, internal, remote), seen, 0);
+        if let Some(session) = self.sessions.get_mut(&(proto, internal, remote)) {
+            session.out_at = session.out_at.max(at);
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, proto: Proto, internal: End, remote: End, external: End) {
+        let session = Session {
+            external,
+            out_at: 0,
+            in_at: 0,
+            shakes: [false; 4],
+            odd: false,
+            eim: self.rules.eim,
+        };
+        self.sessions.insert((proto, internal, remote), session);
+        self.wire.insert((proto, external, remote), internal);
+    }
+
+    /// `out`: 0 for a packet that went out, 1 for one that went in.
+    fn shake(&mut self, key: &Pair, seen: &Seen, out: usize) {
+        let (Some(segment), Some(session)) = (seen.segment, self.sessions.get_mut(key)) else {
+            return;
+        };
+        session.shakes[out] |= segment.flags & SYN != 0;
+        let bare = segment.flags & (SYN | ACK | FIN | RST) == ACK;
+        session.shakes[2 + out] |= bare && session.shakes[0] && session.shakes[1];
+        session.odd |= segment.flags & (FIN | RST) != 0;
+    }
+
+    /// Nobody else has the wire tuple, nor (without overloading) the external endpoint; and the
+    /// internal endpoint has no other one.
+    fn check_unshared(
+        &self,
+        now: u64,
+        proto: Proto,
+        internal: End,
+        external: End,
+        remote: End,
+        live: &Option<Session>,
+    ) -> Verdict {
+        if let Some((other, _)) = self.owner(now, proto, external, remote)
+            && other != internal
+        {
+            return Err(format!(
+                "{internal} has the wire tuple {external} > {remote} of {other}"
+            ));
+        }
+        let eim = live
+            .as_ref()
+            .map_or(self.rules.eim && self.earlier.is_empty(), |s| s.eim);
+        for ((.., far), other) in self.wire.range(at_endpoint(proto, external)) {
+            if let Some((_, session)) = self.owner(now, proto, external, *far)
+                && *other != internal
+                && (eim || session.eim)
+            {
+                return Err(format!("{internal} and {other} share {external}"));
+            }
+        }
+        if !eim
+            || self
+                .all_rules()
+                .any(|rules| rules.is_target(proto, internal))
+        {
+            return Ok(());
+        }
+        for ((.., far), session) in self.sessions.range(at_endpoint(proto, internal)) {
+            let lives = self.surely_lives(now, proto, session);
+            if lives && session.eim && session.external != external {
+                let was = session.external;
+                return Err(format!(
+                    "{internal} is {external} to {remote}, but {was} to {far}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A port of the pool, or that of a forward to this endpoint.
+    fn check_allowed(&self, proto: Proto, internal: End, external: End, known: bool) -> Verdict {
+        let (low, high) = self.rules.ports;
+        match self.rules.forward_at(proto, external) {
+            Some(forward) if forward.target == internal => Ok(()),
+            Some(forward) => Err(format!("{external} is forwarded to {}", forward.target)),
+            None if proto == Proto::Icmp || known => Ok(()),
+            None if (low..=high).contains(&external.port()) => Ok(()),
+            None => Err(format!("{external} is not in the pool")),
+        }
+    }
+
+    fn inbound(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
+        let (proto, external, remote) = (seen.proto, before.destination, before.source);
+        let internal = seen.destination;
+        if seen.source != remote {
+            return Err(format!("it came from {remote}"));
+        }
+        for_whom(seen)?;
+        if let Some((owner, _)) = self.owner(now, proto, external, remote)
+            && owner != internal
+        {
+            return Err(format!("{external} is {owner}'s towards {remote}"));
+        }
+        if let Some(session) = self.live(now, proto, internal, remote)
+            && session.external != external
+        {
+            return Err(format!("{internal} is {} to {remote}", session.external));
+        }
+        let by_session = self.may_live(now, proto, internal, remote);
+        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
+        let by_mapping = self.may_be_open(now, proto, internal, external, remote);
+        if !by_session && !by_forward && !by_mapping {
+            return Err(format!(
+                "{internal} did not ask {remote} for anything by {external}"
+            ));
+        }
+        let refreshes = proto == Proto::Tcp || self.all_rules().any(|rules| rules.inbound_refresh);
+        if by_forward || by_mapping || refreshes {
+            let only = !by_session && !by_mapping;
+            let settled = self.earlier.is_empty();
+            let trial = self
+                .trials
+                .entry((proto, internal, remote))
+                .or_insert(Trial {
+                    at: 0,
+                    external: None,
+                    by_forward: only && settled,
+                });
+            (trial.at, trial.external) = (now, Some(external));
+        }
+        let key = (proto, internal, remote);
+        if self.live(now, proto, internal, remote).is_none()
+            && self.earlier.is_empty()
+            && !by_session
+        {
+            self.remember(proto, internal, remote, external);
+        }
+        self.shake(&key, seen, 1);
+        let session = self.sessions.get_mut(&key);
+        if let Some(session) = session.filter(|session| session.external == external) {
+            session.in_at = session.in_at.max(at);
+        }
+        Ok(())
+    }
+
+    fn may_live(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
+        let trial = self.trials.get(&(proto, internal, remote));
+        trial.is_some_and(|trial| now - trial.at <= self.longest_ms(proto))
+    }
+
+    fn is_forwarded(&self, proto: Proto, external: End, internal: End, remote: Ipv4Addr) -> bool {
+        self.all_rules().any(|rules| {
+            let forward = rules.forward_at(proto, external);
+            forward.is_some_and(|forward| forward.target == internal && forward.allows(remote))
+        })
+    }
+
+    /// May filtering let this remote endpoint in to the mapping of an internal one?
+    fn may_be_open(
+        &self,
+        now: u64,
+        proto: Proto,
+        internal: End,
+        external: End,
+        remote: End,
+    ) -> bool {
+        let filtering = |filtering| {
+            self.all_rules()
+                .any(|rules| rules.eim && rules.filtering == filtering)
+        };
+        let (eif, adf) = (filtering(Filtering::Eif), filtering(Filtering::Adf));
+        let longest = self.longest_ms(proto);
+        let mut trials = self.trials.range(at_endpoint(proto, internal));
+        proto != Proto::Icmp
+            && trials.any(|((.., other), trial)| {
+                let fits = trial.external.is_none_or(|known| known == external);
+                fits && now - trial.at <= longest && (eif || adf && other.ip() == remote.ip())
+            })
+    }
+
+    fn hairpin(&self, before: &Seen, seen: &Seen) -> Verdict {
+        for_whom(seen)?;
+        let (proto, external, sender) = (seen.proto, before.destination, *seen.source.ip());
+        if !self.in_pool(sender) {
+            return Err(format!("{sender} is no external address"));
+        }
+        let asks = seen.tag.is_some_and(|tag| tag.kind != Kind::Reply);
+        if asks && !self.is_forwarded(proto, external, seen.destination, sender) {
+            return Err(format!(
+                "{external} does not lead to {} for {sender}",
+                seen.destination
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_error(&self, to: Side, seen: &Seen, quote: &super::packet::Quote) -> Verdict {
+        if seen.sum != Sum::Right {
+            return Err("an ICMP error has a wrong checksum".into());
+        }
+        if quote.source.ip() != seen.destination.ip() {
+            return Err("an ICMP error does not go to whom it quotes".into());
+        }
+        if !quote.header_right {
+            return Err("the quoted header has a wrong checksum".into());
+        }
+        if let (Some(sum), Some(tag)) = (quote.sum, quote.tag)
+            && sum != tag.sum
+        {
+            return Err(format!(
+                "the quoted checksum was {:?}, and is {sum:?}",
+                tag.sum
+            ));
+        }
+        match (to, quote.tag) {
+            (Side::Inside, Some(tag)) if tag.sender != quote.source => Err(format!(
+                "{} is told of a packet of {}",
+                quote.source, tag.sender
+            )),
+            (Side::Inside, None)
+                if !self
+                    .trials
+                    .contains_key(&(quote.proto, quote.source, quote.destination)) =>
+            {
+                Err(format!(
+                    "{} never sent to {}",
+                    quote.source, quote.destination
+                ))
+            }
+            (Side::Outside, _)
+                if !self.in_pool(*seen.source.ip()) && seen.source.ip().octets()[0] == 10 =>
+            {
+                Err("an ICMP error shows an internal address".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All that came has been through the gateway.
+    pub fn end_step(&mut self) -> Verdict {
+        let left = std::mem::take(&mut self.left);
+        let due = std::mem::take(&mut self.due);
+        let lost = due.into_iter().find(|(number, _)| !left.contains(number));
+        if self.entered.len() > 4096 {
+            let newest = *self.entered.keys().next_back().expect("many");
+            self.entered.retain(|number, _| number + 2048 > newest);
+        }
+        let Some((number, why)) = lost else {
+            return Ok(());
+        };
+        let seen = self
+            .entered
+            .get(&number)
+            .map(|entered| entered.seen.to_string());
+        Err(format!(
+            "packet {number} must pass, {why}: {}",
+            seen.unwrap_or_default()
+        ))
+    }
+
+    /// Packets in the gateway's hands are lost.
+    pub fn killed(&mut self) {
+        self.due.clear();
+    }
+
+    /// A packet found no room on its way in.
+    pub fn turned_away(&mut self, number: u32) {
+        self.due.retain(|(due, _)| *due != number);
+    }
+
+    /// The rules change; the gateway follows by and by.
+    pub fn change(&mut self, now: u64, rules: Rules) {
+        let old = std::mem::replace(&mut self.rules, rules);
+        let dead = |oracle: &Oracle| {
+            let lives =
+                |(key, session): (&Pair, &Session)| !oracle.surely_lives(now, key.0, session);
+            oracle
+                .sessions
+                .iter()
+                .filter(|pair| lives(*pair))
+                .map(|(key, _)| *key)
+                .collect::<Vec<_>>()
+        };
+        let mut ended = dead(self);
+        let new = std::mem::replace(&mut self.rules, old.clone());
+        ended.extend(dead(self));
+        self.rules = new;
+        let (old_pool, new_pool) = (old.pool(), self.rules.pool());
+        for (key, session) in &self.sessions {
+            let stays = old_pool.contains(session.external.ip())
+                && new_pool.contains(session.external.ip());
+            let forward = |rules: &Rules| rules.forward_at(key.0, session.external).cloned();
+            let target = |rules: &Rules| rules.is_target(key.0, key.1);
+            let moved =
+                forward(&old) != forward(&self.rules) || target(&old) != target(&self.rules);
+            if !stays || moved {
+                ended.push(*key);
+            }
+        }
+        for key in ended {
+            self.sessions.remove(&key);
+        }
+        self.earlier.push(old);
+        self.changed_at = now;
+    }
+
+    /// The gateway acts by the newest rules alone.
+    pub fn settle(&mut self) {
+        self.earlier.clear();
+        let rules = &self.rules;
+        let pool = rules.pool();
+        for (key, trial) in &mut self.trials {
+            let stays = trial
+                .external
+                .is_none_or(|external| pool.contains(external.ip()));
+            let forward = trial
+                .external
+                .and_then(|external| rules.forward_at(key.0, external));
+            let admitted = forward.is_some_and(|f| f.target == key.1 && f.allows(*key.2.ip()));
+            if !stays || trial.by_forward && !admitted {
+                trial.at = 0;
+            }
+        }
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.earlier.is_empty()
+    }
+
+    pub fn pool(&self) -> Vec<Ipv4Addr> {
+        self.rules.pool()
+    }
+}
+
+/// Checksums are as their sender made them.
+pub fn check_sum(seen: &Seen) -> Verdict {
+    match seen.tag {
+        Some(tag) if tag.sum != seen.sum => Err(format!(
+            "its checksum was {:?}, and is {:?}",
+            tag.sum, seen.sum
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A reply goes to who asked.
+fn for_whom(seen: &Seen) -> Verdict {
+    match seen.tag {
+        Some(tag) if tag.kind == Kind::Reply && tag.receiver != seen.destination => {
+            Err(format!("it is for {}", tag.receiver))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn at_endpoint(proto: Proto, end: End) -> std::ops::RangeInclusive<Pair> {
+    let bound = |addr: u32, port| (proto, end, End::new(addr.into(), port));
+    bound(0, 0)..=bound(u32::MAX, u16::MAX)
+}
