@@ -38,6 +38,8 @@ struct Session {
 /// A session that may be there.
 struct Trial {
     at: u64,
+    /// The trial before.
+    before: u64,
     external: Option<End>,
     /// Only a forward can have let it in.
     by_forward: bool,
@@ -62,7 +64,11 @@ pub struct Oracle {
     rules: Rules,
     /// Rules that the gateway may still act by.
     earlier: Vec<Rules>,
-    changed_at: u64,
+    /// When the gateway last began to act by the newest rules alone.
+    settled_at: u64,
+    /// External addresses of now and before: of what was translated then, and waited.
+    ever: BTreeSet<Ipv4Addr>,
+    now: u64,
     sessions: BTreeMap<Pair, Session>,
     /// External and remote endpoint to the internal one.
     wire: BTreeMap<Pair, End>,
@@ -70,6 +76,10 @@ pub struct Oracle {
     entered: BTreeMap<u32, Entered>,
     /// Packets that must leave in this step, and why.
     due: Vec<(u32, &'static str)>,
+    /// Packets that came from outside in this step.
+    inward: Vec<u32>,
+    /// Sessions whose end was asked for in this step.
+    ending: Vec<Pair>,
     left: BTreeSet<u32>,
     /// Packets of sessions that surely lived.
     pub insisted: u64,
@@ -80,14 +90,18 @@ type Verdict = Result<(), String>;
 impl Oracle {
     pub fn new(rules: Rules) -> Oracle {
         Oracle {
-            rules,
             earlier: Vec::new(),
-            changed_at: 0,
+            settled_at: 0,
+            ever: rules.pool().into_iter().collect(),
+            rules,
+            now: 0,
             sessions: BTreeMap::new(),
             wire: BTreeMap::new(),
             trials: BTreeMap::new(),
             entered: BTreeMap::new(),
             due: Vec::new(),
+            inward: Vec::new(),
+            ending: Vec::new(),
             left: BTreeSet::new(),
             insisted: 0,
         }
@@ -147,12 +161,14 @@ impl Oracle {
 
     /// A packet comes to the gateway.
     pub fn enter(&mut self, now: u64, from: Side, seen: &Seen, weather: Weather) {
+        self.now = now;
         let Some(tag) = seen.tag.filter(|_| seen.quote.is_none()) else {
             return;
         };
         let proto = seen.proto;
-        let hairpin = from == Side::Inside && self.in_pool(*seen.destination.ip());
-        let simple = seen.fragment.is_none() && seen.ttl > 8 && !hairpin;
+        // An address that the gateway's host has, or had, is none of the outside.
+        let host = self.ever.contains(seen.destination.ip()) && from == Side::Inside;
+        let simple = seen.fragment.is_none() && seen.ttl > 8 && !host;
         let internal = match from {
             Side::Inside => Some(seen.source),
             Side::Outside => self
@@ -179,13 +195,14 @@ impl Oracle {
             self.due.push((tag.number, why));
         }
         let flags = seen.segment.map_or(0, |segment| segment.flags);
-        if let Some(internal) = internal
-            && let Some(session) = self.sessions.get_mut(&(proto, internal, remote))
-        {
-            session.odd |= flags & (FIN | RST) != 0;
+        // Whether it gets through or not.
+        if let Some(internal) = internal.filter(|_| flags & (FIN | RST) != 0) {
+            self.ending.push((proto, internal, remote));
         }
         if from == Side::Inside {
             self.try_out(now, proto, seen.source, remote);
+        } else {
+            self.inward.push(tag.number);
         }
         self.entered.insert(
             tag.number,
@@ -229,19 +246,24 @@ impl Oracle {
             .entry((proto, internal, remote))
             .or_insert(Trial {
                 at: 0,
+                before: 0,
                 external: None,
                 by_forward: false,
             });
         trial.by_forward &= settled && now - trial.at <= longest;
-        trial.at = now;
+        if !settled {
+            trial.external = None;
+        }
+        (trial.before, trial.at) = (trial.at, now);
     }
 
     /// A packet left the gateway.
     pub fn leave(&mut self, now: u64, to: Side, seen: &Seen) -> Verdict {
+        self.now = now;
         if let Some(quote) = &seen.quote {
             return self.check_error(to, seen, quote);
         }
-        if to == Side::Outside && !self.in_pool(*seen.source.ip()) {
+        if to == Side::Outside && !self.ever.contains(seen.source.ip()) {
             return Err(format!("{} is no external address", seen.source.ip()));
         }
         let Some(tag) = seen.tag else {
@@ -289,6 +311,9 @@ impl Oracle {
         if seen.destination != remote {
             return Err(format!("it was for {remote}"));
         }
+        if self.is_of_now(at) && !self.in_pool(*external.ip()) {
+            return Err(format!("{external} is external no more"));
+        }
         let live = self.live(now, proto, internal, remote).cloned();
         if let Some(session) = &live
             && session.external != external
@@ -296,15 +321,15 @@ impl Oracle {
             return Err(format!("{internal} was {} to it before", session.external));
         }
         self.check_unshared(now, proto, internal, external, remote, &live)?;
-        let settled = self.earlier.is_empty();
+        let settled = self.is_of_now(at);
         if settled {
             self.check_allowed(proto, internal, external, live.is_some())?;
         }
         if let Some(trial) = self.trials.get_mut(&(proto, internal, remote)) {
             trial.external = Some(external);
         }
-        if live.is_none() && settled {
-            self.remember(proto, internal, remote, external);
+        if live.is_none() {
+            self.begin(settled, proto, internal, remote, external);
         }
         self.shake(&(proto, internal, remote), seen, 0);
         if let Some(session) = self.sessions.get_mut(&(proto, internal, remote)) {
@@ -313,14 +338,32 @@ impl Oracle {
         Ok(())
     }
 
-    fn remember(&mut self, proto: Proto, internal: End, remote: End, external: End) {
+    /// If a session begins with the packet at hand: is it surely an `eim` one?
+    fn is_eim_now(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
+        let trial = self.trials.get(&(proto, internal, remote));
+        let old = trial.is_some_and(|trial| now - trial.before <= self.longest_ms(proto));
+        self.rules.eim && self.earlier.is_empty() && !old
+    }
+
+    /// Did the gateway judge what came then by the rules of now alone?
+    fn is_of_now(&self, at: u64) -> bool {
+        self.earlier.is_empty() && at >= self.settled_at
+    }
+
+    /// A session began, or one that surely lived no more goes on. `sure`: it is known by which
+    /// rules.
+    fn begin(&mut self, sure: bool, proto: Proto, internal: End, remote: End, external: End) {
+        if !sure {
+            self.sessions.remove(&(proto, internal, remote));
+            return;
+        }
         let session = Session {
             external,
             out_at: 0,
             in_at: 0,
             shakes: [false; 4],
             odd: false,
-            eim: self.rules.eim,
+            eim: self.is_eim_now(self.now, proto, internal, remote),
         };
         self.sessions.insert((proto, internal, remote), session);
         self.wire.insert((proto, external, remote), internal);
@@ -334,7 +377,6 @@ impl Oracle {
         session.shakes[out] |= segment.flags & SYN != 0;
         let bare = segment.flags & (SYN | ACK | FIN | RST) == ACK;
         session.shakes[2 + out] |= bare && session.shakes[0] && session.shakes[1];
-        session.odd |= segment.flags & (FIN | RST) != 0;
     }
 
     /// Nobody else has the wire tuple, nor (without overloading) the external endpoint; and the
@@ -357,7 +399,7 @@ impl Oracle {
         }
         let eim = live
             .as_ref()
-            .map_or(self.rules.eim && self.earlier.is_empty(), |s| s.eim);
+            .map_or(self.is_eim_now(now, proto, internal, remote), |s| s.eim);
         for ((.., far), other) in self.wire.range(at_endpoint(proto, external)) {
             if let Some((_, session)) = self.owner(now, proto, external, *far)
                 && *other != internal
@@ -417,31 +459,19 @@ impl Oracle {
         let by_session = self.may_live(now, proto, internal, remote);
         let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
         let by_mapping = self.may_be_open(now, proto, internal, external, remote);
+        let settled = self.is_of_now(at);
         if !by_session && !by_forward && !by_mapping {
+            if !settled {
+                return Ok(());
+            }
             return Err(format!(
                 "{internal} did not ask {remote} for anything by {external}"
             ));
         }
-        let refreshes = proto == Proto::Tcp || self.all_rules().any(|rules| rules.inbound_refresh);
-        if by_forward || by_mapping || refreshes {
-            let only = !by_session && !by_mapping;
-            let settled = self.earlier.is_empty();
-            let trial = self
-                .trials
-                .entry((proto, internal, remote))
-                .or_insert(Trial {
-                    at: 0,
-                    external: None,
-                    by_forward: only && settled,
-                });
-            (trial.at, trial.external) = (now, Some(external));
-        }
+        self.try_in(now, settled, (proto, internal, remote), external);
         let key = (proto, internal, remote);
-        if self.live(now, proto, internal, remote).is_none()
-            && self.earlier.is_empty()
-            && !by_session
-        {
-            self.remember(proto, internal, remote, external);
+        if self.live(now, proto, internal, remote).is_none() {
+            self.begin(settled && !by_session, proto, internal, remote, external);
         }
         self.shake(&key, seen, 1);
         let session = self.sessions.get_mut(&key);
@@ -449,6 +479,45 @@ impl Oracle {
             session.in_at = session.in_at.max(at);
         }
         Ok(())
+    }
+
+    /// A packet from outside may have kept a session alive, or opened one.
+    fn try_in(&mut self, now: u64, settled: bool, key: Pair, external: End) {
+        let (proto, internal, remote) = key;
+        let by_session = self.may_live(now, proto, internal, remote);
+        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
+        let by_mapping = self.may_be_open(now, proto, internal, external, remote);
+        let refreshes = proto == Proto::Tcp || self.all_rules().any(|rules| rules.inbound_refresh);
+        if by_forward || by_mapping || by_session && refreshes {
+            let trial = self.trials.entry(key).or_insert(Trial {
+                at: 0,
+                before: 0,
+                external: None,
+                by_forward: false,
+            });
+            if !by_session {
+                trial.by_forward = settled && !by_mapping;
+            }
+            (trial.at, trial.external) = (now, Some(external));
+        }
+    }
+
+    /// What a packet from outside may have done that did not leave, or not yet.
+    fn try_unseen(&mut self, number: u32) {
+        let Some(Entered { at, seen, .. }) = self.entered.get(&number) else {
+            return;
+        };
+        let (at, proto, external, remote) = (*at, seen.proto, seen.destination, seen.source);
+        let of_wire = self.wire.range(at_endpoint(proto, external));
+        let mut internals: BTreeSet<End> = of_wire.map(|(_, internal)| *internal).collect();
+        let forwards = self
+            .all_rules()
+            .filter_map(|rules| rules.forward_at(proto, external));
+        internals.extend(forwards.map(|forward| forward.target));
+        let settled = self.is_of_now(at);
+        for internal in internals {
+            self.try_in(at, settled, (proto, internal, remote), external);
+        }
     }
 
     fn may_live(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
@@ -489,7 +558,7 @@ impl Oracle {
     fn hairpin(&self, before: &Seen, seen: &Seen) -> Verdict {
         for_whom(seen)?;
         let (proto, external, sender) = (seen.proto, before.destination, *seen.source.ip());
-        if !self.in_pool(sender) {
+        if !self.ever.contains(&sender) {
             return Err(format!("{sender} is no external address"));
         }
         let asks = seen.tag.is_some_and(|tag| tag.kind != Kind::Reply);
@@ -548,6 +617,16 @@ impl Oracle {
     pub fn end_step(&mut self) -> Verdict {
         let left = std::mem::take(&mut self.left);
         let due = std::mem::take(&mut self.due);
+        for key in std::mem::take(&mut self.ending) {
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.odd = true;
+            }
+        }
+        for number in std::mem::take(&mut self.inward) {
+            if !left.contains(&number) {
+                self.try_unseen(number);
+            }
+        }
         let lost = due.into_iter().find(|(number, _)| !left.contains(number));
         if self.entered.len() > 4096 {
             let newest = *self.entered.keys().next_back().expect("many");
@@ -609,11 +688,12 @@ impl Oracle {
             self.sessions.remove(&key);
         }
         self.earlier.push(old);
-        self.changed_at = now;
+        self.ever.extend(new_pool);
     }
 
     /// The gateway acts by the newest rules alone.
-    pub fn settle(&mut self) {
+    pub fn settle(&mut self, now: u64) {
+        self.settled_at = now;
         self.earlier.clear();
         let rules = &self.rules;
         let pool = rules.pool();

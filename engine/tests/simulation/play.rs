@@ -70,7 +70,9 @@ pub struct Play<'j> {
     /// The addresses of the external interface.
     pub present: Vec<Ipv4Addr>,
     /// Frames that came by outside lately.
-    pub heard: VecDeque<(Seen, Vec<u8>)>,
+    pub heard: VecDeque<Seen>,
+    /// So many of the next packets outside meet a router's complaint.
+    pub complaints: u64,
     /// The gateway dies in its next run, after so many rounds.
     pub dies_after: Option<u64>,
     pub tally: Tally,
@@ -149,6 +151,7 @@ impl<'j> Play<'j> {
             clear_from: 0,
             present: vec![EXTERNAL],
             heard: VecDeque::new(),
+            complaints: 0,
             dies_after: None,
             tally: Tally {
                 calm: calm.into(),
@@ -336,7 +339,7 @@ impl<'j> Play<'j> {
         if self.world.shared().rulebook.is_settled() && !self.oracle.is_settled() {
             self.journal
                 .say(self.now, "the new rules are in the tables".into());
-            self.oracle.settle();
+            self.oracle.settle(self.now);
         }
         Ok(())
     }
@@ -345,6 +348,11 @@ impl<'j> Play<'j> {
     fn go_outside(&mut self, seen: Seen, frame: Vec<u8>) {
         if self.heard.len() >= 16 {
             self.heard.pop_front();
+        }
+        if self.complaints > 0 {
+            self.complaints -= 1;
+            let (kind, code) = self.dice.pick(&[(3, 1), (3, 3), (11, 0), (3, 13)]);
+            self.complain(&seen, &frame, kind, code, 1);
         }
         let path_mtu = self.network.path_mtu;
         if seen.ttl <= HOPS {
@@ -357,11 +365,11 @@ impl<'j> Play<'j> {
         } else {
             self.complain(&seen, &frame, 3, 4, HOPS);
         }
-        self.heard.push_back((seen, frame));
+        self.heard.push_back(seen);
     }
 
     /// A router outside tells the sender of a frame what is wrong.
-    pub fn complain(&mut self, seen: &Seen, frame: &[u8], kind: u8, code: u8, hop: u8) {
+    fn complain(&mut self, seen: &Seen, frame: &[u8], kind: u8, code: u8, hop: u8) {
         if seen.quote.is_some() || seen.fragment.is_some_and(|(offset, _)| offset > 0) {
             return;
         }
@@ -553,6 +561,8 @@ impl<'j> Play<'j> {
     /// After everything, a host finds the gateway as good as new.
     fn probe(&mut self) -> Course {
         self.network.quality = Quality::default();
+        // With servers, not with each other.
+        self.rules.forwards.clear();
         for proto in [Proto::Udp, Proto::Icmp, Proto::Tcp] {
             self.add_flow(Side::Inside, proto);
         }

@@ -325,7 +325,7 @@ impl Play<'_> {
     /// Packets of strangers to external endpoints that are in use.
     fn knock(&mut self) -> Course {
         for _ in 0..self.dice.between(1, 4) {
-            let Some((seen, _)) = self.overheard() else {
+            let Some(seen) = self.overheard() else {
                 break;
             };
             if self.calm && seen.proto == Proto::Tcp || seen.quote.is_some() {
@@ -342,9 +342,9 @@ impl Play<'_> {
         Ok(())
     }
 
-    fn overheard(&mut self) -> Option<(super::packet::Seen, Vec<u8>)> {
+    fn overheard(&mut self) -> Option<super::packet::Seen> {
         let count = self.heard.len() as u64;
-        (count > 0).then(|| self.heard[self.dice.below(count) as usize].clone())
+        (count > 0).then(|| self.heard[self.dice.below(count) as usize])
     }
 
     fn attack(&mut self, proto: Proto, from: End, to: End) {
@@ -419,15 +419,9 @@ impl Play<'_> {
         Ok(())
     }
 
-    /// A router outside has something to say of a packet; no session minds.
+    /// A router outside has something to say of the next packets; no session minds.
     fn router_complains(&mut self) -> Course {
-        for _ in 0..3 {
-            let Some((seen, frame)) = self.overheard() else {
-                break;
-            };
-            let (kind, code) = self.dice.pick(&[(3, 1), (3, 3), (11, 0), (3, 13)]);
-            self.complain(&seen, &frame, kind, code, 1);
-        }
+        self.complaints += 3;
         Ok(())
     }
 
