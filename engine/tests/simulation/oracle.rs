@@ -650,6 +650,13 @@ impl Oracle {
         self.due.clear();
     }
 
+    /// The gateway has lost its tables.
+    pub fn forget_sessions(&mut self) {
+        self.sessions.clear();
+        self.wire.clear();
+        self.trials.values_mut().for_each(|trial| trial.at = 0);
+    }
+
     /// A packet found no room on its way in.
     pub fn turned_away(&mut self, number: u32) {
         self.due.retain(|(due, _)| *due != number);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::Time;
 use engine::wire::build::Envelope;
-use engine::world::{EXTERNAL, Setup, World};
+use engine::world::{EXTERNAL, Setup, UPSTREAM, World, mac_of};
 
 use super::dice::Dice;
 use super::hosts::{Flow, Servers};
@@ -301,11 +301,18 @@ impl<'j> Play<'j> {
                 self.world.round();
             }
             self.collect()?;
-            self.journal
-                .say(self.now, "the gateway dies, and starts again".into());
+            let empty = self.dice.chance(150);
+            let tables = if empty { "empty" } else { "its" };
+            let words = format!("the gateway dies, and starts again with {tables} tables");
+            self.journal.say(self.now, words);
             self.tally.created += self.world.totals().created;
             self.tally.restarts += 1;
-            self.world.restart();
+            if empty {
+                self.world.restart_empty();
+                self.oracle.forget_sessions();
+            } else {
+                self.world.restart();
+            }
             self.oracle.killed();
             self.look()?;
         } else {
@@ -329,6 +336,7 @@ impl<'j> Play<'j> {
             self.journal.packet(self.now, "leaves", to, &seen);
             let judged = self.oracle.leave(self.now, to, &seen);
             judged.map_err(|what| format!("{seen}: {what}"))?;
+            check_receiver(&seen, &frame)?;
             if inside {
                 self.network
                     .carry(self.now, &mut self.dice, &Event::Reach(to, frame));
@@ -576,4 +584,15 @@ impl<'j> Play<'j> {
             None => self.look(),
         }
     }
+}
+
+/// The frame goes to the next hop's MAC. Errors go back to whom they answer, whoever that is.
+fn check_receiver(seen: &Seen, frame: &[u8]) -> Course {
+    let addr = *seen.destination.ip();
+    let near = addr.octets()[0] == 10 || addr.octets()[..3] == EXTERNAL.octets()[..3];
+    let hop = if near { addr } else { UPSTREAM };
+    if seen.quote.is_none() && frame[..6] != mac_of(hop) {
+        return Err(format!("{seen}: it goes to the MAC {:02x?}", &frame[..6]));
+    }
+    Ok(())
 }
