@@ -29,10 +29,20 @@ struct Session {
     in_at: u64,
     /// SYN out, SYN in, ACK out, ACK in.
     shakes: [bool; 4],
-    /// Something came that ends connections, or is none of theirs.
-    odd: bool,
+    /// A FIN came: the connection ends, now or later.
+    ends: bool,
+    /// A RST came, and no data since.
+    reset: bool,
+    /// Its far end is inside, too.
+    hairpin: bool,
     /// It was made when an internal endpoint had one mapping.
     eim: bool,
+}
+
+impl Session {
+    fn is_established(&self) -> bool {
+        self.shakes == [true; 4] && !self.ends && !self.reset
+    }
 }
 
 /// A session that may be there.
@@ -79,7 +89,7 @@ pub struct Oracle {
     /// Packets that came from outside in this step.
     inward: Vec<u32>,
     /// Sessions whose end was asked for in this step.
-    ending: Vec<Pair>,
+    ending: Vec<(Pair, u8)>,
     left: BTreeSet<u32>,
     /// Packets of sessions that surely lived.
     pub insisted: u64,
@@ -141,7 +151,7 @@ impl Oracle {
         let timeout = match proto {
             Proto::Udp => timers.udp,
             Proto::Icmp => timers.icmp,
-            Proto::Tcp if session.shakes == [true; 4] && !session.odd => timers.idle,
+            Proto::Tcp if session.is_established() => timers.idle,
             Proto::Tcp => timers.open.min(timers.close).min(timers.idle),
         };
         last > 0 && now - last < timeout
@@ -168,7 +178,7 @@ impl Oracle {
         let proto = seen.proto;
         // An address that the gateway's host has, or had, is none of the outside.
         let host = self.ever.contains(seen.destination.ip()) && from == Side::Inside;
-        let simple = seen.fragment.is_none() && seen.ttl > 8 && !host;
+        let simple = seen.fragment.is_none() && seen.ttl > 8;
         let internal = match from {
             Side::Inside => Some(seen.source),
             Side::Outside => self
@@ -184,8 +194,8 @@ impl Oracle {
         let session = internal.and_then(|internal| self.live(now, proto, internal, remote));
         let fits = |s: &&Session| from == Side::Inside || s.external == seen.destination;
         let must = match session.filter(fits) {
-            Some(_) if weather.clear && simple => Some("its session lives"),
-            _ if weather.calm && simple && self.is_welcome(now, from, seen) => {
+            Some(s) if weather.clear && simple && s.hairpin == host => Some("its session lives"),
+            _ if weather.calm && simple && !host && self.is_welcome(now, from, seen) => {
                 Some("nothing is in its way")
             }
             _ => None,
@@ -197,7 +207,7 @@ impl Oracle {
         let flags = seen.segment.map_or(0, |segment| segment.flags);
         // Whether it gets through or not.
         if let Some(internal) = internal.filter(|_| flags & (FIN | RST) != 0) {
-            self.ending.push((proto, internal, remote));
+            self.ending.push(((proto, internal, remote), flags));
         }
         if from == Side::Inside {
             self.try_out(now, proto, seen.source, remote);
@@ -300,7 +310,7 @@ impl Oracle {
         match (from, to) {
             (Side::Inside, Side::Outside) => self.outbound(now, at, &before, seen),
             (Side::Outside, Side::Inside) => self.inbound(now, at, &before, seen),
-            (Side::Inside, Side::Inside) => self.hairpin(&before, seen),
+            (Side::Inside, Side::Inside) => self.hairpin(now, at, &before, seen),
             (Side::Outside, Side::Outside) => Err("it came from outside and went back".into()),
         }
     }
@@ -362,7 +372,9 @@ impl Oracle {
             out_at: 0,
             in_at: 0,
             shakes: [false; 4],
-            odd: false,
+            ends: false,
+            reset: false,
+            hairpin: self.ever.contains(remote.ip()),
             eim: self.is_eim_now(self.now, proto, internal, remote),
         };
         self.sessions.insert((proto, internal, remote), session);
@@ -377,6 +389,7 @@ impl Oracle {
         session.shakes[out] |= segment.flags & SYN != 0;
         let bare = segment.flags & (SYN | ACK | FIN | RST) == ACK;
         session.shakes[2 + out] |= bare && session.shakes[0] && session.shakes[1];
+        session.reset &= !bare;
     }
 
     /// Nobody else has the wire tuple, nor (without overloading) the external endpoint; and the
@@ -555,7 +568,7 @@ impl Oracle {
             })
     }
 
-    fn hairpin(&self, before: &Seen, seen: &Seen) -> Verdict {
+    fn hairpin(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
         for_whom(seen)?;
         let (proto, external, sender) = (seen.proto, before.destination, *seen.source.ip());
         if !self.ever.contains(&sender) {
@@ -567,6 +580,32 @@ impl Oracle {
                 "{external} does not lead to {} for {sender}",
                 seen.destination
             ));
+        }
+        let sure = self.is_of_now(at);
+        let near = (before.source, before.destination, seen.source);
+        let far = (seen.destination, seen.source, before.destination);
+        for (way, (internal, remote, external)) in [near, far].into_iter().enumerate() {
+            let live = self.live(now, proto, internal, remote).cloned();
+            match &live {
+                Some(session) if session.external != external => {
+                    return Err(format!("{internal} was {} to it", session.external));
+                }
+                Some(_) => {}
+                None => self.begin(sure, proto, internal, remote, external),
+            }
+            if way == 0 {
+                self.check_unshared(now, proto, internal, external, remote, &live)?;
+            }
+            let key = (proto, internal, remote);
+            self.shake(&key, seen, way);
+            if let Some(session) = self.sessions.get_mut(&key) {
+                let last = if way == 0 {
+                    &mut session.out_at
+                } else {
+                    &mut session.in_at
+                };
+                *last = at.max(*last);
+            }
         }
         Ok(())
     }
@@ -617,9 +656,10 @@ impl Oracle {
     pub fn end_step(&mut self) -> Verdict {
         let left = std::mem::take(&mut self.left);
         let due = std::mem::take(&mut self.due);
-        for key in std::mem::take(&mut self.ending) {
+        for (key, flags) in std::mem::take(&mut self.ending) {
             if let Some(session) = self.sessions.get_mut(&key) {
-                session.odd = true;
+                session.ends |= flags & FIN != 0;
+                session.reset |= flags & RST != 0;
             }
         }
         for number in std::mem::take(&mut self.inward) {
@@ -685,8 +725,15 @@ impl Oracle {
                 && new_pool.contains(session.external.ip());
             let forward = |rules: &Rules| rules.forward_at(key.0, session.external).cloned();
             let target = |rules: &Rules| rules.is_target(key.0, key.1);
-            let moved =
-                forward(&old) != forward(&self.rules) || target(&old) != target(&self.rules);
+            let far = |rules: &Rules, pool: &[Ipv4Addr]| {
+                (
+                    rules.forward_at(key.0, key.2).cloned(),
+                    pool.contains(key.2.ip()),
+                )
+            };
+            let moved = forward(&old) != forward(&self.rules)
+                || target(&old) != target(&self.rules)
+                || far(&old, &old_pool) != far(&self.rules, &new_pool);
             if !stays || moved {
                 ended.push(*key);
             }

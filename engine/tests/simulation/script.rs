@@ -174,6 +174,7 @@ impl Play<'_> {
             7 => self.begin(Trouble::Rings),
             8 => self.begin(Trouble::Punts),
             9 | 10 => self.begin(Trouble::Address),
+            11 if self.dice.chance(500) => self.nag(),
             11 => self.knock(),
             12 => self.lie(),
             13 => self.port_scan(),
@@ -298,12 +299,7 @@ impl Play<'_> {
         self.troubles.retain(|other| *other != trouble);
         self.note_trouble_over();
         match trouble {
-            Trouble::Neighbours => {
-                self.world.set_answer(true);
-                for whom in self.hosts.clone().into_iter().chain([UPSTREAM]) {
-                    self.world.set_neighbour(whom, HopState::Resolved);
-                }
-            }
+            Trouble::Neighbours => self.world.set_answer(true),
             Trouble::Route => self.world.set_routes(Vec::new()),
             Trouble::Mtu => {
                 for interface in 0..=usize::from(self.two_arm) {
@@ -317,6 +313,12 @@ impl Play<'_> {
                     self.dice
                         .pick(&[vec![EXTERNAL], vec![EXTERNAL], vec![LATER, EXTERNAL]]);
                 self.readdress(addresses);
+            }
+        }
+        if !self.troubles.contains(&Trouble::Neighbours) {
+            // With each change of links and routes there may be other hops.
+            for whom in self.hosts.clone().into_iter().chain([UPSTREAM]) {
+                self.world.set_neighbour(whom, HopState::Resolved);
             }
         }
         Ok(())
@@ -338,6 +340,33 @@ impl Play<'_> {
                 _ => seen.destination,
             };
             self.attack(seen.proto, stranger, seen.source);
+        }
+        Ok(())
+    }
+
+    /// The far end of a session goes on and on, whether it is answered or not.
+    fn nag(&mut self) -> Course {
+        let Some(seen) = self.overheard().filter(|seen| seen.quote.is_none()) else {
+            return Ok(());
+        };
+        let timers = self.rules.timers;
+        let timeout = if seen.proto == Proto::Icmp {
+            timers.icmp
+        } else {
+            timers.udp
+        };
+        let after = self.dice.pick(&[timeout / 3, timeout * 6 / 10]);
+        for turn in 1..8 {
+            let mut draft = Draft::new(seen.proto, seen.destination, seen.source, Kind::Attack);
+            draft.tag.flow = NO_FLOW;
+            draft.segment = Some(Segment {
+                seq: 0,
+                ack: 0,
+                flags: ACK,
+            });
+            let frame = self.frame(draft);
+            self.network
+                .at(self.now + turn * after, Event::Arrive(Side::Outside, frame));
         }
         Ok(())
     }
