@@ -6,7 +6,9 @@
 //! played, and from which seed on.
 
 mod simulation {
+    pub mod delivery;
     pub mod dice;
+    pub mod fragments;
     pub mod hosts;
     pub mod journal;
     pub mod network;
@@ -15,6 +17,8 @@ mod simulation {
     pub mod play;
     pub mod rules;
     pub mod script;
+    pub mod sessions;
+    pub mod strangers;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

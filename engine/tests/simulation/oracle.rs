@@ -8,11 +8,7 @@ use std::net::Ipv4Addr;
 
 use super::packet::{ACK, End, FIN, Kind, Proto, RST, SYN, Seen, Sum};
 use super::rules::{Filtering, Rules};
-
-/// Internal and remote endpoint, or external and remote endpoint.
-type Pair = (Proto, End, End);
-/// The oldest that a packet waits in the gateway for its next hop, and a tick of the mappings.
-const SLACK_MS: u64 = 4_100;
+use super::sessions::{Pair, Session, Trial, at_endpoint};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -20,45 +16,10 @@ pub enum Side {
     Outside,
 }
 
-/// A session that was seen at work.
-#[derive(Clone, Debug)]
-struct Session {
-    external: End,
-    /// When packets came that went out, and in; 0 for never.
-    out_at: u64,
-    in_at: u64,
-    /// SYN out, SYN in, ACK out, ACK in.
-    shakes: [bool; 4],
-    /// A FIN came: the connection ends, now or later.
-    ends: bool,
-    /// A RST came, and no data since.
-    reset: bool,
-    /// Its far end is inside, too.
-    hairpin: bool,
-    /// It was made when an internal endpoint had one mapping.
-    eim: bool,
-}
-
-impl Session {
-    fn is_established(&self) -> bool {
-        self.shakes == [true; 4] && !self.ends && !self.reset
-    }
-}
-
-/// A session that may be there.
-struct Trial {
-    at: u64,
-    /// The trial before.
-    before: u64,
-    external: Option<End>,
-    /// Only a forward can have let it in.
-    by_forward: bool,
-}
-
-struct Entered {
-    at: u64,
-    from: Side,
-    seen: Seen,
+pub(super) struct Entered {
+    pub(super) at: u64,
+    pub(super) from: Side,
+    pub(super) seen: Seen,
 }
 
 /// How much is known of the gateway's situation.
@@ -71,26 +32,26 @@ pub struct Weather {
 }
 
 pub struct Oracle {
-    rules: Rules,
+    pub(super) rules: Rules,
     /// Rules that the gateway may still act by.
-    earlier: Vec<Rules>,
+    pub(super) earlier: Vec<Rules>,
     /// When the gateway last began to act by the newest rules alone.
-    settled_at: u64,
+    pub(super) settled_at: u64,
     /// External addresses of now and before: of what was translated then, and waited.
-    ever: BTreeSet<Ipv4Addr>,
-    now: u64,
-    sessions: BTreeMap<Pair, Session>,
+    pub(super) ever: BTreeSet<Ipv4Addr>,
+    pub(super) now: u64,
+    pub(super) sessions: BTreeMap<Pair, Session>,
     /// External and remote endpoint to the internal one.
-    wire: BTreeMap<Pair, End>,
-    trials: BTreeMap<Pair, Trial>,
-    entered: BTreeMap<u32, Entered>,
+    pub(super) wire: BTreeMap<Pair, End>,
+    pub(super) trials: BTreeMap<Pair, Trial>,
+    pub(super) entered: BTreeMap<u32, Entered>,
     /// Packets that must leave in this step, and why.
-    due: Vec<(u32, &'static str)>,
+    pub(super) due: Vec<(u32, &'static str)>,
     /// Packets that came from outside in this step.
-    inward: Vec<u32>,
+    pub(super) inward: Vec<u32>,
     /// Sessions whose end was asked for in this step.
-    ending: Vec<(Pair, u8)>,
-    left: BTreeSet<u32>,
+    pub(super) ending: Vec<(Pair, u8)>,
+    pub(super) left: BTreeSet<u32>,
     /// Packets of sessions that surely lived.
     pub insisted: u64,
 }
@@ -117,56 +78,12 @@ impl Oracle {
         }
     }
 
-    fn all_rules(&self) -> impl Iterator<Item = &Rules> {
+    pub(super) fn all_rules(&self) -> impl Iterator<Item = &Rules> {
         self.earlier.iter().chain([&self.rules])
     }
 
-    fn in_pool(&self, addr: Ipv4Addr) -> bool {
+    pub(super) fn in_pool(&self, addr: Ipv4Addr) -> bool {
         self.all_rules().any(|rules| rules.pool().contains(&addr))
-    }
-
-    /// Until when after its last packet a session may live.
-    fn longest_ms(&self, proto: Proto) -> u64 {
-        let of = |rules: &Rules| {
-            let t = rules.timers;
-            SLACK_MS
-                + t.fragment
-                + match proto {
-                    Proto::Udp => t.udp,
-                    Proto::Icmp => t.icmp,
-                    Proto::Tcp => t.idle.max(t.open).max(t.close),
-                }
-        };
-        self.all_rules().map(of).max().unwrap_or(0)
-    }
-
-    fn surely_lives(&self, now: u64, proto: Proto, session: &Session) -> bool {
-        let timers = self.rules.timers;
-        let both = proto == Proto::Tcp || self.rules.inbound_refresh;
-        let last = if both {
-            session.out_at.max(session.in_at)
-        } else {
-            session.out_at
-        };
-        let timeout = match proto {
-            Proto::Udp => timers.udp,
-            Proto::Icmp => timers.icmp,
-            Proto::Tcp if session.is_established() => timers.idle,
-            Proto::Tcp => timers.open.min(timers.close).min(timers.idle),
-        };
-        last > 0 && now - last < timeout
-    }
-
-    fn live(&self, now: u64, proto: Proto, internal: End, remote: End) -> Option<&Session> {
-        let session = self.sessions.get(&(proto, internal, remote));
-        session.filter(|session| self.surely_lives(now, proto, session))
-    }
-
-    /// Whose session surely has this wire tuple.
-    fn owner(&self, now: u64, proto: Proto, external: End, remote: End) -> Option<(End, &Session)> {
-        let internal = *self.wire.get(&(proto, external, remote))?;
-        let session = self.live(now, proto, internal, remote)?;
-        (session.external == external).then_some((internal, session))
     }
 
     /// A packet comes to the gateway.
@@ -194,7 +111,7 @@ impl Oracle {
         let session = internal.and_then(|internal| self.live(now, proto, internal, remote));
         let fits = |s: &&Session| from == Side::Inside || s.external == seen.destination;
         let must = match session.filter(fits) {
-            Some(s) if weather.clear && simple && s.hairpin == host => Some("its session lives"),
+            Some(s) if weather.clear && simple && (s.hairpin || !host) => Some("its session lives"),
             _ if weather.calm && simple && !host && self.is_welcome(now, from, seen) => {
                 Some("nothing is in its way")
             }
@@ -246,25 +163,6 @@ impl Oracle {
                 && (self.rules.filtering == Filtering::Eif || adf)
         });
         self.rules.eim && open.next().is_some()
-    }
-
-    fn try_out(&mut self, now: u64, proto: Proto, internal: End, remote: End) {
-        let longest = self.longest_ms(proto);
-        let settled = self.earlier.is_empty();
-        let trial = self
-            .trials
-            .entry((proto, internal, remote))
-            .or_insert(Trial {
-                at: 0,
-                before: 0,
-                external: None,
-                by_forward: false,
-            });
-        trial.by_forward &= settled && now - trial.at <= longest;
-        if !settled {
-            trial.external = None;
-        }
-        (trial.before, trial.at) = (trial.at, now);
     }
 
     /// A packet left the gateway.
@@ -346,50 +244,6 @@ impl Oracle {
             session.out_at = session.out_at.max(at);
         }
         Ok(())
-    }
-
-    /// If a session begins with the packet at hand: is it surely an `eim` one?
-    fn is_eim_now(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
-        let trial = self.trials.get(&(proto, internal, remote));
-        let old = trial.is_some_and(|trial| now - trial.before <= self.longest_ms(proto));
-        self.rules.eim && self.earlier.is_empty() && !old
-    }
-
-    /// Did the gateway judge what came then by the rules of now alone?
-    fn is_of_now(&self, at: u64) -> bool {
-        self.earlier.is_empty() && at >= self.settled_at
-    }
-
-    /// A session began, or one that surely lived no more goes on. `sure`: it is known by which
-    /// rules.
-    fn begin(&mut self, sure: bool, proto: Proto, internal: End, remote: End, external: End) {
-        if !sure {
-            self.sessions.remove(&(proto, internal, remote));
-            return;
-        }
-        let session = Session {
-            external,
-            out_at: 0,
-            in_at: 0,
-            shakes: [false; 4],
-            ends: false,
-            reset: false,
-            hairpin: self.ever.contains(remote.ip()),
-            eim: self.is_eim_now(self.now, proto, internal, remote),
-        };
-        self.sessions.insert((proto, internal, remote), session);
-        self.wire.insert((proto, external, remote), internal);
-    }
-
-    /// `out`: 0 for a packet that went out, 1 for one that went in.
-    fn shake(&mut self, key: &Pair, seen: &Seen, out: usize) {
-        let (Some(segment), Some(session)) = (seen.segment, self.sessions.get_mut(key)) else {
-            return;
-        };
-        session.shakes[out] |= segment.flags & SYN != 0;
-        let bare = segment.flags & (SYN | ACK | FIN | RST) == ACK;
-        session.shakes[2 + out] |= bare && session.shakes[0] && session.shakes[1];
-        session.reset &= !bare;
     }
 
     /// Nobody else has the wire tuple, nor (without overloading) the external endpoint; and the
@@ -492,80 +346,6 @@ impl Oracle {
             session.in_at = session.in_at.max(at);
         }
         Ok(())
-    }
-
-    /// A packet from outside may have kept a session alive, or opened one.
-    fn try_in(&mut self, now: u64, settled: bool, key: Pair, external: End) {
-        let (proto, internal, remote) = key;
-        let by_session = self.may_live(now, proto, internal, remote);
-        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
-        let by_mapping = self.may_be_open(now, proto, internal, external, remote);
-        let refreshes = proto == Proto::Tcp || self.all_rules().any(|rules| rules.inbound_refresh);
-        if by_forward || by_mapping || by_session && refreshes {
-            let trial = self.trials.entry(key).or_insert(Trial {
-                at: 0,
-                before: 0,
-                external: None,
-                by_forward: false,
-            });
-            if !by_session {
-                trial.by_forward = settled && !by_mapping;
-            }
-            (trial.at, trial.external) = (now, Some(external));
-        }
-    }
-
-    /// What a packet from outside may have done that did not leave, or not yet.
-    fn try_unseen(&mut self, number: u32) {
-        let Some(Entered { at, seen, .. }) = self.entered.get(&number) else {
-            return;
-        };
-        let (at, proto, external, remote) = (*at, seen.proto, seen.destination, seen.source);
-        let of_wire = self.wire.range(at_endpoint(proto, external));
-        let mut internals: BTreeSet<End> = of_wire.map(|(_, internal)| *internal).collect();
-        let forwards = self
-            .all_rules()
-            .filter_map(|rules| rules.forward_at(proto, external));
-        internals.extend(forwards.map(|forward| forward.target));
-        let settled = self.is_of_now(at);
-        for internal in internals {
-            self.try_in(at, settled, (proto, internal, remote), external);
-        }
-    }
-
-    fn may_live(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
-        let trial = self.trials.get(&(proto, internal, remote));
-        trial.is_some_and(|trial| now - trial.at <= self.longest_ms(proto))
-    }
-
-    fn is_forwarded(&self, proto: Proto, external: End, internal: End, remote: Ipv4Addr) -> bool {
-        self.all_rules().any(|rules| {
-            let forward = rules.forward_at(proto, external);
-            forward.is_some_and(|forward| forward.target == internal && forward.allows(remote))
-        })
-    }
-
-    /// May filtering let this remote endpoint in to the mapping of an internal one?
-    fn may_be_open(
-        &self,
-        now: u64,
-        proto: Proto,
-        internal: End,
-        external: End,
-        remote: End,
-    ) -> bool {
-        let filtering = |filtering| {
-            self.all_rules()
-                .any(|rules| rules.eim && rules.filtering == filtering)
-        };
-        let (eif, adf) = (filtering(Filtering::Eif), filtering(Filtering::Adf));
-        let longest = self.longest_ms(proto);
-        let mut trials = self.trials.range(at_endpoint(proto, internal));
-        proto != Proto::Icmp
-            && trials.any(|((.., other), trial)| {
-                let fits = trial.external.is_none_or(|known| known == external);
-                fits && now - trial.at <= longest && (eif || adf && other.ip() == remote.ip())
-            })
     }
 
     fn hairpin(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
@@ -793,9 +573,4 @@ fn for_whom(seen: &Seen) -> Verdict {
         }
         _ => Ok(()),
     }
-}
-
-fn at_endpoint(proto: Proto, end: End) -> std::ops::RangeInclusive<Pair> {
-    let bound = |addr: u32, port| (proto, end, End::new(addr.into(), port));
-    bound(0, 0)..=bound(u32::MAX, u16::MAX)
 }
