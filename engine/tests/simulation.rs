@@ -6,6 +6,7 @@
 //! played, and from which seed on.
 
 mod simulation {
+    pub mod checks;
     pub mod delivery;
     pub mod dice;
     pub mod fragments;

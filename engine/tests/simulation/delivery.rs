@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 use engine::wire::build::Envelope;
 use engine::world::{EXTERNAL, UPSTREAM, mac_of};
 
+use super::checks::check_sum;
 use super::fragments::{cut, finish_header};
 use super::hosts::Flow;
 use super::network::Event;
-use super::oracle::{Side, check_sum};
+use super::oracle::Side;
 use super::packet::{Draft, Kind, Proto, RST, Seen, Segment, Sum, read};
 use super::play::{Course, HOPS, NO_FLOW, Play};
 

@@ -6,7 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::packet::{ACK, End, FIN, Kind, Proto, RST, SYN, Seen, Sum};
+use super::checks::{check_sum, for_whom};
+use super::packet::{ACK, End, FIN, Kind, Proto, RST, SYN, Seen};
 use super::rules::{Filtering, Rules};
 use super::sessions::{Pair, Session, Trial, at_endpoint};
 
@@ -56,7 +57,7 @@ pub struct Oracle {
     pub insisted: u64,
 }
 
-type Verdict = Result<(), String>;
+pub type Verdict = Result<(), String>;
 
 impl Oracle {
     pub fn new(rules: Rules) -> Oracle {
@@ -246,66 +247,6 @@ impl Oracle {
         Ok(())
     }
 
-    /// Nobody else has the wire tuple, nor (without overloading) the external endpoint; and the
-    /// internal endpoint has no other one.
-    fn check_unshared(
-        &self,
-        now: u64,
-        proto: Proto,
-        internal: End,
-        external: End,
-        remote: End,
-        live: &Option<Session>,
-    ) -> Verdict {
-        if let Some((other, _)) = self.owner(now, proto, external, remote)
-            && other != internal
-        {
-            return Err(format!(
-                "{internal} has the wire tuple {external} > {remote} of {other}"
-            ));
-        }
-        let eim = live
-            .as_ref()
-            .map_or(self.is_eim_now(now, proto, internal, remote), |s| s.eim);
-        for ((.., far), other) in self.wire.range(at_endpoint(proto, external)) {
-            if let Some((_, session)) = self.owner(now, proto, external, *far)
-                && *other != internal
-                && (eim || session.eim)
-            {
-                return Err(format!("{internal} and {other} share {external}"));
-            }
-        }
-        if !eim
-            || self
-                .all_rules()
-                .any(|rules| rules.is_target(proto, internal))
-        {
-            return Ok(());
-        }
-        for ((.., far), session) in self.sessions.range(at_endpoint(proto, internal)) {
-            let lives = self.surely_lives(now, proto, session);
-            if lives && session.eim && session.external != external {
-                let was = session.external;
-                return Err(format!(
-                    "{internal} is {external} to {remote}, but {was} to {far}"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// A port of the pool, or that of a forward to this endpoint.
-    fn check_allowed(&self, proto: Proto, internal: End, external: End, known: bool) -> Verdict {
-        let (low, high) = self.rules.ports;
-        match self.rules.forward_at(proto, external) {
-            Some(forward) if forward.target == internal => Ok(()),
-            Some(forward) => Err(format!("{external} is forwarded to {}", forward.target)),
-            None if proto == Proto::Icmp || known => Ok(()),
-            None if (low..=high).contains(&external.port()) => Ok(()),
-            None => Err(format!("{external} is not in the pool")),
-        }
-    }
-
     fn inbound(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
         let (proto, external, remote) = (seen.proto, before.destination, before.source);
         let internal = seen.destination;
@@ -388,48 +329,6 @@ impl Oracle {
             }
         }
         Ok(())
-    }
-
-    fn check_error(&self, to: Side, seen: &Seen, quote: &super::packet::Quote) -> Verdict {
-        if seen.sum != Sum::Right {
-            return Err("an ICMP error has a wrong checksum".into());
-        }
-        if quote.source.ip() != seen.destination.ip() {
-            return Err("an ICMP error does not go to whom it quotes".into());
-        }
-        if !quote.header_right {
-            return Err("the quoted header has a wrong checksum".into());
-        }
-        if let (Some(sum), Some(tag)) = (quote.sum, quote.tag)
-            && sum != tag.sum
-        {
-            return Err(format!(
-                "the quoted checksum was {:?}, and is {sum:?}",
-                tag.sum
-            ));
-        }
-        match (to, quote.tag) {
-            (Side::Inside, Some(tag)) if tag.sender != quote.source => Err(format!(
-                "{} is told of a packet of {}",
-                quote.source, tag.sender
-            )),
-            (Side::Inside, None)
-                if !self
-                    .trials
-                    .contains_key(&(quote.proto, quote.source, quote.destination)) =>
-            {
-                Err(format!(
-                    "{} never sent to {}",
-                    quote.source, quote.destination
-                ))
-            }
-            (Side::Outside, _)
-                if !self.in_pool(*seen.source.ip()) && seen.source.ip().octets()[0] == 10 =>
-            {
-                Err("an ICMP error shows an internal address".into())
-            }
-            _ => Ok(()),
-        }
     }
 
     /// All that came has been through the gateway.
@@ -551,26 +450,5 @@ impl Oracle {
 
     pub fn pool(&self) -> Vec<Ipv4Addr> {
         self.rules.pool()
-    }
-}
-
-/// Checksums are as their sender made them.
-pub fn check_sum(seen: &Seen) -> Verdict {
-    match seen.tag {
-        Some(tag) if tag.sum != seen.sum => Err(format!(
-            "its checksum was {:?}, and is {:?}",
-            tag.sum, seen.sum
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// A reply goes to who asked.
-fn for_whom(seen: &Seen) -> Verdict {
-    match seen.tag {
-        Some(tag) if tag.kind == Kind::Reply && tag.receiver != seen.destination => {
-            Err(format!("it is for {}", tag.receiver))
-        }
-        _ => Ok(()),
     }
 }
