@@ -193,11 +193,25 @@ impl World {
     /// # Panics
     /// When the tables cannot be taken over.
     pub fn restart(&mut self) {
+        let nat = Nat::open(self.words, self.owned, self.shared.size, IDENTITY);
+        self.start_over(nat.expect("tables of this process"));
+    }
+
+    /// As [`World::restart`], but its tables are lost, too: it starts with empty ones.
+    ///
+    /// # Panics
+    /// Never: the words were enough before.
+    pub fn restart_empty(&mut self) {
+        let mut random = WorkerRandom::from_seed(self.setup.seed.wrapping_add(self.now.0));
+        let (size, words, owned) = (self.shared.size, self.words, self.owned);
+        let nat = Nat::create(words, owned, size, IDENTITY, &mut random);
+        self.start_over(nat.expect("the words are of this size"));
+    }
+
+    fn start_over(&mut self, nat: Nat<'static>) {
         let count = self.workers.len() as u32;
         let policy = Policy::clone(&self.policy());
         let size = self.shared.size;
-        let nat =
-            Nat::open(self.words, self.owned, size, IDENTITY).expect("tables of this process");
         assert!(
             settle(&nat, &policy, self.now),
             "the tables do not take the policy"

@@ -1,0 +1,454 @@
+//! What must hold of the packets that enter and leave a gateway, judged by the packets alone: who
+//! may hear whom, which external endpoint is whose, and which sessions surely live.
+//!
+//! Where packets do not tell, the oracle leaves room: a session *surely* lives, or *may* live.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::checks::{check_sum, for_whom};
+use super::packet::{ACK, End, FIN, Kind, Proto, RST, SYN, Seen};
+use super::rules::{Filtering, Rules};
+use super::sessions::{Pair, Session, Trial, at_endpoint};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Inside,
+    Outside,
+}
+
+pub(super) struct Entered {
+    pub(super) at: u64,
+    pub(super) from: Side,
+    pub(super) seen: Seen,
+}
+
+/// How much is known of the gateway's situation.
+#[derive(Clone, Copy, Debug)]
+pub struct Weather {
+    /// Routes, neighbours, links and rings are well: a live session's packet gets through.
+    pub clear: bool,
+    /// There is room for everybody, too.
+    pub calm: bool,
+}
+
+pub struct Oracle {
+    pub(super) rules: Rules,
+    /// Rules that the gateway may still act by.
+    pub(super) earlier: Vec<Rules>,
+    /// When the gateway last began to act by the newest rules alone.
+    pub(super) settled_at: u64,
+    /// External addresses of now and before: of what was translated then, and waited.
+    pub(super) ever: BTreeSet<Ipv4Addr>,
+    pub(super) now: u64,
+    pub(super) sessions: BTreeMap<Pair, Session>,
+    /// External and remote endpoint to the internal one.
+    pub(super) wire: BTreeMap<Pair, End>,
+    pub(super) trials: BTreeMap<Pair, Trial>,
+    pub(super) entered: BTreeMap<u32, Entered>,
+    /// Packets that must leave in this step, and why.
+    pub(super) due: Vec<(u32, &'static str)>,
+    /// Packets that came from outside in this step.
+    pub(super) inward: Vec<u32>,
+    /// Sessions whose end was asked for in this step.
+    pub(super) ending: Vec<(Pair, u8)>,
+    pub(super) left: BTreeSet<u32>,
+    /// Packets of sessions that surely lived.
+    pub insisted: u64,
+}
+
+pub type Verdict = Result<(), String>;
+
+impl Oracle {
+    pub fn new(rules: Rules) -> Oracle {
+        Oracle {
+            earlier: Vec::new(),
+            settled_at: 0,
+            ever: rules.pool().into_iter().collect(),
+            rules,
+            now: 0,
+            sessions: BTreeMap::new(),
+            wire: BTreeMap::new(),
+            trials: BTreeMap::new(),
+            entered: BTreeMap::new(),
+            due: Vec::new(),
+            inward: Vec::new(),
+            ending: Vec::new(),
+            left: BTreeSet::new(),
+            insisted: 0,
+        }
+    }
+
+    pub(super) fn all_rules(&self) -> impl Iterator<Item = &Rules> {
+        self.earlier.iter().chain([&self.rules])
+    }
+
+    pub(super) fn in_pool(&self, addr: Ipv4Addr) -> bool {
+        self.all_rules().any(|rules| rules.pool().contains(&addr))
+    }
+
+    /// A packet comes to the gateway.
+    pub fn enter(&mut self, now: u64, from: Side, seen: &Seen, weather: Weather) {
+        self.now = now;
+        let Some(tag) = seen.tag.filter(|_| seen.quote.is_none()) else {
+            return;
+        };
+        let proto = seen.proto;
+        // An address that the gateway's host has, or had, is none of the outside.
+        let host = self.ever.contains(seen.destination.ip()) && from == Side::Inside;
+        let simple = seen.fragment.is_none() && seen.ttl > 8;
+        let internal = match from {
+            Side::Inside => Some(seen.source),
+            Side::Outside => self
+                .wire
+                .get(&(proto, seen.destination, seen.source))
+                .copied(),
+        };
+        let remote = if from == Side::Inside {
+            seen.destination
+        } else {
+            seen.source
+        };
+        let session = internal.and_then(|internal| self.live(now, proto, internal, remote));
+        let fits = |s: &&Session| from == Side::Inside || s.external == seen.destination;
+        let must = match session.filter(fits) {
+            Some(s) if weather.clear && simple && (s.hairpin || !host) => Some("its session lives"),
+            _ if weather.calm && simple && !host && self.is_welcome(now, from, seen) => {
+                Some("nothing is in its way")
+            }
+            _ => None,
+        };
+        if let Some(why) = must {
+            self.insisted += 1;
+            self.due.push((tag.number, why));
+        }
+        let flags = seen.segment.map_or(0, |segment| segment.flags);
+        // Whether it gets through or not.
+        if let Some(internal) = internal.filter(|_| flags & (FIN | RST) != 0) {
+            self.ending.push(((proto, internal, remote), flags));
+        }
+        if from == Side::Inside {
+            self.try_out(now, proto, seen.source, remote);
+        } else {
+            self.inward.push(tag.number);
+        }
+        self.entered.insert(
+            tag.number,
+            Entered {
+                at: now,
+                from,
+                seen: *seen,
+            },
+        );
+    }
+
+    /// May an opening packet surely pass, when there is room?
+    fn is_welcome(&self, now: u64, from: Side, seen: &Seen) -> bool {
+        let (proto, external, remote) = (seen.proto, seen.destination, seen.source);
+        let opens = match seen.segment {
+            Some(segment) => segment.flags & (SYN | ACK | FIN | RST) == SYN,
+            None => proto == Proto::Udp || seen.tag.is_some_and(|tag| tag.kind == Kind::Request),
+        };
+        if !opens || from == Side::Inside || proto == Proto::Icmp {
+            return opens && from == Side::Inside;
+        }
+        if let Some(forward) = self.rules.forward_at(proto, external) {
+            return forward.allows(*remote.ip());
+        }
+        let sessions = self.wire.range(at_endpoint(proto, external));
+        let mut open = sessions.filter(|((_, _, other), internal)| {
+            let live = self.live(now, proto, **internal, *other);
+            let adf = self.rules.filtering == Filtering::Adf && other.ip() == remote.ip();
+            // Outbound packets alone keep a mapping open.
+            live.is_some_and(|s| s.eim && s.external == external && s.out_at + 1 >= s.in_at)
+                && (self.rules.filtering == Filtering::Eif || adf)
+        });
+        self.rules.eim && open.next().is_some()
+    }
+
+    /// A packet left the gateway.
+    pub fn leave(&mut self, now: u64, to: Side, seen: &Seen) -> Verdict {
+        self.now = now;
+        if let Some(quote) = &seen.quote {
+            return self.check_error(to, seen, quote);
+        }
+        if to == Side::Outside && !self.ever.contains(seen.source.ip()) {
+            return Err(format!("{} is no external address", seen.source.ip()));
+        }
+        let Some(tag) = seen.tag else {
+            // A later fragment: its datagram is judged where it is put together.
+            return if seen.fragment.is_some() {
+                Ok(())
+            } else {
+                Err("it has lost its tag".into())
+            };
+        };
+        let Some(Entered {
+            at,
+            from,
+            seen: before,
+        }) = self.entered.get(&tag.number)
+        else {
+            return Err("no such packet ever came".into());
+        };
+        let (at, from, before) = (*at, *from, *before);
+        if before.tag != seen.tag || before.segment != seen.segment {
+            return Err(format!("it was changed; it came as {before}"));
+        }
+        let whole = seen.fragment.is_none();
+        let same = seen.ttl + 1 == before.ttl
+            && seen.identification == before.identification
+            && (!whole || before.fragment.is_some() || seen.len == before.len);
+        if !same {
+            return Err("its length, TTL or identification is wrong".into());
+        }
+        if whole {
+            check_sum(seen)?;
+        }
+        self.left.insert(tag.number);
+        match (from, to) {
+            (Side::Inside, Side::Outside) => self.outbound(now, at, &before, seen),
+            (Side::Outside, Side::Inside) => self.inbound(now, at, &before, seen),
+            (Side::Inside, Side::Inside) => self.hairpin(now, at, &before, seen),
+            (Side::Outside, Side::Outside) => Err("it came from outside and went back".into()),
+        }
+    }
+
+    fn outbound(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
+        let (proto, internal, remote) = (seen.proto, before.source, before.destination);
+        let external = seen.source;
+        if seen.destination != remote {
+            return Err(format!("it was for {remote}"));
+        }
+        if self.is_of_now(at) && !self.in_pool(*external.ip()) {
+            return Err(format!("{external} is external no more"));
+        }
+        let live = self.live(now, proto, internal, remote).cloned();
+        if let Some(session) = &live
+            && session.external != external
+        {
+            return Err(format!("{internal} was {} to it before", session.external));
+        }
+        self.check_unshared(now, proto, internal, external, remote, &live)?;
+        let settled = self.is_of_now(at);
+        if settled {
+            self.check_allowed(proto, internal, external, live.is_some())?;
+        }
+        if let Some(trial) = self.trials.get_mut(&(proto, internal, remote)) {
+            trial.external = Some(external);
+        }
+        if live.is_none() {
+            self.begin(settled, proto, internal, remote, external);
+        }
+        self.shake(&(proto, internal, remote), seen, 0);
+        if let Some(session) = self.sessions.get_mut(&(proto, internal, remote)) {
+            session.out_at = session.out_at.max(at);
+        }
+        Ok(())
+    }
+
+    fn inbound(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
+        let (proto, external, remote) = (seen.proto, before.destination, before.source);
+        let internal = seen.destination;
+        if seen.source != remote {
+            return Err(format!("it came from {remote}"));
+        }
+        for_whom(seen)?;
+        if let Some((owner, _)) = self.owner(now, proto, external, remote)
+            && owner != internal
+        {
+            return Err(format!("{external} is {owner}'s towards {remote}"));
+        }
+        if let Some(session) = self.live(now, proto, internal, remote)
+            && session.external != external
+        {
+            return Err(format!("{internal} is {} to {remote}", session.external));
+        }
+        let by_session = self.may_live(now, proto, internal, remote);
+        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
+        let by_mapping = self.may_be_open(now, proto, internal, external, remote);
+        let settled = self.is_of_now(at);
+        if !by_session && !by_forward && !by_mapping {
+            if !settled {
+                return Ok(());
+            }
+            return Err(format!(
+                "{internal} did not ask {remote} for anything by {external}"
+            ));
+        }
+        self.try_in(now, settled, (proto, internal, remote), external);
+        let key = (proto, internal, remote);
+        if self.live(now, proto, internal, remote).is_none() {
+            self.begin(settled && !by_session, proto, internal, remote, external);
+        }
+        self.shake(&key, seen, 1);
+        let session = self.sessions.get_mut(&key);
+        if let Some(session) = session.filter(|session| session.external == external) {
+            session.in_at = session.in_at.max(at);
+        }
+        Ok(())
+    }
+
+    fn hairpin(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
+        for_whom(seen)?;
+        let (proto, external, sender) = (seen.proto, before.destination, *seen.source.ip());
+        if !self.ever.contains(&sender) {
+            return Err(format!("{sender} is no external address"));
+        }
+        let asks = seen.tag.is_some_and(|tag| tag.kind != Kind::Reply);
+        if asks && !self.is_forwarded(proto, external, seen.destination, sender) {
+            return Err(format!(
+                "{external} does not lead to {} for {sender}",
+                seen.destination
+            ));
+        }
+        let sure = self.is_of_now(at);
+        let near = (before.source, before.destination, seen.source);
+        let far = (seen.destination, seen.source, before.destination);
+        for (way, (internal, remote, external)) in [near, far].into_iter().enumerate() {
+            let live = self.live(now, proto, internal, remote).cloned();
+            match &live {
+                Some(session) if session.external != external => {
+                    return Err(format!("{internal} was {} to it", session.external));
+                }
+                Some(_) => {}
+                None => self.begin(sure, proto, internal, remote, external),
+            }
+            if way == 0 {
+                self.check_unshared(now, proto, internal, external, remote, &live)?;
+            }
+            let key = (proto, internal, remote);
+            self.shake(&key, seen, way);
+            if let Some(session) = self.sessions.get_mut(&key) {
+                let last = if way == 0 {
+                    &mut session.out_at
+                } else {
+                    &mut session.in_at
+                };
+                *last = at.max(*last);
+            }
+        }
+        Ok(())
+    }
+
+    /// All that came has been through the gateway.
+    pub fn end_step(&mut self) -> Verdict {
+        let left = std::mem::take(&mut self.left);
+        let due = std::mem::take(&mut self.due);
+        for (key, flags) in std::mem::take(&mut self.ending) {
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.ends |= flags & FIN != 0;
+                session.reset |= flags & RST != 0;
+            }
+        }
+        for number in std::mem::take(&mut self.inward) {
+            if !left.contains(&number) {
+                self.try_unseen(number);
+            }
+        }
+        let lost = due.into_iter().find(|(number, _)| !left.contains(number));
+        if self.entered.len() > 4096 {
+            let newest = *self.entered.keys().next_back().expect("many");
+            self.entered.retain(|number, _| number + 2048 > newest);
+        }
+        let Some((number, why)) = lost else {
+            return Ok(());
+        };
+        let seen = self
+            .entered
+            .get(&number)
+            .map(|entered| entered.seen.to_string());
+        Err(format!(
+            "packet {number} must pass, {why}: {}",
+            seen.unwrap_or_default()
+        ))
+    }
+
+    /// Packets in the gateway's hands are lost.
+    pub fn killed(&mut self) {
+        self.due.clear();
+    }
+
+    /// The gateway has lost its tables.
+    pub fn forget_sessions(&mut self) {
+        self.sessions.clear();
+        self.wire.clear();
+        self.trials.values_mut().for_each(|trial| trial.at = 0);
+    }
+
+    /// A packet found no room on its way in.
+    pub fn turned_away(&mut self, number: u32) {
+        self.due.retain(|(due, _)| *due != number);
+    }
+
+    /// The rules change; the gateway follows by and by.
+    pub fn change(&mut self, now: u64, rules: Rules) {
+        let old = std::mem::replace(&mut self.rules, rules);
+        let dead = |oracle: &Oracle| {
+            let lives =
+                |(key, session): (&Pair, &Session)| !oracle.surely_lives(now, key.0, session);
+            oracle
+                .sessions
+                .iter()
+                .filter(|pair| lives(*pair))
+                .map(|(key, _)| *key)
+                .collect::<Vec<_>>()
+        };
+        let mut ended = dead(self);
+        let new = std::mem::replace(&mut self.rules, old.clone());
+        ended.extend(dead(self));
+        self.rules = new;
+        let (old_pool, new_pool) = (old.pool(), self.rules.pool());
+        for (key, session) in &self.sessions {
+            let stays = old_pool.contains(session.external.ip())
+                && new_pool.contains(session.external.ip());
+            let forward = |rules: &Rules| rules.forward_at(key.0, session.external).cloned();
+            let target = |rules: &Rules| rules.is_target(key.0, key.1);
+            let far = |rules: &Rules, pool: &[Ipv4Addr]| {
+                (
+                    rules.forward_at(key.0, key.2).cloned(),
+                    pool.contains(key.2.ip()),
+                )
+            };
+            let moved = forward(&old) != forward(&self.rules)
+                || target(&old) != target(&self.rules)
+                || far(&old, &old_pool) != far(&self.rules, &new_pool);
+            if !stays || moved {
+                ended.push(*key);
+            }
+        }
+        for key in ended {
+            self.sessions.remove(&key);
+        }
+        self.earlier.push(old);
+        self.ever.extend(new_pool);
+    }
+
+    /// The gateway acts by the newest rules alone.
+    pub fn settle(&mut self, now: u64) {
+        self.settled_at = now;
+        self.earlier.clear();
+        let rules = &self.rules;
+        let pool = rules.pool();
+        for (key, trial) in &mut self.trials {
+            let stays = trial
+                .external
+                .is_none_or(|external| pool.contains(external.ip()));
+            let forward = trial
+                .external
+                .and_then(|external| rules.forward_at(key.0, external));
+            let admitted = forward.is_some_and(|f| f.target == key.1 && f.allows(*key.2.ip()));
+            if !stays || trial.by_forward && !admitted {
+                trial.at = 0;
+            }
+        }
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.earlier.is_empty()
+    }
+
+    pub fn pool(&self) -> Vec<Ipv4Addr> {
+        self.rules.pool()
+    }
+}

@@ -1,0 +1,248 @@
+//! What the oracle knows of sessions: those that surely live, and those that may.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use super::oracle::{Entered, Oracle};
+use super::packet::{ACK, End, FIN, Proto, RST, SYN, Seen};
+use super::rules::{Filtering, Rules};
+
+/// Internal and remote endpoint, or external and remote endpoint.
+pub type Pair = (Proto, End, End);
+/// The oldest that a packet waits in the gateway for its next hop, and a tick of the mappings.
+const SLACK_MS: u64 = 4_100;
+
+/// A session that was seen at work.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub external: End,
+    /// When packets came that went out, and in; 0 for never.
+    pub out_at: u64,
+    pub in_at: u64,
+    /// SYN out, SYN in, ACK out, ACK in.
+    pub shakes: [bool; 4],
+    /// A FIN came: the connection ends, now or later.
+    pub ends: bool,
+    /// A RST came, and no data since.
+    pub reset: bool,
+    /// Its far end is inside, too.
+    pub hairpin: bool,
+    /// It was made when an internal endpoint had one mapping.
+    pub eim: bool,
+}
+
+impl Session {
+    pub fn is_established(&self) -> bool {
+        self.shakes == [true; 4] && !self.ends && !self.reset
+    }
+}
+
+/// A session that may be there.
+pub struct Trial {
+    pub at: u64,
+    /// The trial before.
+    pub before: u64,
+    pub external: Option<End>,
+    /// Only a forward can have let it in.
+    pub by_forward: bool,
+}
+
+impl Oracle {
+    /// Until when after its last packet a session may live.
+    pub fn longest_ms(&self, proto: Proto) -> u64 {
+        let of = |rules: &Rules| {
+            let t = rules.timers;
+            SLACK_MS
+                + t.fragment
+                + match proto {
+                    Proto::Udp => t.udp,
+                    Proto::Icmp => t.icmp,
+                    Proto::Tcp => t.idle.max(t.open).max(t.close),
+                }
+        };
+        self.all_rules().map(of).max().unwrap_or(0)
+    }
+
+    pub fn surely_lives(&self, now: u64, proto: Proto, session: &Session) -> bool {
+        let timers = self.rules.timers;
+        let both = proto == Proto::Tcp || self.rules.inbound_refresh;
+        let last = if both {
+            session.out_at.max(session.in_at)
+        } else {
+            session.out_at
+        };
+        let timeout = match proto {
+            Proto::Udp => timers.udp,
+            Proto::Icmp => timers.icmp,
+            Proto::Tcp if session.is_established() => timers.idle,
+            Proto::Tcp => timers.open.min(timers.close).min(timers.idle),
+        };
+        last > 0 && now - last < timeout
+    }
+
+    pub fn live(&self, now: u64, proto: Proto, internal: End, remote: End) -> Option<&Session> {
+        let session = self.sessions.get(&(proto, internal, remote));
+        session.filter(|session| self.surely_lives(now, proto, session))
+    }
+
+    /// Whose session surely has this wire tuple.
+    pub fn owner(
+        &self,
+        now: u64,
+        proto: Proto,
+        external: End,
+        remote: End,
+    ) -> Option<(End, &Session)> {
+        let internal = *self.wire.get(&(proto, external, remote))?;
+        let session = self.live(now, proto, internal, remote)?;
+        (session.external == external).then_some((internal, session))
+    }
+
+    pub fn try_out(&mut self, now: u64, proto: Proto, internal: End, remote: End) {
+        let longest = self.longest_ms(proto);
+        let settled = self.earlier.is_empty();
+        let trial = self
+            .trials
+            .entry((proto, internal, remote))
+            .or_insert(Trial {
+                at: 0,
+                before: 0,
+                external: None,
+                by_forward: false,
+            });
+        trial.by_forward &= settled && now - trial.at <= longest;
+        if !settled {
+            trial.external = None;
+        }
+        (trial.before, trial.at) = (trial.at, now);
+    }
+
+    /// If a session begins with the packet at hand: is it surely an `eim` one?
+    pub fn is_eim_now(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
+        let trial = self.trials.get(&(proto, internal, remote));
+        let old = trial.is_some_and(|trial| now - trial.before <= self.longest_ms(proto));
+        self.rules.eim && self.earlier.is_empty() && !old
+    }
+
+    /// Did the gateway judge what came then by the rules of now alone?
+    pub fn is_of_now(&self, at: u64) -> bool {
+        self.earlier.is_empty() && at >= self.settled_at
+    }
+
+    /// A session began, or one that surely lived no more goes on. `sure`: it is known by which
+    /// rules.
+    pub fn begin(&mut self, sure: bool, proto: Proto, internal: End, remote: End, external: End) {
+        if !sure {
+            self.sessions.remove(&(proto, internal, remote));
+            return;
+        }
+        let session = Session {
+            external,
+            out_at: 0,
+            in_at: 0,
+            shakes: [false; 4],
+            ends: false,
+            reset: false,
+            hairpin: self.in_pool(*remote.ip()),
+            eim: self.is_eim_now(self.now, proto, internal, remote),
+        };
+        self.sessions.insert((proto, internal, remote), session);
+        self.wire.insert((proto, external, remote), internal);
+    }
+
+    /// `out`: 0 for a packet that went out, 1 for one that went in.
+    pub fn shake(&mut self, key: &Pair, seen: &Seen, out: usize) {
+        let (Some(segment), Some(session)) = (seen.segment, self.sessions.get_mut(key)) else {
+            return;
+        };
+        session.shakes[out] |= segment.flags & SYN != 0;
+        let bare = segment.flags & (SYN | ACK | FIN | RST) == ACK;
+        session.shakes[2 + out] |= bare && session.shakes[0] && session.shakes[1];
+        session.reset &= !bare;
+    }
+
+    /// A packet from outside may have kept a session alive, or opened one.
+    pub fn try_in(&mut self, now: u64, settled: bool, key: Pair, external: End) {
+        let (proto, internal, remote) = key;
+        let by_session = self.may_live(now, proto, internal, remote);
+        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
+        let by_mapping = self.may_be_open(now, proto, internal, external, remote);
+        let refreshes = proto == Proto::Tcp || self.all_rules().any(|rules| rules.inbound_refresh);
+        if by_forward || by_mapping || by_session && refreshes {
+            let trial = self.trials.entry(key).or_insert(Trial {
+                at: 0,
+                before: 0,
+                external: None,
+                by_forward: false,
+            });
+            if !by_session {
+                trial.by_forward = settled && !by_mapping;
+            }
+            (trial.at, trial.external) = (now, Some(external));
+        }
+    }
+
+    /// What a packet from outside may have done that did not leave, or not yet.
+    pub fn try_unseen(&mut self, number: u32) {
+        let Some(Entered { at, seen, .. }) = self.entered.get(&number) else {
+            return;
+        };
+        let (at, proto, external, remote) = (*at, seen.proto, seen.destination, seen.source);
+        let of_wire = self.wire.range(at_endpoint(proto, external));
+        let mut internals: BTreeSet<End> = of_wire.map(|(_, internal)| *internal).collect();
+        let forwards = self
+            .all_rules()
+            .filter_map(|rules| rules.forward_at(proto, external));
+        internals.extend(forwards.map(|forward| forward.target));
+        let settled = self.is_of_now(at);
+        for internal in internals {
+            self.try_in(at, settled, (proto, internal, remote), external);
+        }
+    }
+
+    pub fn may_live(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
+        let trial = self.trials.get(&(proto, internal, remote));
+        trial.is_some_and(|trial| now - trial.at <= self.longest_ms(proto))
+    }
+
+    pub fn is_forwarded(
+        &self,
+        proto: Proto,
+        external: End,
+        internal: End,
+        remote: Ipv4Addr,
+    ) -> bool {
+        self.all_rules().any(|rules| {
+            let forward = rules.forward_at(proto, external);
+            forward.is_some_and(|forward| forward.target == internal && forward.allows(remote))
+        })
+    }
+
+    /// May filtering let this remote endpoint in to the mapping of an internal one?
+    pub fn may_be_open(
+        &self,
+        now: u64,
+        proto: Proto,
+        internal: End,
+        external: End,
+        remote: End,
+    ) -> bool {
+        let filtering = |filtering| {
+            self.all_rules()
+                .any(|rules| rules.eim && rules.filtering == filtering)
+        };
+        let (eif, adf) = (filtering(Filtering::Eif), filtering(Filtering::Adf));
+        let longest = self.longest_ms(proto);
+        let mut trials = self.trials.range(at_endpoint(proto, internal));
+        proto != Proto::Icmp
+            && trials.any(|((.., other), trial)| {
+                let fits = trial.external.is_none_or(|known| known == external);
+                fits && now - trial.at <= longest && (eif || adf && other.ip() == remote.ip())
+            })
+    }
+}
+
+pub fn at_endpoint(proto: Proto, end: End) -> std::ops::RangeInclusive<Pair> {
+    let bound = |addr: u32, port| (proto, end, End::new(addr.into(), port));
+    bound(0, 0)..=bound(u32::MAX, u16::MAX)
+}
