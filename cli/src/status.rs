@@ -1,5 +1,6 @@
 //! `egret status`: what a running gateway tells of itself.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -28,19 +29,30 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     let status = match engine::control::ask(&path, "status") {
         Ok(status) => status,
         Err(error) => {
-            eprintln!(
-                "egret status: {}: {error}; is `egret run` running, and is `instance` the same?",
-                path.display()
-            );
+            eprintln!("egret status: {}: {}", path.display(), why(&error));
             return ExitCode::from(2);
         }
     };
+    if let Some(refusal) = status["error"].as_str() {
+        eprintln!("egret status: {}: {refusal}", path.display());
+        return ExitCode::from(2);
+    }
     if args.json {
         println!("{status}");
     } else {
         print!("{}", text(&status));
     }
     ExitCode::SUCCESS
+}
+
+/// Why nobody answered, and what to do.
+fn why(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return "permission denied; only root, or the user or group that `egret run` runs as, may \
+                ask: use `sudo egret status`"
+            .to_owned();
+    }
+    format!("{error}; is `egret run` running, and is `instance` the same?")
 }
 
 /// What went wrong below the workers, by the counter's name. That the kernel found a transmit ring
@@ -164,6 +176,14 @@ fn text(status: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_may_not_ask_is_told_who_may() {
+        let of = |kind: io::ErrorKind| why(&kind.into());
+        assert!(of(io::ErrorKind::PermissionDenied).contains("sudo egret status"));
+        let absent = of(io::ErrorKind::NotFound);
+        assert!(absent.contains("egret run") && !absent.contains("sudo"));
+    }
 
     #[test]
     fn numbers_are_readable() {

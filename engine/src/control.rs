@@ -6,15 +6,24 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::warn;
 
 /// Longest request in bytes.
 const REQUEST_LEN_MAX: u64 = 256;
 /// A client that is slower than this is hung up on.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait for an answer: that to `invariants` takes seconds when the tables are large.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Clients that are served at a time.
+const CLIENTS_MAX: usize = 16;
 
 /// Wait after a client that could not be accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
@@ -23,8 +32,9 @@ const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 pub trait Answer {
     /// The answer to `status`.
     fn status(&self) -> Value;
-    /// The answer to `invariants`: checks the tables; exact only when no traffic flows.
-    fn invariants(&self) -> Value;
+    /// Work that makes the answer to `invariants`: it checks the tables, which takes seconds when
+    /// they are large, so it is done beside the control thread. Exact only when no traffic flows.
+    fn invariants(&self) -> Box<dyn FnOnce() -> Value + Send>;
 }
 
 /// The listening socket; its file goes away with it.
@@ -61,23 +71,34 @@ impl Control {
         })
     }
 
-    /// Serves until the future is dropped; one client after the other: answers are short.
+    async fn accept(&self) -> io::Result<UnixStream> {
+        match self.listener.accept().await {
+            Ok((client, _)) => Ok(client),
+            // No free descriptor, say: that does not pass at once.
+            Err(error) => {
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Serves until the future is dropped, several clients at a time: one may wait for a long
+    /// answer.
     pub async fn serve(&self, answer: &impl Answer) {
+        let mut clients = FuturesUnordered::new();
         loop {
-            let served = match self.listener.accept().await {
-                Ok((client, _)) => {
-                    match tokio::time::timeout(CLIENT_TIMEOUT, serve_one(client, answer)).await {
-                        Ok(result) => result,
-                        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            let has_room = clients.len() < CLIENTS_MAX;
+            let failed = tokio::select! {
+                accepted = self.accept(), if has_room => match accepted {
+                    Ok(client) => {
+                        clients.push(serve_one(client, answer));
+                        None
                     }
-                }
-                // No free descriptor, say: that does not pass at once.
-                Err(error) => {
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                    Err(error)
-                }
+                    Err(error) => Some(error),
+                },
+                Some(served) = clients.next() => served.err(),
             };
-            if let Err(error) = served {
+            if let Some(error) = failed {
                 warn!(%error, "control client failed");
             }
         }
@@ -91,17 +112,19 @@ impl Drop for Control {
     }
 }
 
+/// Fails with `TimedOut` for a client that is slow to ask, or to take its answer.
 async fn serve_one(client: UnixStream, answer: &impl Answer) -> io::Result<()> {
     let peer = client.peer_cred()?;
     let (reader, mut writer) = client.into_split();
     let reply = if may_ask(peer.uid(), peer.gid()) {
         let mut request = String::new();
-        BufReader::new(reader.take(REQUEST_LEN_MAX))
-            .read_line(&mut request)
-            .await?;
+        let mut reader = BufReader::new(reader.take(REQUEST_LEN_MAX));
+        timeout(CLIENT_TIMEOUT, reader.read_line(&mut request)).await??;
         match request.trim() {
             "status" => answer.status(),
-            "invariants" => answer.invariants(),
+            "invariants" => spawn_blocking(answer.invariants())
+                .await
+                .map_err(io::Error::other)?,
             other => json!({
                 "error": format!("unknown request `{other}`; allowed are `status`, `invariants`"),
             }),
@@ -109,7 +132,8 @@ async fn serve_one(client: UnixStream, answer: &impl Answer) -> io::Result<()> {
     } else {
         json!({ "error": "only root, or the engine's own user or group, may ask" })
     };
-    writer.write_all(format!("{reply}\n").as_bytes()).await
+    let reply = format!("{reply}\n");
+    timeout(CLIENT_TIMEOUT, writer.write_all(reply.as_bytes())).await?
 }
 
 fn may_ask(uid: u32, gid: u32) -> bool {
@@ -121,10 +145,81 @@ fn may_ask(uid: u32, gid: u32) -> bool {
 pub fn ask(path: &Path, request: &str) -> io::Result<Value> {
     use std::io::{Read, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     serde_json::from_str(&answer).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Its check of the tables ends when the test says so.
+    struct Slow(std::sync::Mutex<Option<mpsc::Receiver<()>>>);
+
+    impl Answer for Slow {
+        fn status(&self) -> Value {
+            json!({ "status": "here" })
+        }
+
+        fn invariants(&self) -> Box<dyn FnOnce() -> Value + Send> {
+            let end = self.0.lock().unwrap().take().expect("asked once");
+            Box::new(move || match end.recv() {
+                Ok(()) => json!({ "invariants": "ok" }),
+                Err(_) => json!({ "invariants": "cut short" }),
+            })
+        }
+    }
+
+    #[test]
+    fn a_long_check_keeps_nobody_waiting() {
+        let directory = std::env::temp_dir().join(format!("egret-control-{}", std::process::id()));
+        let path = directory.join("socket");
+        let (end, ended) = mpsc::channel();
+        let answer = Slow(std::sync::Mutex::new(Some(ended)));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let _context = runtime.enter();
+        let control = Control::listen(&path).unwrap();
+        let ask_in_thread = |request: &'static str| {
+            let path = path.clone();
+            std::thread::spawn(move || ask(&path, request).unwrap())
+        };
+        let clients = std::thread::scope(|scope| {
+            let (answer, ask_in_thread) = (&answer, &ask_in_thread);
+            let asker = scope.spawn(move || {
+                let check = ask_in_thread("invariants");
+                while answer.0.lock().unwrap().is_some() {
+                    std::thread::yield_now();
+                }
+                // The check is under way, and only ends after this.
+                let status = ask_in_thread("status").join().unwrap();
+                end.send(()).unwrap();
+                (status, check.join().unwrap())
+            });
+            let serve = async {
+                let asked = async {
+                    while !asker.is_finished() {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::select! {
+                    () = control.serve(answer) => {}
+                    () = asked => {}
+                }
+            };
+            runtime.block_on(serve);
+            asker.join().unwrap()
+        });
+        drop(control);
+        std::fs::remove_dir(&directory).unwrap();
+        assert_eq!(clients.0["status"], "here");
+        assert_eq!(clients.1["invariants"], "ok");
+    }
 }

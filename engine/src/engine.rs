@@ -546,6 +546,8 @@ impl Governor {
         let (end, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            // The checks of the tables: one at a time, so that they take one core at most.
+            .max_blocking_threads(1)
             .build()?;
         let (control, announcer) = {
             let _context = runtime.enter();

@@ -120,12 +120,15 @@ impl Answer for Status<'_> {
         })
     }
 
-    fn invariants(&self) -> Value {
-        let counters: Vec<Snapshot> = self.stats.iter().map(|stats| stats.snapshot()).collect();
-        match crate::invariants::check(&self.shared, &counters, clock::now()) {
-            Ok(()) => json!({ "invariants": "ok" }),
-            Err(why) => json!({ "invariants": why.to_string() }),
-        }
+    fn invariants(&self) -> Box<dyn FnOnce() -> Value + Send> {
+        let (shared, stats) = (Arc::clone(&self.shared), self.stats.clone());
+        Box::new(move || {
+            let counters: Vec<Snapshot> = stats.iter().map(|stats| stats.snapshot()).collect();
+            match crate::invariants::check(&shared, &counters, clock::now()) {
+                Ok(()) => json!({ "invariants": "ok" }),
+                Err(why) => json!({ "invariants": why.to_string() }),
+            }
+        })
     }
 }
 
