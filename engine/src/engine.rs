@@ -171,6 +171,8 @@ impl Engine {
             forwarding,
             fragments: fragments(&config),
             on_refusal: config.icmp.on_refusal,
+            unsolicited: config.icmp.unsolicited,
+            midstream: config.nat.midstream,
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
         let mut steward = Steward::new(

@@ -1,6 +1,8 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
-use super::read::{DEVICE_MODES, FILTERINGS, MAPPINGS, POLLS, REFUSALS, word};
+use super::read::{
+    DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, POLLS, REFUSALS, UNSOLICITED, word,
+};
 use super::timers::TIMERS;
 use super::{At, Config};
 
@@ -44,6 +46,7 @@ impl Config {
         );
         list.add("nat.preserve_port", nat.preserve_port.to_string());
         list.add("nat.inbound_refresh", nat.inbound_refresh.to_string());
+        list.add("nat.midstream", quoted(word(MIDSTREAMS, nat.midstream)));
         list.add("timers.profile", quoted(self.timer_profile));
         let mut timers = self.timers;
         for timer in TIMERS {
@@ -90,6 +93,8 @@ impl Config {
             "icmp.on_refusal",
             quoted(word(REFUSALS, self.icmp.on_refusal)),
         );
+        let unsolicited = self.icmp.unsolicited;
+        list.add("icmp.unsolicited", quoted(word(UNSOLICITED, unsolicited)));
         let sessions = self.tables.sessions_max.map(|at| at.value);
         list.add("tables.sessions_max", number_or(sessions, "by RAM"));
         list.add("tables.path", quoted(self.tables.path.value.display()));

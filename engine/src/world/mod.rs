@@ -540,6 +540,8 @@ fn shared(
         forwarding: Arc::new(forwarding),
         fragments: FragmentTable::new(&limits, random.next_u64()),
         on_refusal: config.icmp.on_refusal,
+        unsolicited: config.icmp.unsolicited,
+        midstream: config.nat.midstream,
         announcements: ArrayQueue::new(64),
     })
 }
