@@ -185,6 +185,8 @@ impl Engine {
             fragments: fragments(&config),
             identifications: Identifications::new(unpredictable()),
             on_refusal: config.icmp.on_refusal,
+            unsolicited: config.icmp.unsolicited,
+            midstream: config.nat.midstream,
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
         let mut steward = Steward::new(

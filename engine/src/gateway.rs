@@ -11,7 +11,7 @@ use conntrack::{
 };
 use crossbeam_queue::ArrayQueue;
 
-use crate::config::{OnRefusal, Role};
+use crate::config::{Midstream, OnRefusal, Role, Unsolicited};
 use crate::drop_reason::DropReason;
 use crate::fragment::{Decision, Ends, FragmentTable, Identifications, Later, Passage};
 use crate::icmp::ErrorKind;
@@ -43,6 +43,10 @@ pub struct Shared {
     pub identifications: Identifications,
     /// The answer to a packet from inside that conntrack refuses for want of room.
     pub on_refusal: OnRefusal,
+    /// The answer to a SYN from outside that nobody waits for.
+    pub unsolicited: Unsolicited,
+    /// The answer to a TCP segment from inside that belongs to no session.
+    pub midstream: Midstream,
     /// Frames that any worker sends as they are, at its next housekeeping.
     pub announcements: ArrayQueue<Announcement>,
 }
@@ -75,6 +79,10 @@ pub enum Verdict {
         /// Why the frame is dropped.
         reason: DropReason,
     },
+    /// Drop a SYN, and answer it with an ICMP error once the inside has had time to open, too.
+    Unanswered(DropReason),
+    /// Drop a segment, and answer it with a RST if rules and rate limit allow.
+    Reset(DropReason),
     /// Drop it.
     Drop(DropReason),
 }
@@ -381,7 +389,12 @@ impl<R: Random> Gateway<R> {
                 tuple,
                 identification: self.identification(packet, rewrite),
             }),
-            Err(Verdict::Drop(reason) | Verdict::Reply { reason, .. }) => Decision::Drop(*reason),
+            Err(
+                Verdict::Drop(reason)
+                | Verdict::Reply { reason, .. }
+                | Verdict::Unanswered(reason)
+                | Verdict::Reset(reason),
+            ) => Decision::Drop(*reason),
             Err(_) => Decision::Punt,
         };
         let recorded = self
@@ -450,7 +463,37 @@ impl<R: Random> Gateway<R> {
             now,
             &mut self.random,
         )
-        .map_err(|refusal| self.refused(refusal, place))
+        .map_err(|refusal| {
+            let unwanted = self.unwanted(refusal, facts.signal, place);
+            unwanted.unwrap_or_else(|| self.refused(refusal, place))
+        })
+    }
+
+    /// What becomes of a TCP segment that has no session, where it is answered. On a shared address
+    /// that is the host's to do (RFC 5382 REQ-4); an allow-list that refuses a SYN refuses the
+    /// answer (REQ-4a).
+    fn unwanted(&self, refusal: Refusal, signal: Signal, place: Place) -> Option<Verdict> {
+        let own = place.external == Some(AddressKind::Own);
+        match (refusal, signal, place.realm) {
+            (Refusal::NoSession | Refusal::Filtered, Signal::TcpSyn, Realm::External)
+                if own && self.shared.unsolicited == Unsolicited::PortUnreachable =>
+            {
+                Some(Verdict::Unanswered(refusal.into()))
+            }
+            (
+                Refusal::TcpMidstream,
+                Signal::TcpSynAck | Signal::TcpFin | Signal::TcpData,
+                Realm::Internal,
+            ) if self.shared.midstream == Midstream::Reset => Some(Verdict::Reset(refusal.into())),
+            _ => None,
+        }
+    }
+
+    /// Does a SYN that had no session when it came still have none, at an address that is still
+    /// ours?
+    pub fn is_unwanted(&self, tuple: &Tuple, now: Time) -> bool {
+        self.kind_of(tuple.destination.addr) == Some(AddressKind::Own)
+            && self.shared.nat.embedded(&tuple.reversed(), now).is_err()
     }
 
     /// What becomes of a packet that conntrack gives no rewrite for. On a shared address what

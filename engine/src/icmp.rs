@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::Time;
 
-use crate::packet::{Body, IP, Packet, is_forwardable};
+use crate::packet::{Body, IP, Ipv4Facts, Packet, is_forwardable};
 use crate::wire::{checksum, ethernet, icmp, ipv4, put16};
 
 /// Bytes of the longest packet that [`write_error`] makes, IPv4 header included (RFC 1812 section
@@ -15,8 +15,6 @@ pub const QUOTE_OFFSET: usize = ipv4::HEADER_LEN + icmp::HEADER_LEN;
 /// Bytes of the offending packet that are quoted at most.
 pub const QUOTE_LEN_MAX: usize = ERROR_LEN_MAX - QUOTE_OFFSET;
 
-/// TTL of the errors.
-const ERROR_TTL: u8 = 64;
 /// Bytes of the frame before the quote.
 const HEADERS_LEN: usize = IP + QUOTE_OFFSET;
 
@@ -69,7 +67,7 @@ pub fn may_answer(frame: &[u8], packet: &Packet) -> bool {
 /// is no headroom. The reply goes back to the packet's source, from `source`, to the Ethernet
 /// address it came from; it carries the packet's DS field (RFC 5508 section 7.7) and quotes it
 /// as it is in the slot, so call this before any rewrite. `offset` and `len`: where the frame
-/// lies in the slot. `packet`: what was parsed from it. `identification`: of the new packet.
+/// lies in the slot. `about`: what was parsed from it. `identification`: of the new packet.
 ///
 /// Where the new frame lies: offset and length. The slot must have [`ERROR_LEN_MAX`] bytes and
 /// 14 more; in a shorter one less is quoted, and the length is 0 if not even the headers fit.
@@ -77,7 +75,7 @@ pub fn write_error(
     slot: &mut [u8],
     offset: usize,
     len: usize,
-    packet: &Packet,
+    about: &Ipv4Facts,
     kind: ErrorKind,
     source: Ipv4Addr,
     identification: u16,
@@ -98,7 +96,7 @@ pub fn write_error(
     }
     let quote_len = old_packet
         .len()
-        .min(usize::from(packet.ipv4.total_len))
+        .min(usize::from(about.total_len))
         .min(QUOTE_LEN_MAX)
         .min(slot.len() - HEADERS_LEN);
     // The new headers end where the quote starts; it moves back only if they would not fit.
@@ -110,22 +108,8 @@ pub fn write_error(
     ethernet::write(frame, back_to, back_from, Some(ethernet::TYPE_IPV4));
     write_message(&mut frame[IP + ipv4::HEADER_LEN..], kind);
     let ip = &mut frame[IP..];
-    let total_len = ip.len() as u16;
-    ip[..ipv4::HEADER_LEN].fill(0);
-    if let Some(mut header) = ipv4::HeaderMut::new(ip) {
-        header.set_header_len(ipv4::HEADER_LEN);
-        header.set_dscp_ecn(packet.ipv4.dscp_ecn & ipv4::DS_MASK);
-        header.set_total_len(total_len);
-        header.set_identification(identification);
-        header.set_ttl(ERROR_TTL);
-        header.set_protocol(1);
-        header.set_source(source);
-        header.set_destination(packet.ipv4.source);
-    }
-    let checksum = !checksum::sum(&ip[..ipv4::HEADER_LEN]);
-    if let Some(mut header) = ipv4::HeaderMut::new(ip) {
-        header.set_checksum(checksum);
-    }
+    let dscp_ecn = about.dscp_ecn & ipv4::DS_MASK;
+    ipv4::write_made(ip, 1, source, about.source, dscp_ecn, identification);
     (start, HEADERS_LEN + quote_len)
 }
 

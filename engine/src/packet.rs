@@ -35,6 +35,24 @@ pub struct Ipv4Facts {
     pub protocol: u8,
 }
 
+impl Ipv4Facts {
+    /// What a header says. Nothing is checked.
+    #[inline]
+    pub fn of(header: ipv4::Header<'_>) -> Ipv4Facts {
+        Ipv4Facts {
+            header_len: header.header_len(),
+            total_len: header.total_len(),
+            ttl: header.ttl(),
+            dscp_ecn: header.dscp_ecn(),
+            dont_fragment: header.flags_offset() & ipv4::DONT_FRAGMENT != 0,
+            identification: header.identification(),
+            source: header.source(),
+            destination: header.destination(),
+            protocol: header.protocol(),
+        }
+    }
+}
+
 /// Which part of a datagram a fragment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentFacts {
@@ -181,17 +199,7 @@ pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
         (Protocol::Udp, _) => udp_body(payload, source, destination, fragment)?,
         (Protocol::Icmp, _) => icmp_body(payload, l4, source, destination, fragment)?,
     };
-    let ipv4 = Ipv4Facts {
-        header_len,
-        total_len: header.total_len(),
-        ttl: header.ttl(),
-        dscp_ecn: header.dscp_ecn(),
-        dont_fragment: flags_offset & ipv4::DONT_FRAGMENT != 0,
-        identification: header.identification(),
-        source,
-        destination,
-        protocol: header.protocol(),
-    };
+    let ipv4 = Ipv4Facts::of(header);
     Ok(Packet {
         ipv4,
         l4,

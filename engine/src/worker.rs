@@ -1,6 +1,10 @@
 //! One worker: takes batches of frames from its device, has each judged by the gateway, and carries
 //! the verdict out. A round is one pass over all interfaces; the clock is an argument of it.
 
+mod reset;
+mod unanswered;
+
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use conntrack::{Random, Time};
@@ -16,6 +20,8 @@ use crate::neighbour::{HopNumber, HopState};
 use crate::packet;
 use crate::stats::WorkerStats;
 use crate::wire::ethernet;
+use crate::worker::reset::RESET_FRAME_LEN;
+use crate::worker::unanswered::Unanswered;
 
 /// Frames taken from one interface in a round.
 pub const BATCH: usize = 64;
@@ -44,6 +50,7 @@ pub struct Worker<D, H, R> {
     stats: Arc<CachePadded<WorkerStats>>,
     limiters: Limiters,
     hold: HoldQueue,
+    unanswered: Unanswered,
     batch: Vec<Frame>,
     prepared: Vec<Prepared>,
     /// Frames to send, by egress interface.
@@ -74,6 +81,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             stats,
             limiters: Limiters::new(errors_per_second, interfaces),
             hold: HoldQueue::default(),
+            unanswered: Unanswered::default(),
             batch: Vec::with_capacity(BATCH),
             prepared: Vec::with_capacity(BATCH),
             transmit: (0..interfaces)
@@ -194,6 +202,16 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             Verdict::Reply { kind, reason } => {
                 self.reply(frame, prepared, ingress, kind, reason, now);
             }
+            Verdict::Unanswered(reason) => {
+                if let Ok(packet) = &prepared.parsed {
+                    let bytes = self.device.bytes(&frame);
+                    if packet.fragment.is_none() && icmp::may_answer(bytes, packet) {
+                        self.unanswered.remember(bytes, packet, ingress, now);
+                    }
+                }
+                self.drop(frame, reason);
+            }
+            Verdict::Reset(reason) => self.reset(frame, prepared, ingress, reason, now),
             Verdict::Drop(reason) => self.drop(frame, reason),
         }
     }
@@ -300,12 +318,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.stats.errors_suppressed.add(1);
             return self.drop(frame, reason);
         };
-        let ends = Ends {
-            source,
-            destination: packet.ipv4.source,
-            protocol: 1,
-        };
-        let identification = self.gateway.shared().identifications.fresh(&ends);
+        let identification = self.identification(source, packet.ipv4.source, 1);
         // The answer fits the link that it leaves by, however small.
         let mtu = self
             .gateway
@@ -317,12 +330,96 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let (offset, len) = (self.device.offset(&frame), frame.len());
         let len = len.min(ethernet::HEADER_LEN + quoted);
         let slot = self.device.resize(&mut frame, offset, len);
-        let (offset, len) =
-            icmp::write_error(slot, offset, len, packet, kind, source, identification);
+        let (offset, len) = icmp::write_error(
+            slot,
+            offset,
+            len,
+            &packet.ipv4,
+            kind,
+            source,
+            identification,
+        );
         self.device.resize(&mut frame, offset, len);
         self.stats.count_drop(reason);
         self.stats.made.add(1);
         self.enqueue(frame, ingress, None);
+    }
+
+    /// Answers a segment with a RST, within the rules and the rate limit of ICMP errors.
+    fn reset(
+        &mut self,
+        mut frame: Frame,
+        prepared: &Prepared,
+        ingress: u8,
+        reason: DropReason,
+        now: Time,
+    ) {
+        let link = self.gateway.links().links.get(usize::from(ingress));
+        let (Ok(packet), Some(mac)) = (&prepared.parsed, link.map(|link| link.mac)) else {
+            return self.drop(frame, reason);
+        };
+        let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
+            && self
+                .limiters
+                .of(ingress, ErrorKind::HostUnreachable)
+                .allow(now);
+        let ipv4 = &packet.ipv4;
+        let identification = self.identification(ipv4.destination, ipv4.source, ipv4.protocol);
+        if !allowed || !reset::write(self.device.bytes_mut(&frame), packet, mac, identification) {
+            self.stats.errors_suppressed.add(1);
+            return self.drop(frame, reason);
+        }
+        let offset = self.device.offset(&frame);
+        self.device.resize(&mut frame, offset, RESET_FRAME_LEN);
+        self.stats.count_drop(reason);
+        self.stats.made.add(1);
+        self.enqueue(frame, ingress, None);
+    }
+
+    /// For a packet of our own.
+    fn identification(&self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) -> u16 {
+        let ends = Ends {
+            source,
+            destination,
+            protocol,
+        };
+        self.gateway.shared().identifications.fresh(&ends)
+    }
+
+    /// Answers the SYNs that have waited long enough and are still not wanted, from the address that
+    /// they were sent to.
+    fn answer_syns(&mut self, now: Time) {
+        let timeout_ms = self.gateway.policy().timers.tcp_in_syn_timeout_ms;
+        while let Some(syn) = self.unanswered.take_due(now, timeout_ms) {
+            let Some((about, tuple)) = syn.parse() else {
+                continue;
+            };
+            if !self.gateway.is_unwanted(&tuple, now) {
+                continue;
+            }
+            let kind = ErrorKind::PortUnreachable;
+            let frame = if self.limiters.of(syn.interface, kind).allow(now) {
+                self.device.allocate()
+            } else {
+                None
+            };
+            let Some(mut frame) = frame else {
+                self.stats.errors_suppressed.add(1);
+                continue;
+            };
+            let source = about.destination;
+            let identification = self.identification(source, about.source, 1);
+            let quoted = syn.frame();
+            let offset = self.device.offset(&frame);
+            let slot = self.device.resize(&mut frame, offset, quoted.len());
+            slot[offset..offset + quoted.len()].copy_from_slice(quoted);
+            let len = quoted.len();
+            let (offset, len) =
+                icmp::write_error(slot, offset, len, &about, kind, source, identification);
+            self.device.resize(&mut frame, offset, len);
+            self.stats.made.add(1);
+            self.push(frame, syn.interface);
+        }
     }
 
     /// Puts a translated frame into its egress queue, in fragments where the MTU asks for it.
@@ -435,6 +532,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.swept_at = now;
         self.gateway.sweep(now, elapsed_ms, SWEEP_CYCLE_MS);
         self.expire_fragments(now);
+        self.answer_syns(now);
         self.announce();
         if now.0.saturating_sub(self.published_at.0) >= SOCKET_COUNTERS_INTERVAL_MS {
             self.published_at = now;

@@ -36,7 +36,15 @@ fn slot(frame: &[u8], offset: usize) -> Vec<u8> {
 fn answer(frame: &[u8], offset: usize, kind: ErrorKind) -> Vec<u8> {
     let packet = parse(frame).unwrap();
     let mut slot = slot(frame, offset);
-    let (at, len) = write_error(&mut slot, offset, frame.len(), &packet, kind, GATEWAY, 99);
+    let (at, len) = write_error(
+        &mut slot,
+        offset,
+        frame.len(),
+        &packet.ipv4,
+        kind,
+        GATEWAY,
+        99,
+    );
     slot[at..at + len].to_vec()
 }
 
@@ -171,16 +179,16 @@ fn a_slot_without_room_gives_an_empty_frame() {
     let packet = parse(&about).unwrap();
     let kind = ErrorKind::TimeExceeded;
     assert_eq!(
-        write_error(&mut [0; 41], 0, 41, &packet, kind, GATEWAY, 0).1,
+        write_error(&mut [0; 41], 0, 41, &packet.ipv4, kind, GATEWAY, 0).1,
         0
     );
     assert_eq!(
-        write_error(&mut [0; 600], 0, 601, &packet, kind, GATEWAY, 0).1,
+        write_error(&mut [0; 600], 0, 601, &packet.ipv4, kind, GATEWAY, 0).1,
         0
     );
     // What fits is quoted.
     let mut short = about.clone();
-    let (at, len) = write_error(&mut short, 0, about.len(), &packet, kind, GATEWAY, 0);
+    let (at, len) = write_error(&mut short, 0, about.len(), &packet.ipv4, kind, GATEWAY, 0);
     assert_eq!((at, len), (0, about.len()));
     assert!(checksum::is_right(&short[34..]));
 }
@@ -219,7 +227,7 @@ proptest! {
         let packet = parse(&samples[at.index(samples.len())].frame).unwrap();
         let mut slot = slot;
         let kind = ErrorKind::TimeExceeded;
-        let (at, len) = write_error(&mut slot, offset, len, &packet, kind, GATEWAY, 1);
+        let (at, len) = write_error(&mut slot, offset, len, &packet.ipv4, kind, GATEWAY, 1);
         prop_assert!(len == 0 || at + len <= slot.len());
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Timers};
-use engine::config::{Config, DeviceMode, Level, OnRefusal, Poll, Role, Setting};
+use engine::config::{
+    Config, DeviceMode, Level, Midstream, OnRefusal, Poll, Role, Setting, Unsolicited,
+};
 use engine::plan::Plan;
 use proptest::prelude::*;
 use support::{MINIMAL, TWO_ARM, host};
@@ -172,6 +174,8 @@ fn the_minimal_file_has_the_defaults() {
     assert!(config.pool.has_interface() && config.pool.ports.is_none());
     assert_eq!(config.icmp.errors_per_second, 1000);
     assert_eq!(config.icmp.on_refusal, OnRefusal::HostUnreachable);
+    assert_eq!(config.icmp.unsolicited, Unsolicited::PortUnreachable);
+    assert_eq!(config.nat.midstream, Midstream::Reset);
     assert_eq!(config.mode.value, DeviceMode::Auto);
     assert_eq!(config.workers.poll.value, Poll::Adaptive);
     assert_eq!(
@@ -193,12 +197,14 @@ fn every_key_has_its_effect() {
         "bypass = [\"10.42.0.0/16\"]\ninstance = \"two\"\n{TWO_ARM}\
          [pool]\naddresses = [\"203.0.113.8/31\"]\nports = [5, \"7-9\"]\nexclude_ports = 8\n\
          [nat]\nmapping = \"eim\"\nfiltering = \"eif\"\npreserve_port = false\ninbound_refresh = true\n\
+         midstream = \"drop\"\n\
          [timers]\nprofile = \"conntrack\"\nudp_timeout_s = 1\ntcp_trans_open_timeout_s = 2\n\
          tcp_idle_timeout_s = 3\ntcp_trans_close_timeout_s = 4\n\
-         icmp_timeout_s = 6\nfragment_timeout_s = 7\nhold_down_s = 0\n\
+         tcp_in_syn_timeout_s = 5\nicmp_timeout_s = 6\nfragment_timeout_s = 7\nhold_down_s = 0\n\
          [limits]\ninbound_sessions_per_mapping = 5\ninbound_sessions_per_forward = 6\n\
          half_open_per_forward = 7\n\
          [icmp]\nerrors_per_second = 0\non_refusal = \"silent\"\n\
+         unsolicited = \"silent\"\n\
          [tables]\nsessions_max = 1_000\npath = \"/dev/shm/t\"\n\
          [workers]\ncount = 1\npoll = \"busy\"\ncpus = [0x1]\n\
          [device]\nmode = \"generic\"\n[control]\nsocket = \"/run/s\"\n"
@@ -231,7 +237,7 @@ fn every_key_has_its_effect() {
         tcp_trans_open_timeout_ms: 2000,
         tcp_idle_timeout_ms: 3000,
         tcp_trans_close_timeout_ms: 4000,
-        tcp_in_syn_timeout_ms: 6000,
+        tcp_in_syn_timeout_ms: 5000,
         icmp_timeout_ms: 6000,
         fragment_timeout_ms: 7000,
         hold_down_ms: 0,
@@ -244,6 +250,8 @@ fn every_key_has_its_effect() {
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.icmp.on_refusal, OnRefusal::Silent);
+    assert_eq!(config.icmp.unsolicited, Unsolicited::Silent);
+    assert_eq!(config.nat.midstream, Midstream::Drop);
     assert_eq!(
         config.tables.sessions_max.map(|sessions| sessions.value),
         Some(1000)
@@ -252,5 +260,5 @@ fn every_key_has_its_effect() {
     assert_eq!(config.mode.value, DeviceMode::Generic);
     assert_eq!(config.control_socket.to_str(), Some("/run/s"));
     // Every timer below what the RFCs ask for but the one of 7 s has its warning.
-    assert_eq!(config.advice.len(), 6, "{:#?}", config.advice);
+    assert_eq!(config.advice.len(), 7, "{:#?}", config.advice);
 }

@@ -200,7 +200,7 @@ error: there is no key `udp_timeout` in [timers]
    |
  4 | udp_timeout = 300
    | ^^^^^^^^^^^
-   = why: it has `profile`, `udp_timeout_s`, `tcp_trans_open_timeout_s`, `tcp_idle_timeout_s`, `tcp_trans_close_timeout_s`, `icmp_timeout_s`, `fragment_timeout_s`, `hold_down_s`
+   = why: it has `profile`, `udp_timeout_s`, `tcp_trans_open_timeout_s`, `tcp_idle_timeout_s`, `tcp_trans_close_timeout_s`, `tcp_in_syn_timeout_s`, `icmp_timeout_s`, `fragment_timeout_s`, `hold_down_s`
    = fix: write `udp_timeout_s`
 
 error: there is no key `foo` in [timers]
@@ -208,7 +208,7 @@ error: there is no key `foo` in [timers]
    |
  5 | foo = 1
    | ^^^
-   = why: it has `profile`, `udp_timeout_s`, `tcp_trans_open_timeout_s`, `tcp_idle_timeout_s`, `tcp_trans_close_timeout_s`, `icmp_timeout_s`, `fragment_timeout_s`, `hold_down_s`
+   = why: it has `profile`, `udp_timeout_s`, `tcp_trans_open_timeout_s`, `tcp_idle_timeout_s`, `tcp_trans_close_timeout_s`, `tcp_in_syn_timeout_s`, `icmp_timeout_s`, `fragment_timeout_s`, `hold_down_s`
    = fix: remove it, or see egret.sample.toml for every key
 "#,
     );

@@ -128,6 +128,7 @@ pub const KEYS: &[Key] = &[
     key("nat", "preserve_port_class", "true or false", "true"),
     key("nat", "preserve_port_parity", "true or false", "false"),
     key("nat", "inbound_refresh", "true or false", "false"),
+    key("nat", "midstream", "\"drop\" or \"reset\"", "\"reset\""),
     key("", "timers", "a table, written [timers]", "the rfc profile"),
     key(
         "timers",
@@ -139,6 +140,7 @@ pub const KEYS: &[Key] = &[
     key("timers", "tcp_trans_open_timeout_s", SECONDS, "240"),
     key("timers", "tcp_idle_timeout_s", SECONDS, "7440"),
     key("timers", "tcp_trans_close_timeout_s", SECONDS, "240"),
+    key("timers", "tcp_in_syn_timeout_s", SECONDS, "6"),
     key("timers", "icmp_timeout_s", SECONDS, "60"),
     key("timers", "fragment_timeout_s", SECONDS, "2"),
     key(
@@ -198,6 +200,12 @@ pub const KEYS: &[Key] = &[
         "on_refusal",
         "\"host-unreachable\", \"admin-prohibited\" or \"silent\"",
         "\"host-unreachable\"",
+    ),
+    key(
+        "icmp",
+        "unsolicited",
+        "\"port-unreachable\" or \"silent\"",
+        "\"port-unreachable\"",
     ),
     key("", "tables", "a table, written [tables]", "see its keys"),
     key(

@@ -137,6 +137,8 @@ pub struct NatConfig {
     pub preserve_port_parity: bool,
     /// Inbound UDP and ICMP packets refresh their session.
     pub inbound_refresh: bool,
+    /// TCP from inside in the middle of a connection that has no session.
+    pub midstream: Midstream,
 }
 
 /// A static mapping that lets the external realm open sessions.
@@ -163,6 +165,25 @@ pub enum OnRefusal {
     Silent,
 }
 
+/// What the sender of a SYN from outside is told that nobody waits for (RFC 5382 REQ-4), on own
+/// addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unsolicited {
+    /// ICMP 3/3, after `timers.tcp_in_syn_timeout_s`.
+    PortUnreachable,
+    /// Nothing (REQ-4a).
+    Silent,
+}
+
+/// What becomes of a TCP segment from inside, other than a SYN, that belongs to no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Midstream {
+    /// It is dropped.
+    Drop,
+    /// It is dropped, and answered with a RST.
+    Reset,
+}
+
 /// ICMP messages that Egret itself sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpConfig {
@@ -170,6 +191,8 @@ pub struct IcmpConfig {
     pub errors_per_second: u32,
     /// The answer to a refused packet.
     pub on_refusal: OnRefusal,
+    /// The answer to a SYN that nobody waits for.
+    pub unsolicited: Unsolicited,
 }
 
 /// The tables.

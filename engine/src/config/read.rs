@@ -10,8 +10,9 @@ use super::problem::{At, Problem, Source};
 use super::reader::Reader;
 use super::values::{self, PoolEntry};
 use super::{
-    Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, NatConfig, OnRefusal, Poll,
-    PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN, TablesConfig, WORKERS_MAX, WorkersConfig, timers,
+    Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, Midstream, NatConfig,
+    OnRefusal, Poll, PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN, TablesConfig, Unsolicited,
+    WORKERS_MAX, WorkersConfig, timers,
 };
 
 /// Reads every key. None when something is missing without which nothing else can be judged.
@@ -91,6 +92,12 @@ pub(super) const REFUSALS: &[(&str, OnRefusal)] = &[
     ("admin-prohibited", OnRefusal::AdminProhibited),
     ("silent", OnRefusal::Silent),
 ];
+pub(super) const UNSOLICITED: &[(&str, Unsolicited)] = &[
+    ("port-unreachable", Unsolicited::PortUnreachable),
+    ("silent", Unsolicited::Silent),
+];
+pub(super) const MIDSTREAMS: &[(&str, Midstream)] =
+    &[("drop", Midstream::Drop), ("reset", Midstream::Reset)];
 pub(super) const POLLS: &[(&str, Poll)] = &[("adaptive", Poll::Adaptive), ("busy", Poll::Busy)];
 pub(super) const DEVICE_MODES: &[(&str, DeviceMode)] = &[
     ("auto", DeviceMode::Auto),
@@ -219,6 +226,9 @@ fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {
         preserve_port_class: flag("preserve_port_class", true),
         preserve_port_parity: flag("preserve_port_parity", false),
         inbound_refresh: flag("inbound_refresh", false),
+        midstream: table
+            .and_then(|table| table.choice("midstream", MIDSTREAMS))
+            .map_or(Midstream::Reset, |at| at.value),
     }
 }
 
@@ -283,6 +293,9 @@ fn read_icmp(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> IcmpConfig 
     IcmpConfig {
         errors_per_second: rate.map_or(1000, |at| at.value),
         on_refusal: on_refusal.map_or(OnRefusal::HostUnreachable, |at| at.value),
+        unsolicited: table
+            .and_then(|table| table.choice("unsolicited", UNSOLICITED))
+            .map_or(Unsolicited::PortUnreachable, |at| at.value),
     }
 }
 

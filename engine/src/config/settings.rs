@@ -1,6 +1,8 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
-use super::read::{DEVICE_MODES, FILTERINGS, MAPPINGS, PAIRINGS, POLLS, REFUSALS, word};
+use super::read::{
+    DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word,
+};
 use super::timers::TIMERS;
 use super::{At, Config};
 
@@ -55,6 +57,7 @@ impl Config {
         ] {
             list.add(key, value.to_string());
         }
+        list.add("nat.midstream", quoted(word(MIDSTREAMS, nat.midstream)));
         list.add("timers.profile", quoted(self.timer_profile));
         let mut timers = self.timers;
         for timer in TIMERS {
@@ -101,6 +104,8 @@ impl Config {
             "icmp.on_refusal",
             quoted(word(REFUSALS, self.icmp.on_refusal)),
         );
+        let unsolicited = self.icmp.unsolicited;
+        list.add("icmp.unsolicited", quoted(word(UNSOLICITED, unsolicited)));
         let sessions = self.tables.sessions_max.map(|at| at.value);
         list.add("tables.sessions_max", number_or(sessions, "by RAM"));
         list.add("tables.path", quoted(self.tables.path.value.display()));

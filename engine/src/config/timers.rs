@@ -97,6 +97,14 @@ pub(super) const TIMERS: &[Timer] = &[
         breaks: "late segments of closed connections are refused",
     },
     Timer {
+        key: "tcp_in_syn_timeout_s",
+        field: |timers| &mut timers.tcp_in_syn_timeout_ms,
+        rfc_min_s: 6,
+        clause: "RFC 5382 REQ-4",
+        requirement: ("5382-4", Demand::Must),
+        breaks: "hosts that open a connection to each other at the same time are told it failed",
+    },
+    Timer {
         key: "icmp_timeout_s",
         field: |timers| &mut timers.icmp_timeout_ms,
         rfc_min_s: 60,

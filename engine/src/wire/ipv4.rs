@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use super::checksum;
 use super::{address, be16, put_address, put16};
 
 /// Bytes of the header without options.
@@ -238,6 +239,37 @@ impl<'a> Iterator for Options<'a> {
         self.0 = rest;
         Some(Ok(option))
     }
+}
+
+/// TTL of the packets that Egret makes.
+const MADE_TTL: u8 = 64;
+
+/// Writes the header of a packet that Egret makes and that fills `ip`: no options, a right checksum.
+/// Nothing happens if `ip` is too short for it.
+pub fn write_made(
+    ip: &mut [u8],
+    protocol: u8,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    dscp_ecn: u8,
+    identification: u16,
+) {
+    let total_len = ip.len() as u16;
+    let Some(bytes) = ip.first_chunk_mut::<HEADER_LEN>() else {
+        return;
+    };
+    bytes.fill(0);
+    let mut header = HeaderMut(bytes);
+    header.set_header_len(HEADER_LEN);
+    header.set_dscp_ecn(dscp_ecn);
+    header.set_total_len(total_len);
+    header.set_identification(identification);
+    header.set_ttl(MADE_TTL);
+    header.set_protocol(protocol);
+    header.set_source(source);
+    header.set_destination(destination);
+    let checksum = !checksum::sum(bytes);
+    HeaderMut(bytes).set_checksum(checksum);
 }
 
 #[cfg(test)]

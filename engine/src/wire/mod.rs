@@ -27,6 +27,12 @@ pub(crate) fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+/// Writes a big-endian 32-bit word at `at`.
+#[inline]
+pub(crate) fn put32<const N: usize>(bytes: &mut [u8; N], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}
+
 /// The IPv4 address at `at`.
 #[inline]
 pub(crate) fn address<const N: usize>(bytes: &[u8; N], at: usize) -> Ipv4Addr {

@@ -562,6 +562,8 @@ fn shared(
         fragments: FragmentTable::new(&limits, random.next_u64()),
         identifications: Identifications::new(random.next_u64()),
         on_refusal: config.icmp.on_refusal,
+        unsolicited: config.icmp.unsolicited,
+        midstream: config.nat.midstream,
         announcements: ArrayQueue::new(64),
     })
 }
