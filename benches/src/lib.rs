@@ -59,8 +59,8 @@ pub fn policy(addresses: u16) -> Policy {
         ports: [ports.clone(), ports.clone(), ports.clone()],
     };
     Policy {
-        mapping: MappingBehaviour::EndpointDependent,
-        filtering: FilteringBehaviour::EndpointDependent,
+        mapping: [MappingBehaviour::EndpointDependent; 3],
+        filtering: [FilteringBehaviour::EndpointDependent; 3],
         pairing: [Pairing::Soft; 3],
         preserve_port: true,
         preserve_port_class: true,

@@ -4,7 +4,7 @@
 //! swept within 49 days of its end, or it would seem young again. Mappings and hold-downs
 //! count in ticks of 1.024 s in 32 bits, which do not wrap in a century.
 
-use crate::config::{FilteringBehaviour, MappingBehaviour, Policy, Timers};
+use crate::config::{FilteringBehaviour, Policy, Timers};
 use crate::endpoint::Protocol;
 use crate::layout::{PORT_WORDS, header};
 use crate::mapping::Mapping;
@@ -69,13 +69,14 @@ impl At<'_> {
     /// is held already.
     pub fn hold_until(&self, mapping: &Mapping, held: u32) -> Option<u32> {
         let policy = self.policy;
-        let due = policy.mapping == MappingBehaviour::EndpointIndependent
-            && policy.filtering == FilteringBehaviour::EndpointIndependent
-            && mapping.protocol() != Protocol::Tcp
+        let protocol = mapping.protocol();
+        let due = policy.is_independent(protocol)
+            && policy.filtering[protocol.index()] == FilteringBehaviour::EndpointIndependent
+            && protocol != Protocol::Tcp
             && policy.timers.hold_down_ms > 0;
         let address = policy.address_in(mapping.slot).filter(|_| due)?;
         let room = address.addr == mapping.external.addr
-            && held < address.ports[mapping.protocol().index()].len() / 4;
+            && held < address.ports[protocol.index()].len() / 4;
         room.then(|| tick(self.now.plus_ms(policy.timers.hold_down_ms.into())) + 1)
     }
 }

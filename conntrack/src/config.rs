@@ -218,10 +218,10 @@ pub struct Forward {
 /// Everything a packet is judged by. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Mapping behaviour.
-    pub mapping: MappingBehaviour,
-    /// Filtering behaviour.
-    pub filtering: FilteringBehaviour,
+    /// Mapping behaviour, by [`Protocol::index`].
+    pub mapping: [MappingBehaviour; 3],
+    /// Filtering behaviour, by [`Protocol::index`] (RFC 5382 REQ-3, RFC 7857 sections 5 and 6).
+    pub filtering: [FilteringBehaviour; 3],
     /// Pairing, by [`Protocol::index`]. The address is the same for all protocols.
     pub pairing: [Pairing; 3],
     /// Keep the source port where it is free.
@@ -243,6 +243,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Has an internal endpoint one mapping for all remote ones?
+    pub(crate) fn is_independent(&self, protocol: Protocol) -> bool {
+        self.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
+    }
+
     /// May a flow leave from another address than its paired one?
     pub(crate) fn is_soft(&self, protocol: Protocol) -> bool {
         self.pairing[protocol.index()] == Pairing::Soft

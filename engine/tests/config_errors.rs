@@ -1355,3 +1355,97 @@ error: 4 workers, but 2 in `workers.cpus`
 "#,
     );
 }
+
+#[test]
+fn behaviours_of_one_protocol() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[nat]
+mapping = { udp = "eim", sctp = "eim", tcp = "eimm" }
+filtering = "adf"
+"#,
+        r#"
+error: there is no protocol `sctp` for `nat.mapping`
+  --> egret.toml:4:26
+   |
+ 4 | mapping = { udp = "eim", sctp = "eim", tcp = "eimm" }
+   |                          ^^^^
+   = why: it takes `tcp`, `udp` or `icmp`
+   = fix: write one of these
+
+error: `nat.mapping.tcp` is "eimm"
+  --> egret.toml:4:46
+   |
+ 4 | mapping = { udp = "eim", sctp = "eim", tcp = "eimm" }
+   |                                              ^^^^^^
+   = why: it takes "edm" or "eim"
+   = fix: write "eim"
+
+error: filtering = "adf" does not go with mapping = "edm", which tcp and icmp have
+  --> egret.toml:5:13
+   |
+ 5 | filtering = "adf"
+   |             ^^^^^
+   = why: with edm one external endpoint serves several clients whose remote endpoints differ, so a packet from another remote endpoint has no one receiver
+   = fix: write tcp and icmp = "eim" in `nat.mapping`, or tcp and icmp = "edf" in `nat.filtering`
+"#,
+    );
+}
+
+#[test]
+fn behaviours_that_are_no_words() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[pool]
+pairing = "softly"
+[nat]
+mapping = { udp = 1 }
+filtering = true
+preserve_port_class = "keep"
+preserve_port_parity = 1
+"#,
+        r#"
+error: `pool.pairing` is "softly"
+  --> egret.toml:4:11
+   |
+ 4 | pairing = "softly"
+   |           ^^^^^^^^
+   = why: it takes "hard" or "soft"
+   = fix: write "soft"
+
+error: `nat.mapping` is a number
+  --> egret.toml:6:19
+   |
+ 6 | mapping = { udp = 1 }
+   |                   ^
+   = why: it takes "edm" or "eim", or a table such as { udp = "eim" }
+   = fix: see `nat.mapping` in egret.sample.toml
+
+error: `nat.filtering` is true or false
+  --> egret.toml:7:13
+   |
+ 7 | filtering = true
+   |             ^^^^
+   = why: it takes "edf", "adf" or "eif", or a table such as { udp = "adf" }
+   = fix: see `nat.filtering` in egret.sample.toml
+
+error: `nat.preserve_port_class` is a string
+  --> egret.toml:8:23
+   |
+ 8 | preserve_port_class = "keep"
+   |                       ^^^^^^
+   = why: it takes true or false
+   = fix: see `nat.preserve_port_class` in egret.sample.toml
+
+error: `nat.preserve_port_parity` is a number
+  --> egret.toml:9:24
+   |
+ 9 | preserve_port_parity = 1
+   |                        ^
+   = why: it takes true or false
+   = fix: see `nat.preserve_port_parity` in egret.sample.toml
+"#,
+    );
+}

@@ -68,8 +68,8 @@ pub fn external(addr: &str, slot: u16, first: u16, last: u16) -> ExternalAddress
 
 pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Policy {
     Policy {
-        mapping,
-        filtering,
+        mapping: [mapping; 3],
+        filtering: [filtering; 3],
         pairing: match mapping {
             MappingBehaviour::EndpointIndependent => [Pairing::Hard; 3],
             MappingBehaviour::EndpointDependent => [Pairing::Soft; 3],

@@ -19,7 +19,7 @@ pub enum Source {
 
 impl Reference {
     pub fn source(&self, protocol: Protocol, internal: Endpoint) -> Source {
-        if !self.eim() {
+        if !self.eim(protocol) {
             return Source::New;
         }
         if let Some(forward) = self.forward_to(protocol, internal) {
@@ -139,14 +139,14 @@ impl Reference {
             }
         }
         if self.overloaded(protocol, external) {
-            if self.eim() {
+            if self.eim(protocol) {
                 return wrong("overloaded");
             }
             self.seen("port overloaded");
         }
         self.check_preserved(tuple, external, back, &address, worlds)?;
         self.learn_pairing(tuple, external, back, worlds.after)?;
-        if !self.eim() {
+        if !self.eim(protocol) {
             self.note_exhausted(protocol, back);
             return Ok(Backing::Own(self.now_ms));
         }

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod keys;
+mod per_protocol;
 mod problem;
 mod read;
 mod reader;
@@ -121,10 +122,10 @@ impl PoolConfig {
 /// How packets are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatConfig {
-    /// Mapping behaviour.
-    pub mapping: At<MappingBehaviour>,
-    /// Filtering behaviour. Other than `edf` only with `eim`.
-    pub filtering: At<FilteringBehaviour>,
+    /// Mapping behaviour, by [`Protocol::index`].
+    pub mapping: [At<MappingBehaviour>; 3],
+    /// Filtering behaviour, by [`Protocol::index`]. Other than `edf` only with `eim`.
+    pub filtering: [At<FilteringBehaviour>; 3],
     /// Keep the source port where it is free.
     pub preserve_port: bool,
     /// Else keep its class (0-1023 or the rest) where the pool has a port of it.

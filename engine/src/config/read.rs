@@ -203,21 +203,34 @@ fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig 
 fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {
     let table = table(root, "nat", given);
     let table = table.as_ref();
-    let mapping = table.and_then(|table| table.choice("mapping", MAPPINGS));
-    let filtering = table.and_then(|table| table.choice("filtering", FILTERINGS));
+    let (mapping, filtering) = (
+        MappingBehaviour::EndpointDependent,
+        FilteringBehaviour::EndpointDependent,
+    );
     let flag = |key, default| {
         table
             .and_then(|table| table.boolean(key))
             .unwrap_or(default)
     };
     NatConfig {
-        mapping: mapping.unwrap_or(At::default_value(MappingBehaviour::EndpointDependent)),
-        filtering: filtering.unwrap_or(At::default_value(FilteringBehaviour::EndpointDependent)),
+        mapping: per_protocol(table, "mapping", MAPPINGS, mapping),
+        filtering: per_protocol(table, "filtering", FILTERINGS, filtering),
         preserve_port: flag("preserve_port", true),
         preserve_port_class: flag("preserve_port_class", true),
         preserve_port_parity: flag("preserve_port_parity", false),
         inbound_refresh: flag("inbound_refresh", false),
     }
+}
+
+fn per_protocol<T: Copy>(
+    table: Option<&Reader<'_, '_>>,
+    key: &str,
+    words: &[(&str, T)],
+    default: T,
+) -> [At<T>; 3] {
+    table.map_or([At::default_value(default); 3], |table| {
+        table.per_protocol(key, words, default)
+    })
 }
 
 fn read_forwards(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<ForwardConfig> {

@@ -1,5 +1,7 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
+use conntrack::Protocol;
+
 use super::read::{DEVICE_MODES, FILTERINGS, MAPPINGS, PAIRINGS, POLLS, REFUSALS, word};
 use super::timers::TIMERS;
 use super::{At, Config};
@@ -42,11 +44,8 @@ impl Config {
         };
         list.add("pool.pairing", pairing);
         let nat = &self.nat;
-        list.add("nat.mapping", quoted(word(MAPPINGS, nat.mapping.value)));
-        list.add(
-            "nat.filtering",
-            quoted(word(FILTERINGS, nat.filtering.value)),
-        );
+        list.add("nat.mapping", by_protocol(MAPPINGS, &nat.mapping));
+        list.add("nat.filtering", by_protocol(FILTERINGS, &nat.filtering));
         for (key, value) in [
             ("nat.preserve_port", nat.preserve_port),
             ("nat.preserve_port_class", nat.preserve_port_class),
@@ -144,6 +143,16 @@ fn quoted_list<T: std::fmt::Display>(values: &[At<T>]) -> String {
         [one] => one.clone(),
         _ => format!("[{}]", values.join(", ")),
     }
+}
+
+/// One word if it is the same for all protocols, else a table.
+fn by_protocol<T: PartialEq + Copy>(words: &[(&'static str, T)], values: &[At<T>; 3]) -> String {
+    let one = values.map(|at| quoted(word(words, at.value)));
+    if one.iter().all(|word| *word == one[0]) {
+        return one[0].clone();
+    }
+    let each = Protocol::ALL.map(|protocol| format!("{protocol} = {}", one[protocol.index()]));
+    format!("{{ {} }}", each.join(", "))
 }
 
 fn number_or(number: Option<At<u32>>, words: &str) -> String {
