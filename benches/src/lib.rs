@@ -67,6 +67,7 @@ pub fn policy(addresses: u16) -> Policy {
         preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
+        hold_down_max_percent: 25,
         addresses: (0..addresses).map(own).collect(),
         forwards: Vec::new(),
     }

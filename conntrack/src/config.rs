@@ -236,6 +236,9 @@ pub struct Policy {
     pub inbound_refresh: bool,
     /// Timeouts.
     pub timers: Timers,
+    /// How much of an address's ports may be in hold-down at once, by protocol, in percent
+    /// (RFC 6888 REQ-8): 0 to 100.
+    pub hold_down_max_percent: u8,
     /// The pool. Empty: nothing can be mapped.
     pub addresses: Vec<ExternalAddress>,
     /// Forwards; no two share (protocol, external endpoint).
@@ -246,6 +249,11 @@ impl Policy {
     /// Has an internal endpoint one mapping for all remote ones?
     pub(crate) fn is_independent(&self, protocol: Protocol) -> bool {
         self.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
+    }
+
+    /// How many ports of an address may be in hold-down.
+    pub(crate) fn held_max(&self, address: &ExternalAddress, protocol: Protocol) -> u32 {
+        address.ports[protocol.index()].len() * u32::from(self.hold_down_max_percent) / 100
     }
 
     /// May a flow leave from another address than its paired one?

@@ -165,6 +165,7 @@ fn the_minimal_file_has_the_defaults() {
     assert!(config.nat.preserve_port && !config.nat.inbound_refresh);
     assert!(config.nat.preserve_port_class && !config.nat.preserve_port_parity);
     assert_eq!(config.pool.pairing, None);
+    assert_eq!(config.pool.hold_down_max_percent, 25);
     assert_eq!(config.timers, Timers::RFC);
     assert!(config.pool.has_interface() && config.pool.ports.is_none());
     assert_eq!(config.icmp.errors_per_second, 1000);
@@ -189,7 +190,7 @@ fn every_key_has_its_effect() {
     let text = format!(
         "bypass = [\"10.42.0.0/16\"]\ninstance = \"two\"\n{TWO_ARM}\
          [pool]\naddresses = [\"203.0.113.8/31\"]\nports = [5, \"7-9\"]\nexclude_ports = 8\n\
-         pairing = \"soft\"\n\
+         pairing = \"soft\"\nhold_down_max_percent = 40\n\
          [nat]\nmapping = \"eim\"\nfiltering = {{ udp = \"eif\", tcp = \"adf\" }}\n\
          preserve_port = false\npreserve_port_class = false\npreserve_port_parity = true\n\
          inbound_refresh = true\n\
@@ -228,6 +229,7 @@ fn every_key_has_its_effect() {
     ];
     assert_eq!(config.nat.filtering.map(|at| at.value), filtering);
     assert_eq!(config.pool.pairing, Some(Pairing::Soft));
+    assert_eq!(config.pool.hold_down_max_percent, 40);
     assert!(!config.nat.preserve_port && config.nat.inbound_refresh);
     assert!(!config.nat.preserve_port_class && config.nat.preserve_port_parity);
     let timers = Timers {

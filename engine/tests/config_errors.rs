@@ -179,7 +179,7 @@ error: there is no key `bypass` in [pool]
    |
  5 | bypass = "10.42.0.0/16"
    | ^^^^^^
-   = why: it has `addresses`, `ports`, `exclude_ports`
+   = why: it has `addresses`, `ports`, `exclude_ports`, `pairing`, `hold_down_max_percent`
    = fix: `bypass` belongs at the top level: write it above the first [table]
 "#,
     );
@@ -1400,6 +1400,7 @@ fn behaviours_that_are_no_words() {
 interface = "eth0"
 [pool]
 pairing = "softly"
+hold_down_max_percent = 101
 [nat]
 mapping = { udp = 1 }
 filtering = true
@@ -1415,37 +1416,45 @@ error: `pool.pairing` is "softly"
    = why: it takes "hard" or "soft"
    = fix: write "soft"
 
-error: `nat.mapping` is a number
-  --> egret.toml:6:19
+error: `pool.hold_down_max_percent` is 101
+  --> egret.toml:5:25
    |
- 6 | mapping = { udp = 1 }
+ 5 | hold_down_max_percent = 101
+   |                         ^^^
+   = why: it takes 0 to 100
+   = fix: write 100 or less
+
+error: `nat.mapping` is a whole number
+  --> egret.toml:7:19
+   |
+ 7 | mapping = { udp = 1 }
    |                   ^
    = why: it takes "edm" or "eim", or a table such as { udp = "eim" }
    = fix: see `nat.mapping` in egret.sample.toml
 
 error: `nat.filtering` is true or false
-  --> egret.toml:7:13
+  --> egret.toml:8:13
    |
- 7 | filtering = true
+ 8 | filtering = true
    |             ^^^^
    = why: it takes "edf", "adf" or "eif", or a table such as { udp = "adf" }
    = fix: see `nat.filtering` in egret.sample.toml
 
 error: `nat.preserve_port_class` is a string
-  --> egret.toml:8:23
+  --> egret.toml:9:23
    |
- 8 | preserve_port_class = "keep"
+ 9 | preserve_port_class = "keep"
    |                       ^^^^^^
    = why: it takes true or false
    = fix: see `nat.preserve_port_class` in egret.sample.toml
 
-error: `nat.preserve_port_parity` is a number
-  --> egret.toml:9:24
-   |
- 9 | preserve_port_parity = 1
-   |                        ^
-   = why: it takes true or false
-   = fix: see `nat.preserve_port_parity` in egret.sample.toml
+error: `nat.preserve_port_parity` is a whole number
+   --> egret.toml:10:24
+    |
+ 10 | preserve_port_parity = 1
+    |                        ^
+    = why: it takes true or false
+    = fix: see `nat.preserve_port_parity` in egret.sample.toml
 "#,
     );
 }

@@ -79,6 +79,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
+        hold_down_max_percent: 25,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)],
         forwards: vec![],
     }

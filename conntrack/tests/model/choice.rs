@@ -131,10 +131,11 @@ impl Reference {
             if self.mapping_lives(mapping) || self.users(mapping.name) > 0 {
                 return wrong("another mapping's");
             }
-            let quarter = address.ports[protocol.index()].len() as usize / 4;
+            let held_max = self.held_max(protocol, &address);
             // In limbo it may have been held down, and that is over.
             let fresh = mapping.limbo_ms.is_none();
-            if fresh && self.hold_is_due(protocol) && self.held(protocol, external.addr) < quarter {
+            if fresh && self.hold_is_due(protocol) && self.held(protocol, external.addr) < held_max
+            {
                 return wrong("should be in hold-down");
             }
         }

@@ -292,6 +292,7 @@ impl Choice {
             preserve_port_parity: self.parity,
             inbound_refresh: self.inbound_refresh,
             timers: timers(self.timers),
+            hold_down_max_percent: of(&[25, 25, 50, 100, 0], self.timers / 6),
             addresses: pool.map(address).collect(),
             forwards: forwards(self.forwards),
         }

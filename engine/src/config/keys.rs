@@ -121,6 +121,7 @@ pub const KEYS: &[Key] = &[
         "\"hard\" or \"soft\"",
         "hard with eim, soft with edm",
     ),
+    key("pool", "hold_down_max_percent", "a number, 0 to 100", "25"),
     key("", "nat", "a table, written [nat]", "edm + edf"),
     key(
         "nat",

@@ -96,6 +96,8 @@ pub struct PoolConfig {
     pub exclude_ports: Vec<At<PortRange>>,
     /// When the paired address has no port left; none: hard with `eim`, soft with `edm`.
     pub pairing: Option<Pairing>,
+    /// How much of an address's ports may be in hold-down at once, in percent.
+    pub hold_down_max_percent: u8,
 }
 
 impl PoolConfig {

@@ -43,6 +43,8 @@ impl Config {
             None => "hard with eim, soft with edm".to_owned(),
         };
         list.add("pool.pairing", pairing);
+        let percent = pool.hold_down_max_percent.to_string();
+        list.add("pool.hold_down_max_percent", percent);
         let nat = &self.nat;
         list.add("nat.mapping", by_protocol(MAPPINGS, &nat.mapping));
         list.add("nat.filtering", by_protocol(FILTERINGS, &nat.filtering));

@@ -66,6 +66,7 @@ pub fn policy_for(
         preserve_port_parity: config.nat.preserve_port_parity,
         inbound_refresh: config.nat.inbound_refresh,
         timers: config.timers,
+        hold_down_max_percent: config.pool.hold_down_max_percent,
         addresses: addresses.collect(),
         forwards,
     }
@@ -366,8 +367,9 @@ pub fn sustainable_rate(config: &Config, protocol: Protocol, ports: u32) -> Rate
     let hold_down_ms = if holds { timers.hold_down_ms } else { 0 };
     let (ports, held) = (f64::from(ports), f64::from(held_ms) / 1000.0);
     let with_hold_down = ports / (held + f64::from(hold_down_ms) / 1000.0);
-    // Hold-down takes a quarter of the pool at most.
-    let at_least = 0.75 * ports / held;
+    // Hold-down takes only so much of the pool.
+    let free = 1.0 - f64::from(config.pool.hold_down_max_percent) / 100.0;
+    let at_least = free * ports / held;
     let per_second = if holds {
         with_hold_down.max(at_least)
     } else {
