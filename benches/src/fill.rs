@@ -24,7 +24,7 @@ impl Pool {
         let mut pool = Pool {
             nat: tables(1 << 17, 1),
             policy: Policy {
-                mapping,
+                mapping: [mapping; 3],
                 preserve_port: false,
                 ..policy(1)
             },

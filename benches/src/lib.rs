@@ -59,14 +59,15 @@ pub fn policy(addresses: u16) -> Policy {
         ports: [ports.clone(), ports.clone(), ports.clone()],
     };
     Policy {
-        mapping: MappingBehaviour::EndpointDependent,
-        filtering: FilteringBehaviour::EndpointDependent,
+        mapping: [MappingBehaviour::EndpointDependent; 3],
+        filtering: [FilteringBehaviour::EndpointDependent; 3],
         pairing: [Pairing::Soft; 3],
         preserve_port: true,
         preserve_port_class: true,
         preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
+        hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
         addresses: (0..addresses).map(own).collect(),
         forwards: Vec::new(),

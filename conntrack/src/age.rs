@@ -4,7 +4,7 @@
 //! swept within 49 days of its end, or it would seem young again. Mappings and hold-downs
 //! count in ticks of 1.024 s in 32 bits, which do not wrap in a century.
 
-use crate::config::{FilteringBehaviour, MappingBehaviour, Policy, Timers};
+use crate::config::{FilteringBehaviour, Policy, Timers};
 use crate::endpoint::Protocol;
 use crate::layout::{PORT_WORDS, header};
 use crate::mapping::Mapping;
@@ -65,18 +65,27 @@ impl At<'_> {
     }
 
     /// Until which tick a mapping's endpoint is held down (RFC 6888 REQ-8), `None` for not at all:
-    /// TCP has a state machine, `adf` and `edf` are excepted, and so is a pool of which a quarter
-    /// is held already.
+    /// TCP has a state machine, `adf` and `edf` are excepted, and so is a pool of which as much
+    /// as may be is held already.
     pub fn hold_until(&self, mapping: &Mapping, held: u32) -> Option<u32> {
         let policy = self.policy;
-        let due = policy.mapping == MappingBehaviour::EndpointIndependent
-            && policy.filtering == FilteringBehaviour::EndpointIndependent
-            && mapping.protocol() != Protocol::Tcp
+        let protocol = mapping.protocol();
+        let due = policy.is_independent(protocol)
+            && policy.filtering[protocol.index()] == FilteringBehaviour::EndpointIndependent
+            && protocol != Protocol::Tcp
             && policy.timers.hold_down_ms > 0;
         let address = policy.address_in(mapping.slot).filter(|_| due)?;
-        let room = address.addr == mapping.external.addr
-            && held < address.ports[mapping.protocol().index()].len() / 4;
-        room.then(|| tick(self.now.plus_ms(policy.timers.hold_down_ms.into())) + 1)
+        let room =
+            address.addr == mapping.external.addr && held < policy.held_max(address, protocol);
+        room.then(|| self.hold_end())
+    }
+}
+
+impl At<'_> {
+    /// The tick in which a hold-down that begins now is over: rounded up.
+    pub fn hold_end(&self) -> u32 {
+        let hold_down_ms = self.policy.timers.hold_down_ms;
+        tick(self.now.plus_ms(hold_down_ms.into())) + 1
     }
 }
 

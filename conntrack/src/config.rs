@@ -253,10 +253,10 @@ pub const FORWARDS_MAX: usize = 8192;
 /// Everything a packet is judged by. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Mapping behaviour.
-    pub mapping: MappingBehaviour,
-    /// Filtering behaviour.
-    pub filtering: FilteringBehaviour,
+    /// Mapping behaviour, by [`Protocol::index`].
+    pub mapping: [MappingBehaviour; 3],
+    /// Filtering behaviour, by [`Protocol::index`] (RFC 5382 REQ-3, RFC 7857 sections 5 and 6).
+    pub filtering: [FilteringBehaviour; 3],
     /// Pairing, by [`Protocol::index`]. The address is the same for all protocols.
     pub pairing: [Pairing; 3],
     /// Keep the source port where it is free.
@@ -273,6 +273,9 @@ pub struct Policy {
     pub timers: Timers,
     /// What the outside may fill.
     pub limits: Limits,
+    /// How much of an address's ports may be in hold-down at once, by protocol, in percent
+    /// (RFC 6888 REQ-8): 0 to 100.
+    pub hold_down_max_percent: u8,
     /// The pool. Empty: nothing can be mapped.
     pub addresses: Vec<ExternalAddress>,
     /// Forwards, [`FORWARDS_MAX`] at most; no two share (protocol, external endpoint).
@@ -280,6 +283,16 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Has an internal endpoint one mapping for all remote ones?
+    pub(crate) fn is_independent(&self, protocol: Protocol) -> bool {
+        self.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
+    }
+
+    /// How many ports of an address may be in hold-down.
+    pub(crate) fn held_max(&self, address: &ExternalAddress, protocol: Protocol) -> u32 {
+        address.ports[protocol.index()].len() * u32::from(self.hold_down_max_percent) / 100
+    }
+
     /// May a flow leave from another address than its paired one?
     pub(crate) fn is_soft(&self, protocol: Protocol) -> bool {
         self.pairing[protocol.index()] == Pairing::Soft

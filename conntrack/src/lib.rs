@@ -9,8 +9,8 @@
 //! batches, from any number of threads.
 //!
 //! Map: `nat` look-up and hit; `open`, `overload` new sessions; `session` making, ending, changing
-//! them; `mapping`, `port`, `choose`, `fill`, `filter`, `memo` what they need; `age` time; `reload`, `restart` change
-//! of policy, of process; `status`, `check` what there is, whether it is sound; `half`, `meta`,
+//! them; `mapping`, `port`, `choose`, `fill`, `filter`, `memo` what they need; `age` time; `reload`, `restart`, `lost`
+//! change of policy, of process, of state; `status`, `check` what there is, whether it is sound; `half`, `meta`,
 //! `index`, `pool`, `lock`, `hash`, `word`, `layout` the memory.
 
 pub mod config;
@@ -30,6 +30,7 @@ mod hash;
 mod index;
 mod layout;
 mod lock;
+mod lost;
 mod mapping;
 mod memo;
 mod meta;
@@ -53,6 +54,7 @@ pub use config::{
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use layout::TableSize;
+pub use lost::LostPorts;
 pub use meta::TimeoutClass;
 pub use nat::Nat;
 pub use reload::PolicyChange;

@@ -7,7 +7,7 @@
 //! an `edm` mapping has one remote endpoint, whose session is found before filtering is asked.
 
 use crate::age::At;
-use crate::config::{FilteringBehaviour, MappingBehaviour};
+use crate::config::FilteringBehaviour;
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::half::Side;
 use crate::mapping::Joined;
@@ -48,13 +48,9 @@ impl<W: Word> Nat<'_, W> {
             _ => return Err(Refusal::TcpMidstream),
         }
         let target = self.target(at, arrival)?;
-        let opened = match at.policy.mapping {
-            MappingBehaviour::EndpointIndependent => {
-                self.open_independent(at, arrival, &target, random)
-            }
-            MappingBehaviour::EndpointDependent => {
-                self.open_dependent(at, arrival, &target, random)
-            }
+        let opened = match at.policy.is_independent(arrival.tuple.protocol) {
+            true => self.open_independent(at, arrival, &target, random),
+            false => self.open_dependent(at, arrival, &target, random),
         };
         if target.mapping != 0 && !matches!(opened, Ok(Some(_))) {
             self.leave_mapping(at, target.mapping);
@@ -97,7 +93,7 @@ impl<W: Word> Nat<'_, W> {
     /// The external address that an internal endpoint has, or would get.
     fn external_address(&self, at: &At, tuple: &Tuple) -> Option<Ipv4Addr> {
         let (protocol, internal) = (tuple.protocol, tuple.source);
-        if at.policy.mapping == MappingBehaviour::EndpointIndependent {
+        if at.policy.is_independent(protocol) {
             if let Some(external) = self.fixed_endpoint(at, protocol, internal) {
                 return Some(external.addr);
             }
@@ -161,7 +157,7 @@ impl<W: Word> Nat<'_, W> {
             }
             Cell::Exclusive(number) => {
                 let mapping = self.mappings.read(number).ok_or(Refusal::Contended)?;
-                let open = at.policy.mapping == MappingBehaviour::EndpointIndependent
+                let open = at.policy.is_independent(protocol)
                     && mapping.alive()
                     && mapping.protocol() == protocol
                     && mapping.external == external
@@ -170,7 +166,7 @@ impl<W: Word> Nat<'_, W> {
                 if !open {
                     return Err(Refusal::NoSession);
                 }
-                let admitted = match at.policy.filtering {
+                let admitted = match at.policy.filtering[protocol.index()] {
                     FilteringBehaviour::EndpointIndependent => true,
                     FilteringBehaviour::AddressDependent => {
                         self.knows_address(at, &mapping, remote)?

@@ -238,6 +238,16 @@ impl<W: Word> Ports<'_, W> {
         }
     }
 
+    /// Holds a free port down until a tick; false if it is in use.
+    pub fn hold(&self, place: Place, until: u32) -> bool {
+        if self.swap(place, Cell::Free, Cell::Changing).is_err() {
+            return false;
+        }
+        self.tallies[place.table()].fetch_add(1 << 32, AcqRel);
+        self.settle(place, Cell::Held(until));
+        true
+    }
+
     /// Ends a forward's or a hold-down's claim.
     pub fn drop_claim(&self, place: Place, cell: Cell) -> bool {
         if self.swap(place, cell, Cell::Changing).is_err() {

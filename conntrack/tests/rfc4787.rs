@@ -210,27 +210,50 @@ fn rfc4787_9_hairpin_is_filtered_by_the_external_source() {
     );
     // b has sent to the address that a appears with.
     rig.udp("10.0.0.3:2000", "203.0.113.1:53");
-    rig.policy.filtering = EIF;
+    rig.policy.filtering = [EIF; 3];
     rig.out(Signal::Udp, "10.0.0.2:6000", "198.51.100.1:2000")
         .unwrap();
-    rig.policy.filtering = ADF;
+    rig.policy.filtering = [ADF; 3];
     assert!(rig.out(Signal::Udp, "10.0.0.1:5000", &to_b).is_ok());
     rig.check();
 }
 
+/// Mapping and filtering, probed as from outside, are what they are in an empty pool when it is half,
+/// nearly, and wholly full.
 #[test]
 fn rfc4787_11_deterministic_at_any_fill() {
-    let mut policy = policy(EIM, EDF);
-    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2099)];
-    let mut rig = Rig::new(policy);
-    for host in 0..99 {
-        let inside = format!("10.0.1.{host}:3000");
-        let first = rig.udp(&inside, "203.0.113.1:53");
-        assert_eq!(rig.udp(&inside, "203.0.113.2:53"), first, "eim at any fill");
-        let refused = rig.back(Signal::Udp, "203.0.113.3:53", first);
-        assert_eq!(refused, Err(Refusal::Filtered), "edf at any fill");
+    for (mapping, filtering) in [(EIM, EIF), (EIM, ADF), (EIM, EDF), (EDM, EDF)] {
+        let mut policy = policy(mapping, filtering);
+        policy.addresses = vec![external("198.51.100.1", 0, 2000, 2199)];
+        let mut rig = Rig::new(policy);
+        let mut behaviours = Vec::new();
+        for flows in 1..=200 {
+            let inside = format!("10.0.1.{flows}:3000");
+            let first = rig.udp(&inside, "203.0.113.1:53");
+            if ![1, 100, 198, 200].contains(&flows) {
+                continue;
+            }
+            let same = rig.udp(&inside, "203.0.113.2:53") == first;
+            let mut admits = |from| rig.back(Signal::Udp, from, first).map(|r| r.destination);
+            let known = admits("203.0.113.1:53");
+            assert_eq!(known, Ok(ep(&inside)));
+            let others = ["203.0.113.1:99", "203.0.113.7:53"].map(admits);
+            let others = others.map(|other| other.map(|to| to == ep(&inside)));
+            behaviours.push((mapping == EIM && same, others));
+        }
+        assert!(
+            behaviours.iter().all(|b| *b == behaviours[0]),
+            "{behaviours:?}"
+        );
+        assert_eq!(behaviours[0].0, mapping == EIM);
+        let full = rig.out(Signal::Udp, "10.0.2.1:3000", "203.0.113.1:53");
+        assert_eq!(
+            full,
+            Err(Refusal::PortsExhausted),
+            "refused, not mapped otherwise"
+        );
+        rig.check();
     }
-    rig.check();
 }
 
 #[test]

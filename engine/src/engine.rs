@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use conntrack::{Identity, Nat, TableSize};
+use conntrack::{Identity, LostPorts, Nat, TableSize};
 use crossbeam_queue::ArrayQueue;
 use mio::Waker;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -156,12 +156,17 @@ impl Engine {
         let tables = MemFile::open(&config.tables.path.value, size.words())
             .map_err(at("opening the tables"))?;
         let unused = UnusedFile::of(&tables, &config.tables.path.value);
-        let nat = open_nat(&tables, &steering, size)?;
+        let (nat, lost) = open_nat(&tables, &steering, size)?;
         plan.reseat(&config, &host, &nat.placed());
         if !rulebook::settle(&nat, &plan.policy, clock::now()) {
             let path = config.tables.path.value.display();
             let what = format!("they are broken; remove {path} and start again");
             return Err(at("putting the policy into the tables")(what));
+        }
+
+        let held = nat.hold_lost(&plan.policy, &lost, clock::now());
+        if held > 0 {
+            warn!(ports = held, "ports that lost sessions had are held down");
         }
 
         let forwarding = forwarding(&plan);
@@ -341,12 +346,13 @@ fn random_mac() -> [u8; 6] {
     [a & 0xfc | 0x02, b, c, d, e, f]
 }
 
-/// Takes over the tables of an earlier engine if they fit, else makes new ones.
+/// Takes over the tables of an earlier engine if they fit, else makes new ones; and the ports that
+/// the steering program still sends to a lost engine's sessions.
 fn open_nat(
     tables: &MemFile,
     steering: &Steering,
     size: TableSize,
-) -> Result<Nat<'static>, StartError> {
+) -> Result<(Nat<'static>, LostPorts), StartError> {
     let identity = Identity {
         boot_id: facts::boot_id(),
     };
@@ -358,20 +364,26 @@ fn open_nat(
                     sessions = totals.sessions,
                     "took over the sessions of an earlier engine"
                 );
-                return Ok(nat);
+                return Ok((nat, LostPorts::default()));
             }
             Err(error) => warn!(%error, "the tables in the file are not used"),
         }
     }
+    // The maps outlive the engine, not the boot: after a reboot nothing tells what was in use.
+    let placed = steering
+        .addresses()
+        .map_err(at("reading the addresses of an earlier engine"))?;
+    let lost = LostPorts::of(steering.owned(), &placed);
     let mut random = WorkerRandom::from_system();
-    Nat::create(
+    let nat = Nat::create(
         tables.words(),
         steering.owned(),
         size,
         identity,
         &mut random,
     )
-    .map_err(at("making the tables"))
+    .map_err(at("making the tables"))?;
+    Ok((nat, lost))
 }
 
 /// A hidden VLAN tag would make a tagged frame look untagged.

@@ -260,6 +260,15 @@ impl Steering {
         })
     }
 
+    /// The addresses in force, each with its slot: right after [`Steering::open`] those of an earlier
+    /// engine whose maps are still there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn addresses(&self) -> Result<Vec<(u16, Ipv4Addr)>, SteeringError> {
+        maps::externals(&self.ebpf)
+    }
+
     /// The ownership bitmap: `addresses_max * 3 * 1024` words. Word
     /// `slot * 3072 + protocol * 1024 + port / 64`, bit `port % 64`; protocol 0 TCP, 1 UDP, 2 ICMP.
     pub fn owned(&self) -> &'static [AtomicU64] {

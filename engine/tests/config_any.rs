@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Timers};
+use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Timers};
 use engine::config::{
     Config, DeviceMode, Level, Midstream, OnRefusal, Poll, Role, Setting, Unsolicited,
 };
@@ -160,15 +160,14 @@ fn written(settings: &[Setting]) -> String {
 fn the_minimal_file_has_the_defaults() {
     let config = Config::parse("egret.toml", MINIMAL).unwrap();
     assert_eq!(config.interfaces[0].role, Role::Both);
-    assert_eq!(
-        config.nat.mapping.value,
-        MappingBehaviour::EndpointDependent
-    );
-    assert_eq!(
-        config.nat.filtering.value,
-        FilteringBehaviour::EndpointDependent
-    );
+    let edm = [MappingBehaviour::EndpointDependent; 3];
+    assert_eq!(config.nat.mapping.map(|at| at.value), edm);
+    let edf = [FilteringBehaviour::EndpointDependent; 3];
+    assert_eq!(config.nat.filtering.map(|at| at.value), edf);
     assert!(config.nat.preserve_port && !config.nat.inbound_refresh);
+    assert!(config.nat.preserve_port_class && !config.nat.preserve_port_parity);
+    assert_eq!(config.pool.pairing, None);
+    assert_eq!(config.pool.hold_down_max_percent, 25);
     assert_eq!(config.timers, Timers::RFC);
     assert_eq!(config.limits, Limits::DEFAULT);
     assert!(config.pool.has_interface() && config.pool.ports.is_none());
@@ -196,7 +195,10 @@ fn every_key_has_its_effect() {
     let text = format!(
         "bypass = [\"10.42.0.0/16\"]\ninstance = \"two\"\n{TWO_ARM}\
          [pool]\naddresses = [\"203.0.113.8/31\"]\nports = [5, \"7-9\"]\nexclude_ports = 8\n\
-         [nat]\nmapping = \"eim\"\nfiltering = \"eif\"\npreserve_port = false\ninbound_refresh = true\n\
+         pairing = \"soft\"\nhold_down_max_percent = 40\n\
+         [nat]\nmapping = \"eim\"\nfiltering = {{ udp = \"eif\", tcp = \"adf\" }}\n\
+         preserve_port = false\npreserve_port_class = false\npreserve_port_parity = true\n\
+         inbound_refresh = true\n\
          midstream = \"drop\"\n\
          [timers]\nprofile = \"conntrack\"\nudp_timeout_s = 1\ntcp_trans_open_timeout_s = 2\n\
          tcp_idle_timeout_s = 3\ntcp_trans_close_timeout_s = 4\n\
@@ -227,11 +229,18 @@ fn every_key_has_its_effect() {
         .map(|p| p.to_string())
         .collect();
     assert_eq!(ports, ["5", "7-9"]);
-    assert_eq!(
-        config.nat.filtering.value,
-        FilteringBehaviour::EndpointIndependent
-    );
+    let eim = [MappingBehaviour::EndpointIndependent; 3];
+    assert_eq!(config.nat.mapping.map(|at| at.value), eim);
+    let filtering = [
+        FilteringBehaviour::AddressDependent,
+        FilteringBehaviour::EndpointIndependent,
+        FilteringBehaviour::EndpointDependent,
+    ];
+    assert_eq!(config.nat.filtering.map(|at| at.value), filtering);
+    assert_eq!(config.pool.pairing, Some(Pairing::Soft));
+    assert_eq!(config.pool.hold_down_max_percent, 40);
     assert!(!config.nat.preserve_port && config.nat.inbound_refresh);
+    assert!(!config.nat.preserve_port_class && config.nat.preserve_port_parity);
     let timers = Timers {
         udp_timeout_ms: 1000,
         tcp_trans_open_timeout_ms: 2000,

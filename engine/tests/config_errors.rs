@@ -179,7 +179,7 @@ error: there is no key `bypass` in [pool]
    |
  5 | bypass = "10.42.0.0/16"
    | ^^^^^^
-   = why: it has `addresses`, `ports`, `exclude_ports`
+   = why: it has `addresses`, `ports`, `exclude_ports`, `pairing`, `hold_down_max_percent`
    = fix: `bypass` belongs at the top level: write it above the first [table]
 "#,
     );
@@ -1370,5 +1370,108 @@ fn more_forwards_than_the_tables_have_room_for() {
     assert!(
         text.starts_with("error: 8193 forwards are given\n") && text.contains("room for 8192"),
         "{text}"
+    );
+}
+
+#[test]
+fn behaviours_of_one_protocol() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[nat]
+mapping = { udp = "eim", sctp = "eim", tcp = "eimm" }
+filtering = "adf"
+"#,
+        r#"
+error: there is no protocol `sctp` for `nat.mapping`
+  --> egret.toml:4:26
+   |
+ 4 | mapping = { udp = "eim", sctp = "eim", tcp = "eimm" }
+   |                          ^^^^
+   = why: it takes `tcp`, `udp` or `icmp`
+   = fix: write one of these
+
+error: `nat.mapping.tcp` is "eimm"
+  --> egret.toml:4:46
+   |
+ 4 | mapping = { udp = "eim", sctp = "eim", tcp = "eimm" }
+   |                                              ^^^^^^
+   = why: it takes "edm" or "eim"
+   = fix: write "eim"
+
+error: filtering = "adf" does not go with mapping = "edm", which tcp and icmp have
+  --> egret.toml:5:13
+   |
+ 5 | filtering = "adf"
+   |             ^^^^^
+   = why: with edm one external endpoint serves several clients whose remote endpoints differ, so a packet from another remote endpoint has no one receiver
+   = fix: write tcp and icmp = "eim" in `nat.mapping`, or tcp and icmp = "edf" in `nat.filtering`
+"#,
+    );
+}
+
+#[test]
+fn behaviours_that_are_no_words() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[pool]
+pairing = "softly"
+hold_down_max_percent = 101
+[nat]
+mapping = { udp = 1 }
+filtering = true
+preserve_port_class = "keep"
+preserve_port_parity = 1
+"#,
+        r#"
+error: `pool.pairing` is "softly"
+  --> egret.toml:4:11
+   |
+ 4 | pairing = "softly"
+   |           ^^^^^^^^
+   = why: it takes "hard" or "soft"
+   = fix: write "soft"
+
+error: `pool.hold_down_max_percent` is 101
+  --> egret.toml:5:25
+   |
+ 5 | hold_down_max_percent = 101
+   |                         ^^^
+   = why: it takes 0 to 100
+   = fix: write 100 or less
+
+error: `nat.mapping` is a whole number
+  --> egret.toml:7:19
+   |
+ 7 | mapping = { udp = 1 }
+   |                   ^
+   = why: it takes "edm" or "eim", or a table such as { udp = "eim" }
+   = fix: see `nat.mapping` in egret.sample.toml
+
+error: `nat.filtering` is true or false
+  --> egret.toml:8:13
+   |
+ 8 | filtering = true
+   |             ^^^^
+   = why: it takes "edf", "adf" or "eif", or a table such as { udp = "adf" }
+   = fix: see `nat.filtering` in egret.sample.toml
+
+error: `nat.preserve_port_class` is a string
+  --> egret.toml:9:23
+   |
+ 9 | preserve_port_class = "keep"
+   |                       ^^^^^^
+   = why: it takes true or false
+   = fix: see `nat.preserve_port_class` in egret.sample.toml
+
+error: `nat.preserve_port_parity` is a whole number
+   --> egret.toml:10:24
+    |
+ 10 | preserve_port_parity = 1
+    |                        ^
+    = why: it takes true or false
+    = fix: see `nat.preserve_port_parity` in egret.sample.toml
+"#,
     );
 }

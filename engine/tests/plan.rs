@@ -294,3 +294,55 @@ fn a_session_costs_at_most_192_bytes_whatever_the_ram() {
         );
     }
 }
+
+/// RFC 6888 REQ-3: single addresses, prefixes and ranges that do not touch make one pool.
+#[test]
+fn rfc6888_3_a_pool_of_ranges_that_do_not_touch() {
+    let text = format!(
+        "{TWO_ARM}[pool]\naddresses = [\"203.0.113.4\", \"198.51.100.16/30\", \
+         \"192.0.2.7-192.0.2.9\", \"203.0.113.1\"]\nports = [\"2000-2999\", \"40000-40999\"]\n"
+    );
+    let plan = plan(&text, &host());
+    let addresses: Vec<String> = plan
+        .policy
+        .addresses
+        .iter()
+        .map(|address| address.addr.to_string())
+        .collect();
+    let expected = [
+        "203.0.113.4",
+        "198.51.100.16",
+        "198.51.100.17",
+        "198.51.100.18",
+        "198.51.100.19",
+        "192.0.2.7",
+        "192.0.2.8",
+        "192.0.2.9",
+        "203.0.113.1",
+    ];
+    assert_eq!(addresses, expected);
+    for (place, address) in plan.policy.addresses.iter().enumerate() {
+        assert_eq!(usize::from(address.slot), place);
+        assert_eq!(address.kind, AddressKind::Own);
+        assert_eq!(ports(&plan.policy, place, Protocol::Tcp).len(), 2000);
+    }
+}
+
+/// RFC 5382 REQ-3, RFC 7857 section 4: what the file says of each protocol is in the policy, and
+/// pairing follows the mapping behaviour unless it is given.
+#[test]
+fn behaviours_and_pairing_of_each_protocol() {
+    use conntrack::{FilteringBehaviour as F, MappingBehaviour as M, Pairing as P};
+    let text = |more: &str| {
+        format!(
+            "{TWO_ARM}[pool]\naddresses = \"203.0.113.4\"\n{more}[nat]\nmapping = {{ udp = \"eim\" }}\nfiltering = {{ udp = \"eif\" }}\n"
+        )
+    };
+    let policy = plan(&text(""), &host()).policy;
+    let (edm, edf) = (M::EndpointDependent, F::EndpointDependent);
+    assert_eq!(policy.mapping, [edm, M::EndpointIndependent, edm]);
+    assert_eq!(policy.filtering, [edf, F::EndpointIndependent, edf]);
+    assert_eq!(policy.pairing, [P::Soft, P::Hard, P::Soft]);
+    let policy = plan(&text("pairing = \"hard\"\n"), &host()).policy;
+    assert_eq!(policy.pairing, [P::Hard; 3]);
+}

@@ -207,13 +207,19 @@ fn pool_ports(plan: &Plan, protocol: Protocol) -> u32 {
 }
 
 fn rates_text(config: &Config, plan: &Plan) -> String {
-    let edm = config.nat.mapping.value == MappingBehaviour::EndpointDependent;
-    let mut out = match edm {
-        true => "New flows a second that can go on for ever, to one remote endpoint\n".to_owned(),
-        false => {
-            "New flows a second that can go on for ever, to all destinations together\n".to_owned()
-        }
+    let edm = config
+        .nat
+        .mapping
+        .map(|at| at.value == MappingBehaviour::EndpointDependent);
+    let reach = |edm: bool| match edm {
+        true => ", to one remote endpoint",
+        false => ", to all destinations together",
     };
+    let alike = edm == [edm[0]; 3];
+    let mut out = format!(
+        "New flows a second that can go on for ever{}\n",
+        if alike { reach(edm[0]) } else { "" }
+    );
     for protocol in Protocol::ALL {
         let ports = pool_ports(plan, protocol);
         let rate = sustainable_rate(config, protocol, ports);
@@ -227,11 +233,17 @@ fn rates_text(config: &Config, plan: &Plan) -> String {
         };
         let _ = writeln!(
             out,
-            "  {protocol:<5} {:>8.0}  = {ports} ports / {} s {held}{hold_down}",
-            rate.per_second, rate.held_s
+            "  {protocol:<5} {:>8.0}  = {ports} ports / {} s {held}{hold_down}{}",
+            rate.per_second,
+            rate.held_s,
+            if alike {
+                ""
+            } else {
+                reach(edm[protocol.index()])
+            }
         );
     }
-    if edm {
+    if edm[Protocol::Udp.index()] {
         let udp = f64::from(plan.sessions_max) / f64::from(config.timers.udp_timeout_ms) * 1000.0;
         let _ = writeln!(
             out,

@@ -68,8 +68,8 @@ pub fn external(addr: &str, slot: u16, first: u16, last: u16) -> ExternalAddress
 
 pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Policy {
     Policy {
-        mapping,
-        filtering,
+        mapping: [mapping; 3],
+        filtering: [filtering; 3],
         pairing: match mapping {
             MappingBehaviour::EndpointIndependent => [Pairing::Hard; 3],
             MappingBehaviour::EndpointDependent => [Pairing::Soft; 3],
@@ -79,6 +79,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         preserve_port_parity: false,
         inbound_refresh: false,
         timers: Timers::RFC,
+        hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)],
         forwards: vec![],

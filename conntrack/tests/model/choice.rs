@@ -19,7 +19,7 @@ pub enum Source {
 
 impl Reference {
     pub fn source(&self, protocol: Protocol, internal: Endpoint) -> Source {
-        if !self.eim() {
+        if !self.eim(protocol) {
             return Source::New;
         }
         if let Some(forward) = self.forward_to(protocol, internal) {
@@ -131,22 +131,23 @@ impl Reference {
             if self.mapping_lives(mapping) || self.users(mapping.name) > 0 {
                 return wrong("another mapping's");
             }
-            let quarter = address.ports[protocol.index()].len() as usize / 4;
+            let held_max = self.held_max(protocol, &address);
             // In limbo it may have been held down, and that is over.
             let fresh = mapping.limbo_ms.is_none();
-            if fresh && self.hold_is_due(protocol) && self.held(protocol, external.addr) < quarter {
+            if fresh && self.hold_is_due(protocol) && self.held(protocol, external.addr) < held_max
+            {
                 return wrong("should be in hold-down");
             }
         }
         if self.overloaded(protocol, external) {
-            if self.eim() {
+            if self.eim(protocol) {
                 return wrong("overloaded");
             }
             self.seen("port overloaded");
         }
         self.check_preserved(tuple, external, back, &address, worlds)?;
         self.learn_pairing(tuple, external, back, worlds.after)?;
-        if !self.eim() {
+        if !self.eim(protocol) {
             self.note_exhausted(protocol, back);
             return Ok(Backing::Own(self.now_ms));
         }

@@ -115,8 +115,8 @@ impl Reference {
 
     /// Is a released mapping's endpoint to be held down (RFC 6888 REQ-8 and its exceptions)?
     pub fn hold_is_due(&self, protocol: Protocol) -> bool {
-        self.eim()
-            && self.policy.filtering == FilteringBehaviour::EndpointIndependent
+        self.eim(protocol)
+            && self.policy.filtering[protocol.index()] == FilteringBehaviour::EndpointIndependent
             && protocol != Protocol::Tcp
             && self.policy.timers.hold_down_ms > 0
     }
@@ -242,7 +242,7 @@ impl Reference {
         for external in released {
             self.check_not_held(changed, protocol, external, before)?;
         }
-        self.check_quarter(protocol, before)
+        self.check_held_max(protocol, before)
     }
 
     /// Has its internal endpoint a later mapping?
@@ -269,8 +269,9 @@ impl Reference {
         Ok(())
     }
 
-    fn quarter(&self, protocol: Protocol, address: &ExternalAddress) -> usize {
-        address.ports[protocol.index()].len() as usize / 4
+    pub fn held_max(&self, protocol: Protocol, address: &ExternalAddress) -> usize {
+        let percent = usize::from(self.policy.hold_down_max_percent);
+        address.ports[protocol.index()].len() as usize * percent / 100
     }
 
     /// A released endpoint that is free at once: only where no hold-down is due, or there is no
@@ -290,19 +291,19 @@ impl Reference {
         let held = held.max(self.held(protocol, external.addr));
         let limbo = self.mappings.iter().any(|m| m.limbo_ms.is_some());
         let address = self.address(external.addr).expect("looked up before");
-        ensure(held >= self.quarter(protocol, address) || limbo, || {
-            let quarter = self.quarter(protocol, address);
-            format!("{protocol} {external} was released without hold-down: {held} of {quarter}")
+        ensure(held >= self.held_max(protocol, address) || limbo, || {
+            let held_max = self.held_max(protocol, address);
+            format!("{protocol} {external} was released without hold-down: {held} of {held_max}")
         })?;
         self.seen("no room for a hold-down");
         Ok(())
     }
 
-    fn check_quarter(&self, protocol: Protocol, before: &[Hold]) -> Judged {
+    fn check_held_max(&self, protocol: Protocol, before: &[Hold]) -> Judged {
         for address in &self.policy.addresses {
             let here = |h: &&Hold| h.protocol == protocol && h.external.addr == address.addr;
             let held = before.iter().filter(here).count();
-            let limit = held.max(self.quarter(protocol, address));
+            let limit = held.max(self.held_max(protocol, address));
             let now = self.held(protocol, address.addr);
             ensure(now <= limit, || {
                 format!("{protocol}: {now} held ports at {}", address.addr)

@@ -45,6 +45,11 @@ const POOL_PORTS: [[&[(usize, usize)]; 3]; 7] = [
     [&[(4, 4)], &[(4, 4)], &[(4, 4)]],
     [&[(1, 12)], &[(3, 14)], &[(3, 7)]],
 ];
+const FILTERINGS: [FilteringBehaviour; 3] = [
+    FilteringBehaviour::EndpointIndependent,
+    FilteringBehaviour::AddressDependent,
+    FilteringBehaviour::EndpointDependent,
+];
 const SESSIONS_MAX: [u32; 6] = [3, 4, 8, 12, 24, 64];
 const STARTS_MS: [u64; 5] = [
     1_000_000,
@@ -66,6 +71,8 @@ const REMOTE_PORTS: [u16; 2] = [53, 1000];
 pub struct Choice {
     pub eim: bool,
     pub filtering: u8,
+    /// Which protocols behave otherwise, if at all.
+    pub mix: u8,
     pub preserve: bool,
     pub soft: bool,
     pub class: bool,
@@ -195,13 +202,14 @@ pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
 /// Any configuration with this mapping and filtering behaviour.
 pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
     let flags = any::<[bool; 6]>();
-    (flags, any::<[u8; 6]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
+    (flags, any::<[u8; 7]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
         let [preserve, inbound_refresh, shared, class, parity, soft] = flags;
-        let [timers, pool, ports, forwards, sessions_max, start] = numbers;
+        let [timers, pool, ports, forwards, sessions_max, start, mix] = numbers;
         Configuration {
             choice: Choice {
                 eim,
                 filtering,
+                mix,
                 preserve,
                 soft,
                 class,
@@ -234,7 +242,7 @@ impl Choice {
     /// The choice with one thing changed.
     pub fn changed(mut self, what: u8, value: u8) -> Choice {
         match what % 10 {
-            0 => self.eim = value & 1 == 1,
+            0 => (self.eim, self.mix) = (value & 1 == 1, value.rotate_left(2)),
             1 => self.filtering = value,
             2 => {
                 let bit = |bit: u8| value >> bit & 1 == 1;
@@ -247,6 +255,11 @@ impl Choice {
             _ => self.forwards = value,
         }
         self
+    }
+
+    /// One of six bits; in three of four policies all protocols behave alike.
+    fn differs(&self, bit: u8) -> bool {
+        self.mix < 64 && self.mix >> bit & 1 == 1
     }
 
     pub fn policy(&self) -> Policy {
@@ -262,18 +275,14 @@ impl Choice {
             ports: of(&POOL_PORTS, self.ports).map(port_set),
         };
         Policy {
-            mapping: match self.eim {
+            mapping: [0, 1, 2].map(|protocol| match self.eim != self.differs(protocol) {
                 true => MappingBehaviour::EndpointIndependent,
                 false => MappingBehaviour::EndpointDependent,
-            },
-            filtering: of(
-                &[
-                    FilteringBehaviour::EndpointIndependent,
-                    FilteringBehaviour::AddressDependent,
-                    FilteringBehaviour::EndpointDependent,
-                ],
-                self.filtering,
-            ),
+            }),
+            filtering: [0, 1, 2].map(|protocol| {
+                let step = u8::from(self.differs(protocol + 3));
+                of(&FILTERINGS, self.filtering.wrapping_add(step))
+            }),
             pairing: match self.soft {
                 true => [Pairing::Soft; 3],
                 false => [Pairing::Hard; 3],
@@ -284,6 +293,7 @@ impl Choice {
             inbound_refresh: self.inbound_refresh,
             timers: timers(self.timers),
             limits: limits(self.timers.wrapping_add(self.forwards)),
+            hold_down_max_percent: of(&[25, 25, 50, 100, 0], self.timers / 6),
             addresses: pool.map(address).collect(),
             forwards: forwards(self.forwards),
         }

@@ -188,15 +188,16 @@ impl Reference {
         }
     }
 
-    pub fn eim(&self) -> bool {
-        self.policy.mapping == MappingBehaviour::EndpointIndependent
+    pub fn eim(&self, protocol: Protocol) -> bool {
+        self.policy.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
     }
 
     /// May a new mapping be on another address than the paired one? What an `eim` endpoint begins
     /// with a hairpin stays: the far side judged by that address.
     pub fn is_soft(&self, tuple: &Tuple, back: Endpoint) -> bool {
-        let hairpin = back != tuple.destination;
-        self.policy.pairing[tuple.protocol.index()] == Pairing::Soft && !(self.eim() && hairpin)
+        let (protocol, hairpin) = (tuple.protocol, back != tuple.destination);
+        let soft = self.policy.pairing[protocol.index()] == Pairing::Soft;
+        soft && !(self.eim(protocol) && hairpin)
     }
 
     pub fn timeout_ms(&self, session: &Session) -> u64 {
@@ -352,10 +353,10 @@ impl Reference {
         // that is silent from inside for longer than `tcp-idle` is open is left open.
         let tcp = protocol == Protocol::Tcp;
         let lives = fresh && (!tcp || self.mapping_lives(mapping));
-        if !self.eim() || !(lives || tcp) || self.address(external.addr).is_none() {
+        if !self.eim(protocol) || !(lives || tcp) || self.address(external.addr).is_none() {
             return nobody;
         }
-        let admitted = match self.policy.filtering {
+        let admitted = match self.policy.filtering[protocol.index()] {
             FilteringBehaviour::EndpointIndependent => true,
             FilteringBehaviour::AddressDependent => self.knows(mapping, remote),
             FilteringBehaviour::EndpointDependent => false,

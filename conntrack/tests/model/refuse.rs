@@ -129,7 +129,12 @@ impl Reference {
     }
 
     /// Addresses that the sender may be seen as.
-    pub fn seen_as(&mut self, source: &Source, internal: Endpoint) -> Vec<Ipv4Addr> {
+    pub fn seen_as(
+        &mut self,
+        source: &Source,
+        protocol: Protocol,
+        internal: Endpoint,
+    ) -> Vec<Ipv4Addr> {
         match source {
             Source::Forward(external) => vec![external.addr],
             Source::Mapping(mapping) => vec![mapping.external.addr],
@@ -138,7 +143,7 @@ impl Reference {
                 addresses.push(mapping.external.addr);
                 addresses
             }
-            Source::New if self.eim() => self.pairing(internal.addr).clone(),
+            Source::New if self.eim(protocol) => self.pairing(internal.addr).clone(),
             Source::New => self.policy.addresses.iter().map(|a| a.addr).collect(),
         }
     }
@@ -174,7 +179,7 @@ impl Reference {
         let (mut reasons, mut free_to) = (Vec::new(), Vec::new());
         reasons.extend(self.full(world));
         let source = self.source(tuple.protocol, tuple.source);
-        let seen_as = self.seen_as(&source, tuple.source);
+        let seen_as = self.seen_as(&source, tuple.protocol, tuple.source);
         if seen_as.is_empty() {
             reasons.push(Refusal::NoExternalAddress);
         }
@@ -237,7 +242,7 @@ impl Reference {
             (side.tuple.protocol, side.tuple.source) == (tuple.protocol, back)
                 && self.address(side.tuple.destination.addr).is_some()
         };
-        self.eim() && back != tuple.destination && sides.any(clashing)
+        self.eim(tuple.protocol) && back != tuple.destination && sides.any(clashing)
     }
 
     /// The reasons to refuse a new mapping.
@@ -251,7 +256,7 @@ impl Reference {
         let candidates = self.policy.addresses.iter();
         let mut candidates = candidates
             .filter(|a| soft || paired.contains(&a.addr))
-            .filter(|a| self.eim() || self.admits(tuple, a));
+            .filter(|a| self.eim(tuple.protocol) || self.admits(tuple, a));
         let exhausted = match soft {
             true => candidates.all(|a| self.exhausted(a, tuple.protocol, back, world)),
             false => candidates.any(|a| self.exhausted(a, tuple.protocol, back, world)),
@@ -292,7 +297,7 @@ impl Reference {
         if !self.is_set(world, protocol, external) || over {
             return true;
         }
-        if self.eim() || !self.overloaded(protocol, external) {
+        if self.eim(protocol) || !self.overloaded(protocol, external) {
             return false;
         }
         let blocking = Tuple {
@@ -320,7 +325,7 @@ impl Reference {
             _ => None,
         });
         let back = back.unwrap_or(tuple.destination);
-        if !self.eim() {
+        if !self.eim(tuple.protocol) {
             self.note_exhausted(tuple.protocol, back);
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{FORWARDS_MAX, FilteringBehaviour, MappingBehaviour};
+use conntrack::{FORWARDS_MAX, FilteringBehaviour, MappingBehaviour, Protocol};
 use ipnet::Ipv4Net;
 
 use super::problem::{At, Level, Problem, Source, Span};
@@ -246,19 +246,39 @@ fn ports(config: &Config, found: &mut Vec<Problem>) {
 }
 
 fn behaviours(config: &Config, found: &mut Vec<Problem>) {
-    let (mapping, filtering) = (config.nat.mapping, config.nat.filtering);
-    let name = word(FILTERINGS, filtering.value);
-    if mapping.value == MappingBehaviour::EndpointDependent
-        && filtering.value != FilteringBehaviour::EndpointDependent
-    {
-        let what = format!("filtering = \"{name}\" does not go with mapping = \"edm\"");
+    let nat = &config.nat;
+    let clashing = |protocol: &Protocol| {
+        nat.mapping[protocol.index()].value == MappingBehaviour::EndpointDependent
+            && nat.filtering[protocol.index()].value != FilteringBehaviour::EndpointDependent
+    };
+    let mut clashing: Vec<Protocol> = Protocol::ALL.into_iter().filter(clashing).collect();
+    while let Some(&first) = clashing.first() {
+        let filtering = nat.filtering[first.index()];
+        let same: Vec<String> = clashing
+            .extract_if(.., |protocol| nat.filtering[protocol.index()] == filtering)
+            .map(|protocol| protocol.to_string())
+            .collect();
+        let name = word(FILTERINGS, filtering.value);
+        let who = match same.len() {
+            3 => String::new(),
+            1 => format!(", which {} has", same[0]),
+            _ => format!(", which {} have", same.join(" and ")),
+        };
+        let what = format!("filtering = \"{name}\" does not go with mapping = \"edm\"{who}");
         let why = "with edm one external endpoint serves several clients whose remote endpoints \
                    differ, so a packet from another remote endpoint has no one receiver";
-        let fix = format!("write mapping = \"eim\" in [nat], or leave out filtering = \"{name}\"");
+        let fix = match same.len() {
+            3 => format!("write mapping = \"eim\" in [nat], or leave out filtering = \"{name}\""),
+            _ => format!(
+                "write {0} = \"eim\" in `nat.mapping`, or {0} = \"edf\" in `nat.filtering`",
+                same.join(" and ")
+            ),
+        };
         let problem = Problem::error("behaviours-clash", what).why(why).fix(fix);
         found.push(problem.at(filtering.span));
     }
-    if filtering.value == FilteringBehaviour::EndpointIndependent
+    let open = |at: &&At<FilteringBehaviour>| at.value == FilteringBehaviour::EndpointIndependent;
+    if let Some(filtering) = nat.filtering.iter().find(open)
         && let Some(span) = config.pool.interface_span()
     {
         let what = "filtering = \"eif\" is refused on the interface's own address";

@@ -5,6 +5,7 @@
 
 mod check;
 pub mod keys;
+mod per_protocol;
 mod problem;
 mod read;
 mod reader;
@@ -99,6 +100,8 @@ pub struct PoolConfig {
     pub exclude_ports: Vec<At<PortRange>>,
     /// When the paired address has no port left; none: hard with `eim`, soft with `edm`.
     pub pairing: Option<Pairing>,
+    /// How much of an address's ports may be in hold-down at once, in percent.
+    pub hold_down_max_percent: u8,
 }
 
 impl PoolConfig {
@@ -125,10 +128,10 @@ impl PoolConfig {
 /// How packets are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NatConfig {
-    /// Mapping behaviour.
-    pub mapping: At<MappingBehaviour>,
-    /// Filtering behaviour. Other than `edf` only with `eim`.
-    pub filtering: At<FilteringBehaviour>,
+    /// Mapping behaviour, by [`Protocol::index`].
+    pub mapping: [At<MappingBehaviour>; 3],
+    /// Filtering behaviour, by [`Protocol::index`]. Other than `edf` only with `eim`.
+    pub filtering: [At<FilteringBehaviour>; 3],
     /// Keep the source port where it is free.
     pub preserve_port: bool,
     /// Else keep its class (0-1023 or the rest) where the pool has a port of it.

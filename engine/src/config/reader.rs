@@ -47,7 +47,7 @@ impl<'a, 'i> Reader<'a, 'i> {
         self.problems.borrow_mut().push(problem);
     }
 
-    fn node(&self, key: &str) -> Option<&'a Node<'i>> {
+    pub(super) fn node(&self, key: &str) -> Option<&'a Node<'i>> {
         debug_assert!(
             keys::find(self.name, key).is_some(),
             "{key} is not in the list of keys"
@@ -88,7 +88,7 @@ impl<'a, 'i> Reader<'a, 'i> {
         self.text_of(key, node)
     }
 
-    fn text_of(&self, key: &str, node: &'a Node<'i>) -> Option<At<&'a str>> {
+    pub(super) fn text_of(&self, key: &str, node: &'a Node<'i>) -> Option<At<&'a str>> {
         let text = node.get_ref().as_str();
         if text.is_none() {
             self.wrong_type(key, node);
@@ -250,22 +250,8 @@ impl<'a, 'i> Reader<'a, 'i> {
 
     /// One of some words.
     pub(super) fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Option<At<T>> {
-        self.parsed(key, |text| {
-            let word = words.iter().find(|(word, _)| *word == text);
-            word.map(|&(_, value)| value).ok_or_else(|| {
-                let what = format!("`{}` is \"{text}\"", keys::path(self.name, key));
-                let allowed: Vec<String> = words
-                    .iter()
-                    .map(|(word, _)| format!("\"{word}\""))
-                    .collect();
-                let near = keys::nearest(text, words.iter().map(|&(word, _)| word));
-                Problem::error("unknown-word", what)
-                    .why(format!("it takes {}", any_of(&allowed)))
-                    .fix(near.map_or("write one of these".to_owned(), |near| {
-                        format!("write \"{near}\"")
-                    }))
-            })
-        })
+        let path = keys::path(self.name, key);
+        self.parsed(key, |text| choose(&path, text, words))
     }
 
     /// A table, written `[key]`.
@@ -307,6 +293,24 @@ impl<'a, 'i> Reader<'a, 'i> {
         let problem = Problem::error("missing-key", what).why(format!("it takes {takes}"));
         self.complain(problem.fix(fix).at(place));
     }
+}
+
+/// The value of a word; the problem names the key by its path.
+pub(super) fn choose<T: Copy>(path: &str, text: &str, words: &[(&str, T)]) -> Result<T, Problem> {
+    let word = words.iter().find(|(word, _)| *word == text);
+    word.map(|&(_, value)| value).ok_or_else(|| {
+        let what = format!("`{path}` is \"{text}\"");
+        let allowed: Vec<String> = words
+            .iter()
+            .map(|(word, _)| format!("\"{word}\""))
+            .collect();
+        let near = keys::nearest(text, words.iter().map(|&(word, _)| word));
+        Problem::error("unknown-word", what)
+            .why(format!("it takes {}", any_of(&allowed)))
+            .fix(near.map_or("write one of these".to_owned(), |near| {
+                format!("write \"{near}\"")
+            }))
+    })
 }
 
 /// "a", "a or b", "a, b or c".

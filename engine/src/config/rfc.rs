@@ -5,7 +5,7 @@ use conntrack::{FilteringBehaviour, MappingBehaviour, Protocol};
 
 use super::read::{FILTERINGS, MAPPINGS, word};
 use super::timers::TIMERS;
-use super::{Config, OnRefusal};
+use super::{At, Config, OnRefusal, Unsolicited};
 
 /// How an RFC asks for something (RFC 2119).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,37 +53,57 @@ impl Config {
 }
 
 fn behaviours(config: &Config, found: &mut Vec<Deviation>) {
-    let (mapping, filtering) = (config.nat.mapping.value, config.nat.filtering.value);
-    let mut mapped = |requirement, demand, effect| {
-        found.push(Deviation {
-            requirement,
-            demand,
-            setting: format!("nat.mapping = \"{}\"", word(MAPPINGS, mapping)),
-            effect,
-        });
-    };
-    if mapping == MappingBehaviour::EndpointDependent {
-        let differs =
-            "a client has another external endpoint for each destination: no hole punching";
-        let shares = "clients share an external port towards different destinations";
-        mapped("4787-1", Demand::Must, differs);
-        mapped("4787-3", Demand::Must, shares);
-        mapped("5382-1", Demand::Must, differs);
-        mapped("5382-7", Demand::Must, shares);
-        let differs = "the external identifier of a ping differs by destination";
-        mapped("5508-1a", Demand::Should, differs);
-    }
-    if filtering == FilteringBehaviour::EndpointDependent {
-        let effect = "only the very endpoint that a client sent to may answer";
-        for requirement in ["4787-8", "5382-3", "6888-7"] {
+    use Demand::{Must, Should};
+    use Protocol::{Icmp, Tcp, Udp};
+    let differs = "a client has another external endpoint for each destination: no hole punching";
+    let shares = "clients share an external port towards different destinations";
+    let queries = "the external identifier of a ping differs by destination";
+    let narrow = "only the very endpoint that a client sent to may answer";
+    let edm = MappingBehaviour::EndpointDependent;
+    for (protocol, requirement, demand, effect) in [
+        (Udp, "4787-1", Must, differs),
+        (Udp, "4787-3", Must, shares),
+        (Tcp, "5382-1", Must, differs),
+        (Tcp, "5382-7", Must, shares),
+        (Icmp, "5508-1a", Should, queries),
+    ] {
+        if config.nat.mapping[protocol.index()].value == edm {
+            let setting = setting("nat.mapping", MAPPINGS, &config.nat.mapping, protocol);
             found.push(Deviation {
                 requirement,
-                demand: Demand::Should,
-                setting: format!("nat.filtering = \"{}\"", word(FILTERINGS, filtering)),
+                demand,
+                setting,
                 effect,
             });
         }
     }
+    let edf = FilteringBehaviour::EndpointDependent;
+    for (protocol, requirement) in [(Udp, "4787-8"), (Tcp, "5382-3"), (Udp, "6888-7")] {
+        if config.nat.filtering[protocol.index()].value == edf {
+            let setting = setting("nat.filtering", FILTERINGS, &config.nat.filtering, protocol);
+            found.push(Deviation {
+                requirement,
+                demand: Should,
+                setting,
+                effect: narrow,
+            });
+        }
+    }
+}
+
+/// The key and word of one protocol; short where all have the same.
+fn setting<T: PartialEq + Copy>(
+    key: &str,
+    words: &[(&'static str, T)],
+    values: &[At<T>; 3],
+    protocol: Protocol,
+) -> String {
+    let value = values[protocol.index()].value;
+    let name = match values.iter().all(|other| other.value == value) {
+        true => String::new(),
+        false => format!(".{protocol}"),
+    };
+    format!("{key}{name} = \"{}\"", word(words, value))
 }
 
 fn timers(config: &Config, found: &mut Vec<Deviation>) {
@@ -125,6 +145,11 @@ fn icmp(config: &Config, found: &mut Vec<Deviation>) {
         let silent = "a refused client learns it by its own timeout";
         add("6888-11b", Demand::Should, setting(), silent);
     }
+    if config.icmp.unsolicited == Unsolicited::Silent {
+        let setting = "icmp.unsolicited = \"silent\"".to_owned();
+        let effect = "who connects to a port that nobody has waits for its own timeout";
+        add("5382-4", Demand::Should, setting, effect);
+    }
     let silent = match config.icmp.on_refusal {
         OnRefusal::HostUnreachable => return,
         OnRefusal::AdminProhibited => "a refused client takes the error for a final one",
@@ -141,6 +166,18 @@ fn icmp(config: &Config, found: &mut Vec<Deviation>) {
 }
 
 fn pool(config: &Config, found: &mut Vec<Deviation>) {
+    let mut ports = |requirement, key: &str, effect| {
+        found.push(Deviation {
+            requirement,
+            demand: Demand::Should,
+            setting: format!("{key} = false"),
+            effect,
+        });
+    };
+    if !config.nat.preserve_port_class {
+        let effect = "a client's port below 1024 may become one above";
+        ports("4787-3a", "nat.preserve_port_class", effect);
+    }
     if !config.pool.has_interface() {
         return;
     }
@@ -165,7 +202,7 @@ impl Config {
     /// other filtering than `eif` is excepted.
     pub fn holds_down(&self, protocol: Protocol) -> bool {
         protocol != Protocol::Tcp
-            && self.nat.mapping.value == MappingBehaviour::EndpointIndependent
-            && self.nat.filtering.value == FilteringBehaviour::EndpointIndependent
+            && self.nat.mapping[protocol.index()].value == MappingBehaviour::EndpointIndependent
+            && self.nat.filtering[protocol.index()].value == FilteringBehaviour::EndpointIndependent
     }
 }

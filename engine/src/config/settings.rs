@@ -1,5 +1,7 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
+use conntrack::Protocol;
+
 use super::read::{
     DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word,
 };
@@ -43,12 +45,11 @@ impl Config {
             None => "hard with eim, soft with edm".to_owned(),
         };
         list.add("pool.pairing", pairing);
+        let percent = pool.hold_down_max_percent.to_string();
+        list.add("pool.hold_down_max_percent", percent);
         let nat = &self.nat;
-        list.add("nat.mapping", quoted(word(MAPPINGS, nat.mapping.value)));
-        list.add(
-            "nat.filtering",
-            quoted(word(FILTERINGS, nat.filtering.value)),
-        );
+        list.add("nat.mapping", by_protocol(MAPPINGS, &nat.mapping));
+        list.add("nat.filtering", by_protocol(FILTERINGS, &nat.filtering));
         for (key, value) in [
             ("nat.preserve_port", nat.preserve_port),
             ("nat.preserve_port_class", nat.preserve_port_class),
@@ -168,6 +169,16 @@ fn quoted_list<T: std::fmt::Display>(values: &[At<T>]) -> String {
         [one] => one.clone(),
         _ => format!("[{}]", values.join(", ")),
     }
+}
+
+/// One word if it is the same for all protocols, else a table.
+fn by_protocol<T: PartialEq + Copy>(words: &[(&'static str, T)], values: &[At<T>; 3]) -> String {
+    let one = values.map(|at| quoted(word(words, at.value)));
+    if one.iter().all(|word| *word == one[0]) {
+        return one[0].clone();
+    }
+    let each = Protocol::ALL.map(|protocol| format!("{protocol} = {}", one[protocol.index()]));
+    format!("{{ {} }}", each.join(", "))
 }
 
 fn number_or(number: Option<u32>, words: &str) -> String {

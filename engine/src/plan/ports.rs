@@ -57,15 +57,16 @@ pub fn policy_for(
                 .map(|protocol| port_set(config, host, addr, kind, protocol, &forwards)),
         });
     Policy {
-        mapping: config.nat.mapping.value,
-        filtering: config.nat.filtering.value,
-        pairing: [pairing(config); 3],
+        mapping: config.nat.mapping.map(|at| at.value),
+        filtering: config.nat.filtering.map(|at| at.value),
+        pairing: Protocol::ALL.map(|protocol| pairing(config, protocol)),
         preserve_port: config.nat.preserve_port,
         preserve_port_class: config.nat.preserve_port_class,
         preserve_port_parity: config.nat.preserve_port_parity,
         inbound_refresh: config.nat.inbound_refresh,
         timers: config.timers,
         limits: config.limits,
+        hold_down_max_percent: config.pool.hold_down_max_percent,
         addresses: addresses.collect(),
         forwards,
     }
@@ -73,14 +74,12 @@ pub fn policy_for(
 
 /// What a flow gets when its paired address has no port left (RFC 7857 section 4). `eim` is chosen for
 /// hosts that are known by their external endpoints; with `edm` room is what counts.
-fn pairing(config: &Config) -> Pairing {
-    config
-        .pool
-        .pairing
-        .unwrap_or(match config.nat.mapping.value {
-            MappingBehaviour::EndpointIndependent => Pairing::Hard,
-            MappingBehaviour::EndpointDependent => Pairing::Soft,
-        })
+fn pairing(config: &Config, protocol: Protocol) -> Pairing {
+    let mapping = config.nat.mapping[protocol.index()].value;
+    config.pool.pairing.unwrap_or(match mapping {
+        MappingBehaviour::EndpointIndependent => Pairing::Hard,
+        MappingBehaviour::EndpointDependent => Pairing::Soft,
+    })
 }
 
 /// The forwards whose external address is in the pool at the moment.
@@ -359,8 +358,9 @@ pub fn sustainable_rate(config: &Config, protocol: Protocol, ports: u32) -> Rate
     let hold_down_ms = if holds { timers.hold_down_ms } else { 0 };
     let (ports, held) = (f64::from(ports), f64::from(held_ms) / 1000.0);
     let with_hold_down = ports / (held + f64::from(hold_down_ms) / 1000.0);
-    // Hold-down takes a quarter of the pool at most.
-    let at_least = 0.75 * ports / held;
+    // Hold-down takes only so much of the pool.
+    let free = 1.0 - f64::from(config.pool.hold_down_max_percent) / 100.0;
+    let at_least = free * ports / held;
     let per_second = if holds {
         with_hold_down.max(at_least)
     } else {

@@ -264,6 +264,21 @@ pub(super) fn set_externals(
     sync_hash(ebpf, "externals", &addresses.iter().map(entry).collect())
 }
 
+/// The addresses that the program steers, each with its slot.
+pub(super) fn externals(ebpf: &Ebpf) -> Result<Vec<(u16, Ipv4Addr)>, SteeringError> {
+    let failed = failed("externals");
+    let map = ebpf.map("externals").ok_or_else(|| SteeringError::Map {
+        map: "externals",
+        why: "missing".to_owned(),
+    })?;
+    let map = HashMap::<_, u32, [u32; 2]>::try_from(map).map_err(&failed)?;
+    let entry = |entry: Result<(u32, [u32; 2]), MapError>| {
+        let (addr, [_, slot]) = entry.map_err(&failed)?;
+        Ok((slot as u16, Ipv4Addr::from(addr.to_ne_bytes())))
+    };
+    map.iter().map(entry).collect()
+}
+
 pub(super) fn set_locals(ebpf: &mut Ebpf, addresses: &[Ipv4Addr]) -> Result<(), SteeringError> {
     let wanted = addresses
         .iter()
