@@ -106,10 +106,11 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.judge_batch(interface as u8, now);
         }
         self.release_held(now);
-        self.send();
+        // Before sending: what it makes leaves in this round.
         if now.0.saturating_sub(self.swept_at.0) >= SWEEP_INTERVAL_MS {
             self.sweep(now);
         }
+        self.send();
         if received > 0 {
             self.stats.rounds_busy.add(1);
         }
