@@ -19,7 +19,8 @@ use egret_cli::lab::content::Content;
 use egret_cli::lab::plan::{EXTERNAL, SERVERS, client};
 use egret_cli::lab::tcp::{TcpService, exchange};
 use egret_cli::lab::{Host, LabOptions, Namespace, Topology};
-use kernel::{Daemon, Stand, command, find, have, is_root, run, skip, snmp, succeed};
+use kernel::wireguard::{TunnelEnd, have_wireguard};
+use kernel::{Daemon, Stand, command, have, is_root, run, succeed};
 
 const PREFIX: &str = "egret-tr";
 const LIMIT: Duration = Duration::from_secs(30);
@@ -30,19 +31,6 @@ const LENGTH: usize = 8 << 20;
 fn stand(topology: Topology, programs: &[(&str, &str)]) -> Option<Stand> {
     let stands = is_root() && have(programs);
     stands.then(|| Stand::start(LabOptions::new(PREFIX, topology), &Tuning::default()))
-}
-
-/// No host at the edge was sent a wrong checksum, and the gateway is in order.
-fn finish(stand: Stand) {
-    let hosts = stand.lab.clients.iter().chain(&stand.lab.servers);
-    for host in hosts {
-        for protocol in ["Tcp", "Udp", "Icmp"] {
-            let wrong = snmp(&host.namespace, protocol, "InCsumErrors").expect("a counter");
-            assert_eq!(wrong, 0, "{protocol} checksums at {}", host.address);
-        }
-    }
-    stand.assert_in_order();
-    stand.stop();
 }
 
 /// Several megabytes that no two runs of bytes look alike in.
@@ -196,7 +184,7 @@ fn curl_and_nginx(topology: Topology) {
             .all(|(address, _)| *address == s1.address.to_string()),
         "{peers:?}"
     );
-    finish(stand);
+    stand.finish();
 }
 
 #[test]
@@ -268,7 +256,7 @@ fn iperf3_streams(topology: Topology) {
         assert!(lost < 1.0, "UDP {direction:?}: {lost} % lost");
         assert!(rate > 35e6, "UDP {direction:?}: {rate} bit/s of 40 million");
     }
-    finish(stand);
+    stand.finish();
 }
 
 #[test]
@@ -380,7 +368,7 @@ fn names(topology: Topology) {
     assert!(log.contains(&format!("from {EXTERNAL}")), "{log}");
     assert!(!log.contains("from 10."), "{log}");
     assert!(pairs_of_one_socket(&log) >= 20, "{log}");
-    finish(stand);
+    stand.finish();
 }
 
 /// How many times A and AAAA were asked for from one external port, one right after the other.
@@ -492,7 +480,7 @@ fn ssh_session(topology: Topology) {
         fs::read(at("arrived")).expect("a file") == sent,
         "what went up differs"
     );
-    finish(stand);
+    stand.finish();
 }
 
 /// A command as a shell takes it.
@@ -517,89 +505,6 @@ fn ssh_one_arm() {
 const TUNNEL_PORT: u16 = 51_820;
 /// Inside the tunnel: the server, the client.
 const TUNNEL: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
-
-/// One end of a tunnel: its interface and public key.
-struct TunnelEnd {
-    link: String,
-    public_key: String,
-    private_key: PathBuf,
-    _daemon: Option<Daemon>,
-}
-
-impl TunnelEnd {
-    /// Makes the interface: the kernel's, else a process's. The latter's control socket has the
-    /// interface's name, for all namespaces: so it must be unique.
-    fn make(stand: &Stand, host: &Host, link: String) -> TunnelEnd {
-        let mut add = command("ip");
-        add.args(["link", "add", &link, "type", "wireguard"]);
-        let in_kernel = run(&host.namespace, &mut add, LIMIT).status.success();
-        let start = || {
-            let mut process = command("wireguard-go");
-            process.args(["--foreground", &link]);
-            Daemon::start(&stand.lab, &host.namespace, &mut process, &[])
-        };
-        let is_there = || {
-            egret_cli::lab::wait::until(LIMIT / 3, || {
-                // Each question is a process.
-                std::thread::sleep(Duration::from_millis(50));
-                let mut show = command("wg");
-                let shown = run(&host.namespace, show.args(["show", &link]), LIMIT);
-                shown.status.success()
-            })
-        };
-        let mut daemon = (!in_kernel).then(start);
-        if !is_there() {
-            // On a first start two of them may be in each other's way, making one directory.
-            drop(daemon.take());
-            daemon = (!in_kernel).then(start);
-            assert!(is_there(), "{link} does not appear");
-        }
-        let private = succeed(&host.namespace, command("wg").arg("genkey"), LIMIT).text();
-        let private_key = stand.lab.directory().join(format!("{link}.key"));
-        fs::write(&private_key, private.trim()).expect("writing a key");
-        let line = format!("wg pubkey < {}", private_key.display());
-        let public = succeed(
-            &host.namespace,
-            Command::new("sh").args(["-c", &line]),
-            LIMIT,
-        );
-        let public_key = public.text().trim().to_owned();
-        TunnelEnd {
-            link,
-            public_key,
-            private_key,
-            _daemon: daemon,
-        }
-    }
-
-    fn set_up(&self, host: &Host, address: &str, words: &[&str]) {
-        let mut wg = command("wg");
-        wg.args(["set", &self.link, "private-key"])
-            .arg(&self.private_key)
-            .args(words);
-        succeed(&host.namespace, &mut wg, LIMIT);
-        kernel::ip(
-            &host.namespace,
-            &format!("address add {address}/24 dev {}", self.link),
-        );
-        kernel::ip(&host.namespace, &format!("link set {} up", self.link));
-    }
-}
-
-/// Can WireGuard be had, in the kernel or as a process?
-fn have_wireguard(stand: &Stand) -> bool {
-    let mut probe = command("ip");
-    probe.args(["link", "add", "probe", "type", "wireguard"]);
-    let in_kernel = run(&stand.lab.router, &mut probe, LIMIT).status.success();
-    if in_kernel {
-        kernel::ip(&stand.lab.router, "link del probe");
-    }
-    if !in_kernel && find("wireguard-go").is_none() {
-        skip("no WireGuard in this kernel, and no wireguard-go (Debian package wireguard-go)");
-        return false;
-    }
-    true
-}
 
 fn wireguard(topology: Topology) {
     let Some(stand) = stand(topology, &[("wg", "wireguard-tools")]) else {
@@ -658,7 +563,7 @@ fn wireguard(topology: Topology) {
     assert!(endpoints.contains(&format!("\t{EXTERNAL}:")), "{endpoints}");
     assert!(!endpoints.contains(&client(1).to_string()), "{endpoints}");
     drop((service, back, outside, inside));
-    finish(stand);
+    stand.finish();
 }
 
 #[test]

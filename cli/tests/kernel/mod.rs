@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 #[path = "../common/mod.rs"]
 mod common;
 pub use common::skip;
+pub mod wireguard;
 
 /// The program under test.
 pub const EGRET: &str = env!("CARGO_BIN_EXE_egret");
@@ -112,6 +113,28 @@ impl Stand {
             || matches!(self.engine.status(), Ok(Some(status)) if status.invariants == "ok"),
         );
         assert!(ok, "{:?}", self.engine.status());
+    }
+
+    /// No host at the edge was sent a wrong checksum, and the gateway is in order; ends it.
+    pub fn finish(self) {
+        let hosts = self.lab.clients.iter().chain(&self.lab.servers);
+        for host in hosts {
+            for protocol in ["Tcp", "Udp", "Icmp"] {
+                let wrong = snmp(&host.namespace, protocol, "InCsumErrors").expect("a counter");
+                assert_eq!(wrong, 0, "{protocol} checksums at {}", host.address);
+            }
+        }
+        self.assert_in_order();
+        self.stop();
+    }
+
+    /// How many frames were dropped for these reasons.
+    pub fn drops(&self, reasons: &[&str]) -> u64 {
+        let drops = &self.status()["drops"];
+        let counts = reasons
+            .iter()
+            .map(|&reason| drops[reason].as_u64().unwrap_or(0));
+        counts.sum()
     }
 
     /// Ends the gateway in good order.
@@ -268,6 +291,13 @@ pub fn is_listening(namespace: &Namespace, port: u16) -> bool {
         Ok([read("tcp").ok(), read("tcp6").ok()])
     });
     tables.is_ok_and(|tables| tables.into_iter().flatten().any(listens))
+}
+
+/// Is this UDP port of the namespace taken?
+pub fn has_udp_port(namespace: &Namespace, port: u16) -> bool {
+    let wanted = format!(":{port:04X} ");
+    let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/udp"));
+    table.is_ok_and(|text| text.contains(&wanted))
 }
 
 /// A counter of a namespace's `/proc/net/snmp`, as `Tcp InCsumErrors`.
