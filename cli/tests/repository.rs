@@ -191,3 +191,80 @@ fn public_modules_are_on_the_map() {
         }
     }
 }
+
+/// The names of all tests that run by themselves, as `file::function`.
+fn tests_by_name() -> Vec<String> {
+    let root = root();
+    let mut names = Vec::new();
+    for folder in ["conntrack/tests", "engine/tests", "cli/tests"] {
+        for path in files(&root.join(folder), &[".rs"]) {
+            let file = path
+                .file_stem()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            let text = read(&path);
+            let (mut is_test, mut is_ignored) = (false, false);
+            for line in text.lines().map(str::trim) {
+                if line == "#[test]" {
+                    is_test = true;
+                } else if line.starts_with("#[ignore") {
+                    is_ignored = true;
+                } else if let Some(rest) = line.strip_prefix("fn ") {
+                    let name = rest.split('(').next().unwrap_or_default();
+                    if is_test && !is_ignored {
+                        names.push(format!("{file}::{name}"));
+                    }
+                    (is_test, is_ignored) = (false, false);
+                }
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn every_requirement_has_its_verdict_and_its_test() {
+    let text = read(&root().join("COMPLIANCE.md"));
+    let tests = tests_by_name();
+    let mut wrong = Vec::new();
+    let mut ids = Vec::new();
+    for line in text.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, id, level, verdict, test, note, _] = cells[..] else {
+            wrong.push(format!("not five columns: {line}"));
+            continue;
+        };
+        if id == "id" || id.starts_with('-') {
+            continue;
+        }
+        ids.push(id.to_owned());
+        let known = ["met", "partly", "not met", "n/a"].contains(&verdict);
+        let levels = [
+            "MUST",
+            "MUST NOT",
+            "SHOULD",
+            "SHOULD NOT",
+            "RECOMMENDED",
+            "MAY",
+        ];
+        if !known || !levels.contains(&level) {
+            wrong.push(format!("{id}: level `{level}`, verdict `{verdict}`"));
+        }
+        if verdict == "met" && test.is_empty() {
+            wrong.push(format!("{id}: met, and no test says so"));
+        }
+        if !test.is_empty() && !tests.iter().any(|name| name == test) {
+            wrong.push(format!("{id}: no test {test} runs"));
+        }
+        if verdict != "met" && note.is_empty() {
+            wrong.push(format!("{id}: no reason is given"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let rows = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(rows, ids.len(), "a requirement has two rows");
+    assert!(rows > 90, "{rows} rows");
+}
