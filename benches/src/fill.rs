@@ -19,7 +19,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of which so many percent, 0 to 100, are in use.
+    /// A pool of which so many percent, 0 to 100, are in use. Half of TCP's ports are, too, so that an
+    /// empty pool is measured in tables that have been at work. Of a full pool that is known: the
+    /// proof, which `edm` has to make again for each remote endpoint each second, is behind it.
     pub fn filled(mapping: MappingBehaviour, percent: u32) -> Pool {
         let mut pool = Pool {
             nat: tables(1 << 17, 1),
@@ -31,18 +33,29 @@ impl Pool {
             random: Sequence(3),
             opened: 0,
         };
-        while pool.opened < PORTS * percent / 100 {
+        for _ in 0..PORTS / 2 {
+            pool.send(Protocol::Tcp, Signal::TcpSyn)
+                .expect("there is room");
+        }
+        for _ in 0..PORTS * percent / 100 {
             pool.open().expect("the pool is not full yet");
+        }
+        if percent == 100 {
+            pool.open().expect_err("the pool is full");
         }
         pool
     }
 
     /// One more flow.
     pub fn open(&mut self) -> Result<(), Refusal> {
+        self.send(Protocol::Udp, Signal::Udp)
+    }
+
+    fn send(&mut self, protocol: Protocol, signal: Signal) -> Result<(), Refusal> {
         let [_, a, b, c] = self.opened.to_be_bytes();
         self.opened += 1;
         let tuple = Tuple {
-            protocol: Protocol::Udp,
+            protocol,
             source: Endpoint::new([10, a, b, c].into(), 7000),
             destination: Endpoint::new([203, 0, 113, 1].into(), 53),
         };
@@ -52,11 +65,16 @@ impl Pool {
             Realm::Internal,
             &tuple,
             hash,
+<<<<<<< HEAD
             PacketFacts {
                 signal: Signal::Udp,
                 length: 64,
                 sequence: 0,
             },
+=======
+            signal,
+            64,
+>>>>>>> ports
             Time(1000),
             &mut self.random,
         );
