@@ -65,16 +65,11 @@ impl Pool {
             Realm::Internal,
             &tuple,
             hash,
-<<<<<<< HEAD
             PacketFacts {
-                signal: Signal::Udp,
+                signal,
                 length: 64,
                 sequence: 0,
             },
-=======
-            signal,
-            64,
->>>>>>> ports
             Time(1000),
             &mut self.random,
         );
