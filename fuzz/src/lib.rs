@@ -5,11 +5,15 @@
 //! on stable Rust, and some thousands of random inputs.
 
 mod config;
+mod errors;
+mod fragments;
 mod frame;
 mod operations;
 mod owners;
 
 pub use config::config;
+pub use errors::errors;
+pub use fragments::fragments;
 pub use frame::frame;
 pub use operations::operations;
 
@@ -21,4 +25,6 @@ pub const TARGETS: &[Target] = &[
     ("frame", frame),
     ("operations", operations),
     ("config", config),
+    ("errors", errors),
+    ("fragments", fragments),
 ];

@@ -181,6 +181,16 @@ fn random_configurations() {
 }
 
 #[test]
+fn random_errors() {
+    random_inputs("errors", 2_000);
+}
+
+#[test]
+fn random_fragments() {
+    random_inputs("fragments", 2_000);
+}
+
+#[test]
 #[ignore = "runs as long as EGRET_FUZZ_SECONDS says"]
 fn explore() {
     let seconds = std::env::var("EGRET_FUZZ_SECONDS")
