@@ -16,7 +16,7 @@ pub struct TunnelEnd {
     pub link: String,
     pub public_key: String,
     private_key: PathBuf,
-    _daemon: Option<Daemon>,
+    daemon: Option<Daemon>,
 }
 
 impl TunnelEnd {
@@ -61,7 +61,7 @@ impl TunnelEnd {
             link,
             public_key,
             private_key,
-            _daemon: daemon,
+            daemon,
         }
     }
 
@@ -76,6 +76,15 @@ impl TunnelEnd {
             &format!("address add {address}/24 dev {}", self.link),
         );
         ip(&host.namespace, &format!("link set {} up", self.link));
+    }
+}
+
+impl Drop for TunnelEnd {
+    /// A process that is killed leaves its control socket.
+    fn drop(&mut self) {
+        if self.daemon.take().is_some() {
+            let _ = fs::remove_file(format!("/var/run/wireguard/{}.sock", self.link));
+        }
     }
 }
 
