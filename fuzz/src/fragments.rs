@@ -70,7 +70,7 @@ pub fn fragments(data: &[u8]) {
         };
         let envelope = Envelope {
             identification: u16::from(which >> 2 & 7),
-            flags_offset: u16::from(offset) * (1 + u16::from(flags >> 2 & 31)) & 0x1fff
+            flags_offset: ((u16::from(offset) * (1 + u16::from(flags >> 2 & 31))) & 0x1fff)
                 | more
                 | whole,
             ttl: if flags & 0x80 == 0 { 64 } else { 1 },
