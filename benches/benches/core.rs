@@ -14,6 +14,7 @@ const DATAGRAM: PacketFacts = PacketFacts {
     signal: Signal::Udp,
     length: 64,
     sequence: 0,
+    acknowledgement: 0,
 };
 
 fn parse(criterion: &mut Criterion) {

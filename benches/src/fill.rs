@@ -69,6 +69,7 @@ impl Pool {
                 signal,
                 length: 64,
                 sequence: 0,
+                acknowledgement: 0,
             },
             Time(1000),
             &mut self.random,

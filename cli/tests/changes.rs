@@ -323,7 +323,7 @@ fn a_listening_port_leaves_the_pool() {
     const PORT: u16 = 20_200;
     let server = &stand.lab.servers[0];
     let services =
-        UdpService::start(&server.namespace, server.address, 7100..7160).expect("servers");
+        UdpService::start(&server.namespace, server.address, 7100..7230).expect("servers");
     let flow = |to: u16| {
         let client = &stand.lab.clients[0].namespace;
         let flow = UdpFlow::open(client, PORT, at(0, to)).expect("a flow");
@@ -333,8 +333,8 @@ fn a_listening_port_leaves_the_pool() {
     };
     assert_eq!(flow(7100), PORT, "the port of the client is kept");
     let daemon = UdpService::start(&stand.lab.gateway, EXTERNAL, [PORT]).expect("a server");
-    let mut ports = 7101..7160;
-    let left = wait::until(LIMIT, || {
+    let mut ports = 7101..7230;
+    let left = wait::until(2 * LIMIT, || {
         std::thread::sleep(Duration::from_millis(200));
         flow(ports.next().expect("in time")) != PORT
     });

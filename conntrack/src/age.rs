@@ -159,7 +159,7 @@ impl<W: Word> Nat<'_, W> {
                         let ended = self.ports.end_holds(slot, protocol, word, at.tick());
                         swept.ports += ended;
                         if ended > 0 {
-                            self.memos.void();
+                            self.void_memos(&at, protocol);
                         }
                     }
                 }
@@ -173,9 +173,17 @@ impl<W: Word> Nat<'_, W> {
     pub(crate) fn end_all_holds(&self, at: &At, slot: u16, protocol: Protocol) -> bool {
         let ended = self.ports.end_all_holds(slot, protocol, at.tick()) > 0;
         if ended {
-            self.memos.void();
+            self.void_memos(at, protocol);
         }
         ended
+    }
+
+    /// An endpoint outside overloading became free: where ports are overloaded, exhausted remotes
+    /// may be so no more. Elsewhere there are no memos, and those of other protocols stay.
+    pub(crate) fn void_memos(&self, at: &At, protocol: Protocol) {
+        if !at.policy.is_independent(protocol) {
+            self.memos.void();
+        }
     }
 
     /// Positions 0.. are the sessions, then the mappings, then the port words of each table.

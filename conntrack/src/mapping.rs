@@ -268,23 +268,33 @@ impl<W: Word> Nat<'_, W> {
         soft: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
-        if let Some(joined) = self.join_existing(at, protocol, internal) {
+        if let Some(joined) = self.join_existing(at, protocol, internal, false) {
             return Ok(joined);
         }
         let hash = self.mapping_hash(protocol, internal);
         let _held = self.locks.hold([hash])?;
-        match self.join_existing(at, protocol, internal) {
+        match self.join_existing(at, protocol, internal, true) {
             Some(joined) => Ok(joined),
             None => self.make_shared_mapping(at, protocol, internal, soft, random),
         }
     }
 
-    fn join_existing(&self, at: &At, protocol: Protocol, internal: Endpoint) -> Option<Joined> {
+    /// `locked`: the caller holds the lock of the internal endpoint. Only then may an entry of the
+    /// index go: without, its number could be that of a new mapping of the same endpoint by now.
+    fn join_existing(
+        &self,
+        at: &At,
+        protocol: Protocol,
+        internal: Endpoint,
+        locked: bool,
+    ) -> Option<Joined> {
         let mapping = self.shared_mapping(protocol, internal)?;
         if !mapping.agrees_with(at.policy) {
             // Its address is gone: its sessions may end with it, new ones get a new mapping.
-            let hash = self.mapping_hash(protocol, internal);
-            self.mappings.index.remove(hash, mapping.number);
+            if locked {
+                let hash = self.mapping_hash(protocol, internal);
+                self.mappings.index.remove(hash, mapping.number);
+            }
             return None;
         }
         if mapping.sessions() == 0 && !at.is_fresh(&mapping) {
@@ -455,7 +465,7 @@ impl<W: Word> Nat<'_, W> {
             let held = self.ports.held(mapping.slot, mapping.protocol());
             self.ports
                 .release(mapping.place(), number, at.hold_until(mapping, held));
-            self.memos.void();
+            self.void_memos(at, mapping.protocol());
         } else {
             self.ports.leave(mapping.place());
         }

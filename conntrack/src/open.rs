@@ -10,7 +10,7 @@ use crate::age::At;
 use crate::config::FilteringBehaviour;
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::half::Side;
-use crate::mapping::Joined;
+use crate::mapping::{Joined, Mapping};
 use crate::nat::{Arrival, Nat};
 use crate::port::{Cell, Place};
 use crate::session::{NotMade, Plan};
@@ -97,8 +97,11 @@ impl<W: Word> Nat<'_, W> {
             if let Some(external) = self.fixed_endpoint(at, protocol, internal) {
                 return Some(external.addr);
             }
-            let mapping = self.shared_mapping(protocol, internal);
-            if let Some(mapping) = mapping.filter(|mapping| mapping.agrees_with(at.policy)) {
+            // One whose time is over gives way to a new one, maybe on another address.
+            let stays = |mapping: &Mapping| {
+                mapping.agrees_with(at.policy) && (mapping.sessions() > 0 || at.is_fresh(mapping))
+            };
+            if let Some(mapping) = self.shared_mapping(protocol, internal).filter(stays) {
                 return Some(mapping.external.addr);
             }
         }

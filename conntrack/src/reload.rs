@@ -26,6 +26,8 @@ pub struct PolicyChange {
     position: u64,
     /// Something was in the way that a worker still used: another round.
     again: bool,
+    /// Timers are published, memos are void.
+    begun: bool,
 }
 
 impl PolicyChange {
@@ -38,6 +40,17 @@ impl PolicyChange {
                 .collect(),
             position: 0,
             again: false,
+            begun: false,
+        }
+    }
+
+    /// For this policy, in the place of an earlier change that has not reached its end: goes on
+    /// from where that is, and then once over everything.
+    pub fn following(policy: &Policy, earlier: &PolicyChange) -> PolicyChange {
+        PolicyChange {
+            position: earlier.position,
+            again: earlier.position > 0,
+            ..PolicyChange::new(policy)
         }
     }
 }
@@ -72,7 +85,8 @@ impl<W: Word> Nat<'_, W> {
         budget: u32,
     ) -> bool {
         let at = At { policy, now };
-        if change.position == 0 {
+        if !change.begun {
+            change.begun = true;
             self.publish_timers(policy);
             self.memos.void();
             self.ports.fills.void();

@@ -418,11 +418,12 @@ impl<'m, W: Word> Nat<'m, W> {
         Err(Refusal::Contended)
     }
 
-    /// The state after a segment. A RST that is not near what its direction sends changes nothing:
-    /// whoever forged it cannot see the connection. A SYN of an opening connection begins its
-    /// direction's numbers; in an open one it is another forgery, or left over.
-    fn judged(&self, half: u32, meta: Meta, from_initiator: bool, facts: PacketFacts) -> State {
-        let (state, half) = (meta.state(), self.half(half));
+    /// The state after a segment, where its numbers bear it out. A RST that is not near what its direction sends changes nothing, nor does a first answer of the initiator that
+    /// acknowledges another SYN than the responder's: whoever forged it cannot see the connection.
+    /// A SYN of an opening connection begins its direction's numbers; in an open one it is another
+    /// forgery, or left over.
+    fn judged(&self, number: u32, meta: Meta, from_initiator: bool, facts: PacketFacts) -> State {
+        let (state, half) = (meta.state(), self.half(number));
         let next = tcp::next(state, from_initiator, meta.opened_outside(), facts.signal);
         let begins = next != state || next.class() == TimeoutClass::TcpTransOpen;
         if facts.signal.is_syn() && begins {
@@ -430,6 +431,10 @@ impl<'m, W: Word> Nat<'m, W> {
         }
         let wild = !is_near(half.sequence(), facts.sequence_high());
         if facts.signal == Signal::TcpRst && wild {
+            return state;
+        }
+        let answers = state == State::SynSeen && from_initiator && next != state;
+        if answers && !facts.acknowledges(self.half(number ^ 1).sequence()) {
             return state;
         }
         next

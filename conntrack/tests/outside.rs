@@ -331,3 +331,45 @@ fn counts_survive_a_change_of_forwards_and_a_restart() {
     rig.from(client(99), TcpSyn, "198.51.100.1:8443").unwrap();
     rig.check();
 }
+
+/// SYNs from addresses that are not there, each followed by an ACK that guesses: the server's answer
+/// was never seen, so they stay half-open and give way.
+#[test]
+fn an_acknowledgement_that_guesses_opens_nothing() {
+    let mut rig = two_forwards(16_384);
+    let server = |i: u32| i.wrapping_mul(0x0101_4567);
+    for i in 0..4_000 {
+        let (remote, inside) = (forged(i), ep(WEB_TARGET));
+        rig.segment(Realm::External, tuple(TCP, remote, ep(WEB)), TcpSyn, i)
+            .unwrap();
+        rig.segment(
+            Realm::Internal,
+            tuple(TCP, inside, remote),
+            TcpSynAck,
+            server(i),
+        )
+        .unwrap();
+        rig.acknowledgement = server(i ^ 0xffff).wrapping_add(1 << 20);
+        rig.segment(Realm::External, tuple(TCP, remote, ep(WEB)), TcpData, i + 1)
+            .unwrap();
+    }
+    let open = rig.nat.sessions(rig.now).count() as u64 - rig.nat.totals().sessions_half_open;
+    assert!(open <= 4, "{open} of 4,000 guesses");
+    // Who has seen the server's number gets in.
+    let (remote, inside) = (client(1), ep(WEB_TARGET));
+    rig.segment(Realm::External, tuple(TCP, remote, ep(WEB)), TcpSyn, 5)
+        .unwrap();
+    let half_open = rig.nat.totals().sessions_half_open;
+    rig.segment(
+        Realm::Internal,
+        tuple(TCP, inside, remote),
+        TcpSynAck,
+        0x1234_ffff,
+    )
+    .unwrap();
+    rig.acknowledgement = 0x1235_0000;
+    rig.segment(Realm::External, tuple(TCP, remote, ep(WEB)), TcpData, 6)
+        .unwrap();
+    assert_eq!(rig.nat.totals().sessions_half_open, half_open - 1);
+    rig.check();
+}

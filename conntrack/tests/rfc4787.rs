@@ -218,6 +218,54 @@ fn rfc4787_9_hairpin_is_filtered_by_the_external_source() {
     rig.check();
 }
 
+/// A mapping whose time is over says nothing about how its host will be seen: the next one may be on
+/// another address.
+#[test]
+fn rfc4787_9_hairpin_is_filtered_by_the_address_that_will_be_seen() {
+    let mut policy = policy(EIM, EDF);
+    let allowed = ["198.51.100.1/32"];
+    policy.forwards = vec![forward(UDP, "198.51.100.1:8080", "10.0.0.99:80", &allowed)];
+    let mut rig = Rig::new(policy);
+    for host in 1..=30 {
+        rig.udp(&format!("10.0.0.{host}:5000"), "203.0.113.1:53");
+    }
+    // The sessions are over and swept, the mappings, whose stamps are rounded up, a moment later.
+    rig.wait(300_001);
+    rig.sweep();
+    assert_eq!(
+        (rig.nat.totals().sessions, rig.nat.totals().mappings),
+        (0, 30)
+    );
+    rig.wait(3_000);
+    rig.policy
+        .addresses
+        .push(external("198.51.100.2", 1, 1024, 65535));
+    rig.apply();
+    let mut moved = 0;
+    for host in 1..=30 {
+        let seen_as = rig
+            .udp(&format!("10.0.0.{host}:5001"), "203.0.113.1:53")
+            .addr;
+        let hairpin = rig.out(
+            Signal::Udp,
+            &format!("10.0.0.{host}:5000"),
+            "198.51.100.1:8080",
+        );
+        match hairpin {
+            Ok(rewrite) => assert_eq!((rewrite.source.addr, seen_as), (seen_as, seen_as)),
+            Err(refusal) => {
+                assert_eq!(
+                    (refusal, seen_as),
+                    (Refusal::ForwardDenied, addr("198.51.100.2"))
+                );
+                moved += 1;
+            }
+        }
+    }
+    assert!(moved > 0 && moved < 30, "{moved}");
+    rig.check();
+}
+
 /// Mapping and filtering, probed as from outside, are what they are in an empty pool when it is half,
 /// nearly, and wholly full.
 #[test]

@@ -578,6 +578,8 @@ impl Governor {
                 let guard = FailureGuard(&failed, &asked);
                 let steward = RefCell::new(steward);
                 runtime.block_on(self.govern(&steward, control, announcer, ended));
+                // A check of the tables or a listing of rules under way is not waited for.
+                runtime.shutdown_background();
                 asked.store(true, Ordering::Release);
                 drop(guard);
                 steward.into_inner()
@@ -612,6 +614,7 @@ impl Governor {
         };
         let watch_ports = async {
             let mut ports = HostPorts::default();
+            let mut taken_up = HostPorts::default();
             for round in 0_u32.. {
                 let before = ports.clone();
                 let read = tokio::task::spawn_blocking(move || {
@@ -622,8 +625,14 @@ impl Governor {
                     ports
                 });
                 ports = read.await.unwrap_or_else(|_| before.clone());
-                if ports != before {
-                    steward.borrow_mut().take_up_ports(&ports);
+                // A socket that is gone at the next look is no daemon.
+                let mut lasting = ports.clone();
+                lasting
+                    .listeners
+                    .retain(|listener| before.listeners.contains(listener));
+                if lasting != taken_up {
+                    steward.borrow_mut().take_up_ports(&lasting);
+                    taken_up = lasting;
                     let view = view.borrow().clone();
                     follow_view(steward, &view);
                 }

@@ -219,7 +219,7 @@ impl<R: Random> Gateway<R> {
     ) -> Verdict {
         let packet = match &prepared.parsed {
             Ok(packet) => packet,
-            Err(reason) => return self.unparsed(frame, *reason),
+            Err(reason) => return self.unparsed(frame, *reason, ingress),
         };
         let place = match self.place(packet, ingress) {
             Ok(place) => place,
@@ -253,15 +253,21 @@ impl<R: Random> Gateway<R> {
 
     /// What a frame is that was steered to us but could not be parsed. The host's own traffic comes
     /// here in fragments whatever its protocol: that part goes on to the host.
-    fn unparsed(&self, frame: &[u8], reason: DropReason) -> Verdict {
+    fn unparsed(&self, frame: &[u8], reason: DropReason, ingress: u8) -> Verdict {
+        let link = self.links.links.get(usize::from(ingress));
+        let outside = link.is_some_and(|link| link.role == Role::External);
+        let header = frame
+            .get(ethernet::HEADER_LEN..)
+            .and_then(ipv4::Header::new);
+        let inside = header.is_some_and(|header| self.links.is_internal(header.source()));
         let foreign = matches!(
             reason,
             DropReason::UnsupportedProtocol | DropReason::UnsupportedIcmp
         );
-        if foreign && self.is_to_shared(frame) {
-            Verdict::Punt
-        } else {
-            Verdict::Drop(reason)
+        match foreign && self.is_to_shared(frame) {
+            true if outside && inside => Verdict::Drop(DropReason::Spoofed),
+            true => Verdict::Punt,
+            false => Verdict::Drop(reason),
         }
     }
 
@@ -327,8 +333,12 @@ impl<R: Random> Gateway<R> {
                 ref tuple,
                 signal,
                 sequence,
+                acknowledgement,
             } => {
-                let facts = facts(packet, signal, sequence);
+                let facts = PacketFacts {
+                    acknowledgement,
+                    ..facts(packet, signal, sequence)
+                };
                 let found = self.judge(tuple, prepared.hash, facts, place, now);
                 if prepared.is_first_fragment() {
                     self.first_fragment(packet, *tuple, found, place, now)
@@ -484,7 +494,11 @@ impl<R: Random> Gateway<R> {
                 Refusal::TcpMidstream,
                 Signal::TcpSynAck | Signal::TcpFin | Signal::TcpData,
                 Realm::Internal,
-            ) if self.shared.midstream == Midstream::Reset => Some(Verdict::Reset(refusal.into())),
+            ) if self.shared.midstream == Midstream::Reset
+                && place.external != Some(AddressKind::Shared) =>
+            {
+                Some(Verdict::Reset(refusal.into()))
+            }
             _ => None,
         }
     }
@@ -493,13 +507,16 @@ impl<R: Random> Gateway<R> {
     /// ours?
     pub fn is_unwanted(&self, tuple: &Tuple, now: Time) -> bool {
         self.kind_of(tuple.destination.addr) == Some(AddressKind::Own)
-            && self.shared.nat.embedded(&tuple.reversed(), now).is_err()
+            && self.shared.nat.embedded(&tuple.reversed(), now) == Err(Refusal::NoSession)
     }
 
     /// What becomes of a packet that conntrack gives no rewrite for. On a shared address what
     /// matches nothing of ours may be the host's: its kernel may use the very same port.
     fn refused(&self, refusal: Refusal, place: Place) -> Verdict {
-        let unmatched = matches!(refusal, Refusal::NoSession | Refusal::Filtered);
+        let unmatched = matches!(
+            refusal,
+            Refusal::NoSession | Refusal::Filtered | Refusal::TcpMidstream | Refusal::IcmpUnasked
+        );
         if unmatched && place.external == Some(AddressKind::Shared) {
             return Verdict::Punt;
         }
@@ -638,6 +655,7 @@ fn facts(packet: &Packet, signal: Signal, sequence: u32) -> PacketFacts {
         signal,
         length: u32::from(packet.ipv4.total_len),
         sequence,
+        acknowledgement: 0,
     }
 }
 

@@ -73,9 +73,15 @@ impl HostPorts {
 
     /// Reads the rules again.
     pub fn read_rules(&mut self) {
-        let mut ports = nft_ports(&output("nft", &["-j", "list", "ruleset"]));
+        let nft = output("nft", &["-j", "list", "ruleset"]);
         // Without a table's name only tables that exist are listed; naming one would create it.
-        ports.extend(iptables_ports(&output("iptables-save", &[])));
+        let iptables = output("iptables-save", &[]);
+        // A list that could not be had says nothing: what was known stays.
+        let (Some(nft), Some(iptables)) = (nft, iptables) else {
+            return;
+        };
+        let mut ports = nft_ports(&nft);
+        ports.extend(iptables_ports(&iptables));
         ports.sort_unstable();
         ports.dedup();
         self.redirected_ports = ports;
@@ -226,17 +232,17 @@ fn parse_proc_address(text: &str) -> Option<Ipv4Addr> {
     }
 }
 
-/// What a program prints; empty if it is absent, fails or takes too long.
-fn output(program: &str, arguments: &[&str]) -> String {
+/// What a program prints; empty if it is absent, `None` if it fails or takes too long.
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
     // The directories of administrators' programs are not in every PATH.
     ["", "/usr/sbin/", "/sbin/"]
         .iter()
         .find_map(|folder| output_within(&format!("{folder}{program}"), arguments, PROGRAM_MAX))
-        .unwrap_or_default()
+        .unwrap_or_else(|| Some(String::new()))
 }
 
-/// `None`: it cannot be started.
-fn output_within(program: &str, arguments: &[&str], limit: Duration) -> Option<String> {
+/// `None`: it cannot be started. `Some(None)`: it failed, or took too long.
+fn output_within(program: &str, arguments: &[&str], limit: Duration) -> Option<Option<String>> {
     let mut child = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -259,8 +265,8 @@ fn output_within(program: &str, arguments: &[&str], limit: Duration) -> Option<S
     }
     let success = child.wait().is_ok_and(|status| status.success());
     match bytes {
-        Ok(Ok(bytes)) if success => Some(String::from_utf8_lossy(&bytes).into_owned()),
-        _ => Some(String::new()),
+        Ok(Ok(bytes)) if success => Some(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        _ => Some(None),
     }
 }
 
@@ -340,18 +346,12 @@ mod tests {
     fn programs_are_bounded() {
         assert_eq!(output_within("/nonexistent/nft", &[], PROGRAM_MAX), None);
         assert_eq!(
-            output_within("echo", &["a"], PROGRAM_MAX).as_deref(),
-            Some("a\n")
+            output_within("echo", &["a"], PROGRAM_MAX),
+            Some(Some("a\n".to_owned()))
         );
-        assert_eq!(
-            output_within("false", &[], PROGRAM_MAX).as_deref(),
-            Some("")
-        );
+        assert_eq!(output_within("false", &[], PROGRAM_MAX), Some(None));
         let begin = std::time::Instant::now();
-        assert_eq!(
-            output_within("sleep", &["60"], Duration::ZERO).as_deref(),
-            Some("")
-        );
+        assert_eq!(output_within("sleep", &["60"], Duration::ZERO), Some(None));
         assert!(begin.elapsed() < Duration::from_secs(30));
     }
 }

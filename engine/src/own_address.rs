@@ -178,21 +178,21 @@ impl Announcer {
                 continue;
             }
             let noted = lock(&self.undo).add(Change::Route(addr));
+            // Before the wait for the answer, which an end may cut short.
+            self.routed.push(addr);
             let added = match noted {
                 Ok(()) => add(&self.handle, addr).await,
                 Err(error) => Err(error),
             };
-            match added {
-                Ok(()) => {
-                    self.routed.push(addr);
-                    self.refused.retain(|&other| other != addr);
-                }
-                // Tried again with every tick, but told once.
-                Err(error) if !self.refused.contains(&addr) => {
-                    warn!(%addr, %error, "nobody answers ARP for this pool address");
-                    self.refused.push(addr);
-                }
-                Err(_) => {}
+            let Err(error) = added else {
+                self.refused.retain(|&other| other != addr);
+                continue;
+            };
+            // Tried again with every tick, but told once.
+            self.routed.retain(|&other| other != addr);
+            if !self.refused.contains(&addr) {
+                warn!(%addr, %error, "nobody answers ARP for this pool address");
+                self.refused.push(addr);
             }
         }
     }

@@ -89,6 +89,8 @@ pub enum Body {
         signal: Signal,
         /// TCP's sequence number, 0 for other protocols.
         sequence: u32,
+        /// TCP's acknowledgement number, 0 without one.
+        acknowledgement: u32,
     },
     /// An ICMP error (destination unreachable, time exceeded, parameter problem) with a right ICMP
     /// checksum; never a fragment.
@@ -279,6 +281,7 @@ fn flow(protocol: Protocol, source: Endpoint, destination: Endpoint, signal: Sig
         },
         signal,
         sequence: 0,
+        acknowledgement: 0,
     }
 }
 
@@ -315,6 +318,10 @@ fn tcp_body(
         },
         signal,
         sequence: header.sequence(),
+        acknowledgement: match header.flags() & tcp::ACK {
+            0 => 0,
+            _ => header.acknowledgement(),
+        },
     })
 }
 

@@ -56,8 +56,13 @@ impl Rulebook {
     /// covers it.
     pub fn publish(&self, policy: Policy) {
         let policy = Arc::new(policy);
-        let change = PolicyChange::new(&policy);
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        // It goes on where the one that it replaces is: changes that follow each other closely
+        // must not keep each other from the end of the tables.
+        let change = match pending.as_ref() {
+            Some(earlier) => PolicyChange::following(&policy, &earlier.change),
+            None => PolicyChange::new(&policy),
+        };
         let version = self.version.load(Ordering::Relaxed) + 1;
         self.current.store(Arc::clone(&policy));
         // After the policy: who sees the number finds the policy.

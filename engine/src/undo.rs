@@ -78,7 +78,8 @@ impl Undo {
             return Ok(());
         }
         self.changes.push(change);
-        self.write()
+        // What is not written down must not be made, now or at the next try.
+        self.write().inspect_err(|_| drop(self.changes.pop()))
     }
 
     /// Forgets a change that was undone.

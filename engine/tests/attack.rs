@@ -352,3 +352,36 @@ fn a_flood_of_forged_syns_stops_nobody_else() {
     assert_eq!((totals.sessions_half_open, totals.sessions), (64, 264));
     world.check_invariants().unwrap();
 }
+
+/// A fragment of a protocol that is not translated goes to the host unless its source is forged.
+#[test]
+fn a_fragment_with_an_internal_source_does_not_come_in_from_outside() {
+    let mut world = two_arm("");
+    for (source, reaches_host) in [(SERVER, true), (CLIENT, false)] {
+        let envelope = Envelope {
+            flags_offset: ipv4::MORE_FRAGMENTS,
+            ..Envelope::new(source, EXTERNAL)
+        };
+        world.inject(OUTSIDE, &envelope.frame(47, &[0; 64]));
+        world.run();
+        assert_eq!(world.take_punted().len(), usize::from(reaches_host));
+    }
+    let drops: Vec<_> = world.snapshot().drops().collect();
+    assert_eq!(drops, [(DropReason::Spoofed, 1)]);
+}
+
+/// What clients send to the host itself and no session knows is the host's to answer.
+#[test]
+fn segments_and_replies_to_the_host_are_left_to_it() {
+    let mut world = two_arm("");
+    let to_host = Envelope::new(CLIENT, EXTERNAL);
+    for frame in [
+        to_host.tcp(5000, 22, tcp::ACK, b"data"),
+        to_host.echo_reply(7, b"pong"),
+    ] {
+        world.inject(INSIDE, &frame);
+        world.run();
+        assert_eq!(world.take_punted().len(), 1);
+        assert!(world.take_sent(INSIDE).is_empty(), "no answer in its name");
+    }
+}

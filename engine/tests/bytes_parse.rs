@@ -56,6 +56,7 @@ fn a_literal_udp_frame() {
             tuple: tuple(Protocol::Udp, source, destination),
             signal: Signal::Udp,
             sequence: 0,
+            acknowledgement: 0,
         }
     );
 }

@@ -316,6 +316,8 @@ fn rule_3_all_fragments_to_a_shared_address_are_the_engines() {
         for fragment in &fragments {
             assert_eq!(bench.packet(EXTERNAL, fragment), ENGINE_OR_PASS);
         }
+        let forged = ipv4(17, INSIDE, HOST, MORE | 185, b"from inside, it says");
+        assert_eq!(bench.packet(EXTERNAL, &forged), DROP);
         let whole = ipv4(
             17,
             REMOTE,

@@ -94,5 +94,6 @@ fn facts(signal: Signal) -> PacketFacts {
         signal,
         length: 64,
         sequence: 0,
+        acknowledgement: 0,
     }
 }

@@ -103,6 +103,8 @@ pub struct Rig {
     pub policy: Policy,
     pub now: Time,
     pub random: Seeded,
+    /// What every segment acknowledges.
+    pub acknowledgement: u32,
 }
 
 pub fn memory(words: usize) -> &'static [AtomicU64] {
@@ -130,6 +132,7 @@ impl Rig {
             policy,
             now: Time(1_000_000),
             random,
+            acknowledgement: 1,
         };
         rig.apply();
         rig
@@ -171,6 +174,7 @@ impl Rig {
             signal,
             length: 100,
             sequence,
+            acknowledgement: self.acknowledgement,
         };
         let (policy, now) = (&self.policy, self.now);
         self.nat
@@ -256,6 +260,7 @@ pub fn facts(signal: Signal) -> PacketFacts {
         signal,
         length: 100,
         sequence: 0,
+        acknowledgement: 1,
     }
 }
 

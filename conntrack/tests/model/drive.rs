@@ -297,6 +297,8 @@ impl<'m> Drive<'m> {
                 signal,
                 length,
                 sequence: 0,
+                // Of the responder's SYN, whose number is 0.
+                acknowledgement: 1,
             },
             now,
             &mut self.random,

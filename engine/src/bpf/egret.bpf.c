@@ -312,15 +312,15 @@ int egret_steer(struct xdp_md *ctx)
 	if (external) {
 		if (external->kind == KIND_OWN)
 			return to_engine(ctx, interface, COUNT_OWN, XDP_DROP);
-		if (ip->fragment & FRAGMENT_BITS)
-			return to_engine(ctx, interface, COUNT_FRAGMENTS, XDP_PASS);
-		if (shared_is_owned(external, ip, end))
-			return to_engine(ctx, interface, COUNT_SHARED, XDP_DROP);
 		// The host trusts internal sources no less than clients do.
 		if (!(interface->role & ROLE_INTERNAL) && in_prefixes(&internals, ip->source)) {
 			count(COUNT_SPOOFED);
 			return XDP_DROP;
 		}
+		if (ip->fragment & FRAGMENT_BITS)
+			return to_engine(ctx, interface, COUNT_FRAGMENTS, XDP_PASS);
+		if (shared_is_owned(external, ip, end))
+			return to_engine(ctx, interface, COUNT_SHARED, XDP_DROP);
 		return pass();
 	}
 

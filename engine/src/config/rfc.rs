@@ -115,7 +115,10 @@ fn timers(config: &Config, found: &mut Vec<Deviation>) {
             continue;
         }
         // RFC 6888 REQ-8 excepts all other filtering.
-        if requirement == "6888-8" && !config.holds_down(Protocol::Udp) {
+        let holds = Protocol::ALL
+            .iter()
+            .any(|&protocol| config.holds_down(protocol));
+        if requirement == "6888-8" && !holds {
             continue;
         }
         found.push(Deviation {
@@ -144,6 +147,10 @@ fn icmp(config: &Config, found: &mut Vec<Deviation>) {
         add("5508-10a", Demand::Must, setting(), hidden);
         let silent = "a refused client learns it by its own timeout";
         add("6888-11b", Demand::Should, setting(), silent);
+        add("5508-8", Demand::Should, setting(), silent);
+        let waits = "who connects to a port that nobody has waits for its own timeout";
+        add("5382-4", Demand::Should, setting(), waits);
+        return;
     }
     if config.icmp.unsolicited == Unsolicited::Silent {
         let setting = "icmp.unsolicited = \"silent\"".to_owned();
@@ -166,17 +173,24 @@ fn icmp(config: &Config, found: &mut Vec<Deviation>) {
 }
 
 fn pool(config: &Config, found: &mut Vec<Deviation>) {
-    let mut ports = |requirement, key: &str, effect| {
+    let holds = Protocol::ALL
+        .iter()
+        .any(|&protocol| config.holds_down(protocol));
+    if holds && config.pool.hold_down_max_percent == 0 {
         found.push(Deviation {
-            requirement,
+            requirement: "6888-8",
             demand: Demand::Should,
-            setting: format!("{key} = false"),
-            effect,
+            setting: "pool.hold_down_max_percent = 0".to_owned(),
+            effect: "a new client may get the packets of the last one",
         });
-    };
+    }
     if !config.nat.preserve_port_class {
-        let effect = "a client's port below 1024 may become one above";
-        ports("4787-3a", "nat.preserve_port_class", effect);
+        found.push(Deviation {
+            requirement: "4787-3a",
+            demand: Demand::Should,
+            setting: "nat.preserve_port_class = false".to_owned(),
+            effect: "a client's port below 1024 may become one above",
+        });
     }
     if !config.pool.has_interface() {
         return;
