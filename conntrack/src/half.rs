@@ -299,11 +299,13 @@ impl<'m, W: Word> Half<'m, W> {
         taken
     }
 
-    /// Ends what [`Half::lock`] began, with a new meaning.
-    pub fn unlock(self, meta: Meta) {
+    /// Ends what [`Half::lock`] began, with a new meaning; returns the new word 0.
+    pub fn unlock(self, meta: Meta) -> u64 {
         let locked = self.words[0].load(Relaxed);
         debug_assert!(being_written(locked));
-        self.words[0].store(advanced(locked, meta), Release);
+        let control = advanced(locked, meta);
+        self.words[0].store(control, Release);
+        control
     }
 
     /// Ends what [`Half::lock`] began when nothing in this half was changed: the old word 0.
@@ -326,13 +328,13 @@ impl<'m, W: Word> Half<'m, W> {
         self.words[0].store(advanced(odd, meta), Relaxed);
     }
 
-    /// Replaces meta alone, under the even half's write bit: one store needs no odd phase.
-    pub fn replace_meta(self, meta: Meta) {
-        let control = self.words[0].load(Relaxed);
-        self.words[0].store(
-            control.wrapping_add(2 << 32) >> 32 << 32 | u64::from(meta.0),
-            Release,
-        );
+    /// Replaces meta alone, under the even half's write bit: one store needs no odd phase. Returns
+    /// the new word 0.
+    pub fn replace_meta(self, meta: Meta) -> u64 {
+        let old = self.words[0].load(Relaxed);
+        let control = old.wrapping_add(2 << 32) >> 32 << 32 | u64::from(meta.0);
+        self.words[0].store(control, Release);
+        control
     }
 
     /// Writes the words of a half that is being written. The link is set to 0.

@@ -30,7 +30,7 @@ const HEADER_WORDS: usize = 64;
 /// Lock stripes. Under the model checker few: every word of a model costs.
 pub(crate) const STRIPES: usize = if cfg!(loom) { 2 } else { 1024 };
 /// Cells of the memo, and words in each.
-pub(crate) const MEMOS: usize = if cfg!(loom) { 1 } else { 1024 };
+pub(crate) const MEMOS: usize = if cfg!(loom) { 2 } else { 1024 };
 pub(crate) const MEMO_WORDS: usize = 4;
 /// Words in a session.
 pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;

@@ -270,7 +270,7 @@ fn flow(host: u8) -> Tuple {
     Tuple {
         protocol: PROTOCOL,
         source: internal(host),
-        destination: Endpoint::new([203, 0, 113, 1].into(), 53),
+        destination: Endpoint::new([203, 0, 113, host].into(), 53),
     }
 }
 

@@ -180,6 +180,27 @@ fn loom_expiry_against_use() {
     );
 }
 
+/// A flow begins anew when its session is over, in the same record: no packet is given the old
+/// session because the record's stamps are young again.
+#[test]
+fn loom_a_session_that_is_over_is_not_used() {
+    race(
+        Some(1),
+        open,
+        |memory| {
+            assert!(memory.nat().end_if_expired(&at(EDM, over()), 1));
+            send(memory, EDM, &flow(1), over()).session
+        },
+        |memory| {
+            let nat = memory.nat();
+            let seen = nat.find(&flow(1), nat.hash(&flow(1))).ok().unwrap();
+            let live = seen.filter(|seen| nat.lives(&at(EDM, over()), seen));
+            live.map(|seen| seen.snapshot.sequence())
+        },
+        |_, new, live| assert!(live.is_none_or(|sequence| sequence == new.sequence)),
+    );
+}
+
 /// Two workers end one session: it ends once.
 #[test]
 fn loom_a_session_ends_once() {
