@@ -272,6 +272,23 @@ fn one_socket_and_several_servers_is_one_mapping() {
     }
 }
 
+/// One port, and packets of one flow that all want it: nobody is refused.
+#[test]
+fn one_flow_and_one_port_is_no_refusal() {
+    for mapping in [EIM, EDM] {
+        schedules(400, move |memory| {
+            let mut policy = small(mapping);
+            policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)];
+            let world = memory.world(policy);
+            let flow = tuple(UDP, ep("10.0.0.1:5000"), ep(SERVER));
+            race(&world, 2, move |world, _| {
+                world.ask(&flow, Signal::Udp, Signal::Udp)
+            });
+            world.assert_counts(1, 1);
+        });
+    }
+}
+
 /// As many hosts as ports: nobody is refused, and no two share a tuple.
 #[test]
 fn the_last_ports_are_found() {
@@ -300,7 +317,7 @@ fn the_last_ports_are_found() {
 #[test]
 fn a_flow_begins_anew_while_it_is_swept() {
     for mapping in [EIM, EDM] {
-        schedules(400, move |memory| {
+        schedules(1500, move |memory| {
             let world = memory.world(small(mapping));
             let flow = tuple(UDP, ep("10.0.0.1:5000"), ep(SERVER));
             world.ask(&flow, Signal::Udp, Signal::Udp);
@@ -337,15 +354,20 @@ fn a_record_that_is_used_again_confuses_nobody() {
             let flow = tuple(TCP, ep("10.0.0.1:5000"), server);
             let mut now = NOW;
             if thread > 0 {
-                now = NOW.plus_ms(400_000);
+                now = NOW.plus_ms(8_000_000);
                 world.nat.sweep(&world.policy, now, 3);
             }
             let opened = world.send(Realm::Internal, &flow, Signal::TcpSyn, now);
-            assert_eq!(opened.unwrap().destination, server);
+            let opened = opened.unwrap();
+            assert_eq!(opened.destination, server);
+            let answer = tuple(TCP, server, opened.source);
+            if let Ok(answer) = world.send(Realm::External, &answer, Signal::TcpSynAck, now) {
+                assert_eq!(answer.source, server);
+            }
             let again = world.send(Realm::Internal, &flow, Signal::TcpSyn, now);
             assert_eq!(again.unwrap().destination, server);
         });
-        world.check(NOW.plus_ms(400_000));
+        world.check(NOW.plus_ms(8_000_000));
     });
 }
 

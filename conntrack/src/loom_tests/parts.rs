@@ -2,9 +2,13 @@
 
 use super::*;
 use crate::choose::Kind;
+use crate::half::{Half, Side, being_written};
 use crate::mapping::{Mapping, NewMapping};
 use crate::memo::Remote;
+use crate::meta::Meta;
 use crate::port::Cell;
+use crate::tcp::State;
+use crate::verdict::Direction;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 fn nothing(_: &Memory) {}
@@ -16,6 +20,80 @@ fn index(memory: &Memory) -> Index<'_, AtomicU64> {
 fn has(memory: &Memory, number: u32) -> bool {
     let found = index(memory).find(9, |found| (found == number).then_some(()));
     found.is_some()
+}
+
+fn side(byte: u8) -> Side {
+    let end = Endpoint::new([byte; 4].into(), byte.into());
+    Side {
+        tuple: Tuple {
+            protocol: PROTOCOL,
+            source: end,
+            destination: end,
+        },
+        source: end,
+        destination: end,
+        direction: Direction::Outbound,
+        mapping: byte.into(),
+        shared: false,
+    }
+}
+
+fn rewrite_half(half: Half<'_, AtomicU64>, byte: u8) {
+    let free = || Some(half.words[0].load(Relaxed)).filter(|&control| !being_written(control));
+    while !free().is_some_and(|control| half.lock(control)) {
+        loom::thread::yield_now();
+    }
+    half.fill(&side(byte));
+    half.unlock(Meta::new(PROTOCOL, Direction::Outbound, State::Init));
+}
+
+/// A reader next to a writer sees the old record or the new one, never a mixture.
+#[test]
+fn loom_a_reader_never_sees_a_torn_half() {
+    race(
+        None,
+        |memory| rewrite_half(memory.nat().half(2), 1),
+        |memory| rewrite_half(memory.nat().half(2), 2),
+        |memory| {
+            let seen = memory.nat().half(2).read().unwrap();
+            let whole = side(seen.mapping() as u8);
+            assert_eq!(seen.tuple(), whole.tuple);
+            assert_eq!(seen.written(), (whole.source, whole.destination));
+            // One write is two steps of the sequence.
+            assert_eq!(seen.sequence(), 2 * seen.mapping());
+        },
+        |_, (), ()| {},
+    );
+}
+
+/// Whoever takes the write bit sees all that its holder before wrote.
+#[test]
+fn loom_a_writer_sees_the_writer_before() {
+    race(
+        None,
+        |memory| rewrite_half(memory.nat().half(2), 1),
+        |memory| rewrite_half(memory.nat().half(2), 2),
+        |memory| {
+            let half = memory.nat().half(2);
+            let control = half.words[0].load(Relaxed);
+            if !being_written(control) && half.lock(control) {
+                let held = half.read_held();
+                assert_eq!(held.tuple(), side(held.mapping() as u8).tuple);
+                assert_eq!(u64::from(held.mapping()), control >> 33);
+                half.unlock_unchanged(control);
+            }
+        },
+        |_, (), ()| {},
+    );
+}
+
+/// Two writers with the same view: exactly one gets the write bit.
+#[test]
+fn loom_one_of_two_writers_wins() {
+    let lock = |memory: &Memory| memory.nat().half(2).lock(0);
+    race(None, nothing, lock, lock, |_, left, right| {
+        assert!(left ^ right)
+    });
 }
 
 /// Whoever finds an entry sees the record that was written before it was entered.
