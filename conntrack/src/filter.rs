@@ -118,7 +118,7 @@ impl<W: Word> Nat<'_, W> {
                 snapshot,
             };
             if snapshot.meta().valid() {
-                if self.lives(at, &seen) {
+                if self.is_young(at, &seen) {
                     return Ok(true);
                 }
                 expired = Some(next);

@@ -27,10 +27,10 @@ use crate::index::{LINE_WORDS, lines_for};
 
 /// Words in the header.
 const HEADER_WORDS: usize = 64;
-/// Lock stripes.
-pub(crate) const STRIPES: usize = 1024;
+/// Lock stripes. Under the model checker few: every word of a model costs.
+pub(crate) const STRIPES: usize = if cfg!(loom) { 2 } else { 1024 };
 /// Cells of the memo, and words in each.
-pub(crate) const MEMOS: usize = 1024;
+pub(crate) const MEMOS: usize = if cfg!(loom) { 2 } else { 1024 };
 pub(crate) const MEMO_WORDS: usize = 4;
 /// Words in a session.
 pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;

@@ -30,6 +30,8 @@ mod hash;
 mod index;
 mod layout;
 mod lock;
+#[cfg(all(test, loom))]
+mod loom_tests;
 mod lost;
 mod mapping;
 mod memo;

@@ -235,17 +235,21 @@ impl<'m, W: Word> Nat<'m, W> {
     /// timers of the last applied policy.
     pub fn embedded(&self, embedded: &Tuple, now: Time) -> Result<Rewrite, Refusal> {
         let tuple = embedded.reversed();
-        let seen = self
-            .find(&tuple, self.hash(&tuple))?
-            .ok_or(Refusal::NoSession)?;
-        let meta = seen.snapshot.meta();
-        let timeout_ms = self.known_timeout_ms(meta.class());
-        let refresh = self.header[header::INBOUND_REFRESH].load(Relaxed) != 0;
-        if self.is_alive(seen.half, meta, now.0 as u32, timeout_ms, refresh) {
-            Ok(seen.snapshot.rewrite(seen.half))
-        } else {
-            Err(Refusal::NoSession)
+        let hash = self.hash(&tuple);
+        for round in 0..RETRIES {
+            let seen = self.find(&tuple, hash)?.ok_or(Refusal::NoSession)?;
+            let meta = seen.snapshot.meta();
+            let timeout_ms = self.known_timeout_ms(meta.class());
+            let refresh = self.header[header::INBOUND_REFRESH].load(Relaxed) != 0;
+            if !self.is_alive(seen.half, meta, now.0 as u32, timeout_ms, refresh) {
+                return Err(Refusal::NoSession);
+            }
+            if self.is_current(&seen) {
+                return Ok(seen.snapshot.rewrite(seen.half));
+            }
+            W::pause(round);
         }
+        Err(Refusal::Contended)
     }
 
     /// The timeout that the header has for readers without a policy; not known is for ever.

@@ -91,7 +91,7 @@ impl<W: Word> Nat<'_, W> {
         // until the session is complete. And if a port was changing, it is worth another look.
         let _held = self.locks.hold([arrival.hash])?;
         match self.find(arrival.tuple, arrival.hash)? {
-            Some(seen) if self.lives(at, &seen) => Ok(None),
+            Some(seen) if self.lives(at, &seen) || !self.is_current(&seen) => Ok(None),
             _ if !exact => Ok(None),
             _ => Err(Refusal::PortsExhausted),
         }

@@ -96,17 +96,41 @@ impl<'m, W: Word> Nat<'m, W> {
 
     /// The live session that has this tuple; an expired one is ended.
     pub(crate) fn live(&self, at: &At, tuple: &Tuple, hash: u64) -> Result<Option<Seen>, Refusal> {
-        let seen = self.find(tuple, hash)?;
-        Ok(seen.filter(|seen| {
-            self.lives(at, seen) || {
-                self.end_if_expired(at, seen.half / 2);
-                false
+        for round in 0..ROUNDS_MAX {
+            let Some(seen) = self.find(tuple, hash)? else {
+                return Ok(None);
+            };
+            if self.lives(at, &seen) {
+                return Ok(Some(seen));
             }
-        }))
+            if self.is_current(&seen) {
+                self.end_if_expired(at, seen.half / 2);
+                return Ok(None);
+            }
+            W::pause(round);
+        }
+        Err(Refusal::Contended)
     }
 
+    /// Has the session not expired, and not changed since it was seen?
     #[inline(always)]
     pub(crate) fn lives(&self, at: &At, seen: &Seen) -> bool {
+        self.is_young(at, seen) && self.is_current(seen)
+    }
+
+    /// Is the half still as it was seen? Stamps say nothing about what was seen before until this
+    /// is asked after them: the session may have ended, and its record be a younger one's.
+    #[inline(always)]
+    pub(crate) fn is_current(&self, seen: &Seen) -> bool {
+        // Whoever starts the stamps anew has made the sequence odd before, with a release fence.
+        W::fence(Acquire);
+        self.half(seen.half).words[0].load(Relaxed) == seen.snapshot.control
+    }
+
+    /// Has the session not expired, by the stamps that its record has now? Enough for whoever
+    /// holds a lock that keeps the session from ending.
+    #[inline(always)]
+    pub(crate) fn is_young(&self, at: &At, seen: &Seen) -> bool {
         let meta = seen.snapshot.meta();
         let timeout_ms = at.policy.timers.timeout_ms(meta.class());
         self.is_alive(
@@ -136,7 +160,11 @@ impl<'m, W: Word> Nat<'m, W> {
             let mut expired = None;
             for side in [opener, 1 - opener] {
                 match self.find(&plan.sides[side].tuple, hashes[side])? {
-                    Some(seen) if !self.lives(at, &seen) => expired = Some(seen.half / 2),
+                    Some(seen) if !self.lives(at, &seen) => {
+                        // Or it is being changed; then it is still there after a pause.
+                        expired = Some(seen.half / 2);
+                        break;
+                    }
                     Some(_) if side == opener => return Err(NotMade::There),
                     Some(_) => return Err(NotMade::Clash),
                     None => {}
@@ -194,15 +222,15 @@ impl<'m, W: Word> Nat<'m, W> {
             self.sessions.push(number);
             return Err(Refusal::SessionsFull.into());
         }
-        halves[1].unlock(plan.meta(1));
-        halves[0].unlock(plan.meta(0));
+        let side = plan.opener();
+        let made = halves[side].read_held();
+        let odd = halves[1].unlock(plan.meta(1));
+        let even = halves[0].unlock(plan.meta(0));
         self.add(header::SESSIONS, 1);
         self.add(header::CREATED, 1);
-        let opener = 2 * number + plan.opener() as u32;
-        self.half(opener)
-            .read()
-            .map(|made| made.rewrite(opener))
-            .ok_or(Refusal::Contended.into())
+        // Another worker may end it now, and the record be another session's: not read again.
+        let control = [even, odd][side];
+        Ok(Snapshot { control, ..made }.rewrite(2 * number + side as u32))
     }
 
     /// Takes what the session needs beside its own record.
@@ -388,28 +416,35 @@ impl<'m, W: Word> Nat<'m, W> {
                     return Ok(None);
                 }
                 if even.lock(control) {
-                    let now = self.half(seen.half).read_held();
+                    let mut now = self.half(seen.half).read_held();
                     if !now.carries(&seen.snapshot.key()) {
                         even.unlock_unchanged(control);
                         return Ok(None);
                     }
-                    let from_initiator = seen.snapshot.meta().initiator();
+                    let from_initiator = now.meta().initiator();
                     let state = self.judged(seen.half, meta, from_initiator, facts);
                     if state == meta.state() {
                         even.unlock_unchanged(control);
-                        return Ok(Some(*seen));
+                        if seen.half & 1 == 0 {
+                            now.control = control;
+                        }
+                        return Ok(Some(Seen {
+                            half: seen.half,
+                            snapshot: now,
+                        }));
                     }
                     let odd_meta = Meta(odd.words[0].load(Relaxed) as u32);
                     if !self.move_half_open(seen.half / 2, meta, meta.with_state(state)) {
                         even.unlock_unchanged(control);
                         return Err(Refusal::Contended);
                     }
-                    odd.replace_meta(odd_meta.with_state(state));
-                    even.unlock(meta.with_state(state));
-                    let snapshot = self.half(seen.half).read().ok_or(Refusal::Contended)?;
+                    let odd_control = odd.replace_meta(odd_meta.with_state(state));
+                    let even_control = even.unlock(meta.with_state(state));
+                    // From here on another worker may end it: what was held is not read again.
+                    now.control = [even_control, odd_control][seen.half as usize & 1];
                     return Ok(Some(Seen {
                         half: seen.half,
-                        snapshot,
+                        snapshot: now,
                     }));
                 }
             }

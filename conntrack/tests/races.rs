@@ -27,31 +27,41 @@ fn meet(arrived: &AtomicU64, expected: usize) {
     let mut spins = 0_u32;
     while (arrived.load(Ordering::Acquire) as usize) < expected {
         spins += 1;
-        if spins.is_multiple_of(10_000) {
+        // More threads than cores: the others need this one to arrive.
+        if spins.is_multiple_of(500) {
             std::thread::yield_now();
         }
     }
 }
 
-/// Runs `work(thread, round)` on all threads, each round started together; returns what they made.
+/// Runs `work(thread, round)` on [`THREADS`] threads, each round started together; returns what they
+/// made.
 fn race<T: Send>(rounds: usize, work: impl Fn(usize, usize) -> T + Sync) -> Vec<Vec<T>> {
+    race_of(THREADS, rounds, work)
+}
+
+fn race_of<T: Send>(
+    threads: usize,
+    rounds: usize,
+    work: impl Fn(usize, usize) -> T + Sync,
+) -> Vec<Vec<T>> {
     let arrived = AtomicU64::new(0);
     let work = &work;
     let mut results: Vec<Vec<T>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS)
+        let running: Vec<_> = (0..threads)
             .map(|thread| {
                 let arrived = &arrived;
                 scope.spawn(move || {
                     (0..rounds)
                         .map(|round| {
-                            meet(arrived, (round + 1) * THREADS);
+                            meet(arrived, (round + 1) * threads);
                             work(thread, round)
                         })
                         .collect::<Vec<T>>()
                 })
             })
             .collect();
-        threads
+        running
             .into_iter()
             .map(|thread| thread.join().unwrap())
             .collect()
@@ -92,6 +102,49 @@ fn one_new_flow_on_all_workers_is_one_session() {
         assert_eq!(rig.nat.totals().sessions, 2000);
         assert_eq!(rig.nat.totals().mappings, 2000);
         rig.check();
+    }
+}
+
+/// The known killer: a resolver's A and AAAA queries from one socket, and a third one to another
+/// server, each on a worker of its own at the same instant, as are their answers: one mapping, and
+/// no refusal, ever.
+#[test]
+fn queries_of_one_socket_are_never_refused() {
+    const ROUNDS: usize = 10_000;
+    for threads in 2..=4 {
+        for mapping in [EIM, EDM] {
+            let rig = Rig::sized(small(mapping), 2 * ROUNDS as u32);
+            let now = rig.now;
+            let made = race_of(threads, ROUNDS, |thread, round| {
+                let server = ep(["203.0.113.1:53", "203.0.113.1:53", "203.0.113.2:53"][thread % 3]);
+                let query = tuple(UDP, inside(round, 5000), server);
+                let mut random = Seeded((thread * 10_000 + round) as u64);
+                let there = send(&rig, Realm::Internal, &query, Signal::Udp, now, &mut random);
+                let external = there.unwrap().source;
+                let answer = tuple(UDP, server, external);
+                let back = send(
+                    &rig,
+                    Realm::External,
+                    &answer,
+                    Signal::Udp,
+                    now,
+                    &mut random,
+                );
+                assert_eq!(back.unwrap().destination, query.source);
+                external
+            });
+            for round in &made {
+                assert_eq!(round[0], round[1]);
+                assert!(mapping == EDM || round.iter().all(|source| *source == round[0]));
+                assert!(round.get(3).is_none_or(|source| *source == round[0]));
+            }
+            let servers = if threads > 2 { 2 } else { 1 };
+            let mappings = if mapping == EIM { 1 } else { servers };
+            let totals = rig.nat.totals();
+            assert_eq!(totals.sessions, (servers * ROUNDS) as u64);
+            assert_eq!(totals.mappings, (mappings * ROUNDS) as u64);
+            rig.check();
+        }
     }
 }
 
