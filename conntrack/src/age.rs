@@ -66,7 +66,8 @@ impl At<'_> {
 
     /// Until which tick a mapping's endpoint is held down (RFC 6888 REQ-8), `None` for not at all:
     /// TCP has a state machine, `adf` and `edf` are excepted, and so is a pool of which as much
-    /// as may be is held already.
+    /// as may be is held already. A hold-down that is over counts until it is swept: it still
+    /// keeps its port from use, and to look for such ones would be to visit the whole pool.
     pub fn hold_until(&self, mapping: &Mapping, held: u32) -> Option<u32> {
         let policy = self.policy;
         let protocol = mapping.protocol();

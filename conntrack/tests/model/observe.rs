@@ -2,6 +2,7 @@
 //! reference explains it: what lives is there, nothing is there that never was, what is over may
 //! be there until it is swept.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -129,6 +130,8 @@ impl Reference {
         for protocol in Protocol::ALL {
             self.settle_mappings(world, changed, protocol, &before)?;
         }
+        let limbo = self.mappings.iter().filter(|m| m.limbo_ms.is_some());
+        self.limbo = limbo.cloned().collect();
         Ok(())
     }
 
@@ -286,17 +289,32 @@ impl Reference {
         if !self.hold_is_due(protocol) || changed {
             return Ok(());
         }
-        let here = |h: &&Hold| h.protocol == protocol && h.external.addr == external.addr;
-        let held = before.iter().filter(here).count();
-        let held = held.max(self.held(protocol, external.addr));
-        let limbo = self.mappings.iter().any(|m| m.limbo_ms.is_some());
+        let held = self.held_at_most(protocol, external.addr, before);
         let address = self.address(external.addr).expect("looked up before");
-        ensure(held >= self.held_max(protocol, address) || limbo, || {
-            let held_max = self.held_max(protocol, address);
+        let held_max = self.held_max(protocol, address);
+        ensure(held >= held_max, || {
             format!("{protocol} {external} was released without hold-down: {held} of {held_max}")
         })?;
         self.seen("no room for a hold-down");
         Ok(())
+    }
+
+    /// How many ports of an address may have been in hold-down at once during an operation. One
+    /// that is over counts until it is swept, and what was or is in limbo may be one, unless its
+    /// mapping turned out to be there.
+    fn held_at_most(&self, protocol: Protocol, addr: Ipv4Addr, before: &[Hold]) -> usize {
+        let is_there = |mapping: &&Mapping| {
+            let mut mappings = self.mappings.iter();
+            mappings.any(|m| m.name == mapping.name && m.limbo_ms.is_none())
+        };
+        let was = self.limbo.iter().filter(|m| !is_there(m));
+        let is = self.mappings.iter().filter(|m| m.limbo_ms.is_some());
+        let limbo = was.chain(is).map(|m| (m.protocol, m.external));
+        let holds = before.iter().chain(&self.holds);
+        let held = holds.map(|h| (h.protocol, h.external)).chain(limbo);
+        let here = held.filter(|&(p, external)| p == protocol && external.addr == addr);
+        let ports: BTreeSet<u16> = here.map(|(_, external)| external.port).collect();
+        ports.len()
     }
 
     fn check_held_max(&self, protocol: Protocol, before: &[Hold]) -> Judged {

@@ -88,6 +88,8 @@ pub struct Reference {
     pub sessions: Vec<Session>,
     pub mappings: Vec<Mapping>,
     pub holds: Vec<Hold>,
+    /// Mappings in limbo after the last operation: another may have their port by now.
+    pub limbo: Vec<Mapping>,
     /// External addresses that an internal one may be paired with, as far as it showed.
     pub pairings: Vec<(Ipv4Addr, Vec<Ipv4Addr>)>,
     /// `edm`: (protocol, remote, tick) for which an address may have been found exhausted.
@@ -167,6 +169,7 @@ impl Reference {
             sessions: Vec::new(),
             mappings: Vec::new(),
             holds: Vec::new(),
+            limbo: Vec::new(),
             pairings: Vec::new(),
             refused: Vec::new(),
             created: 0,
