@@ -438,6 +438,7 @@ impl Play<'_> {
         if !self.world.inject_to(worker, interface, frame) {
             // Every slot is in use: time frees some.
             self.world.pass_ms(3_500, 500);
+            self.forget_sent();
             return;
         }
         self.world.run();
