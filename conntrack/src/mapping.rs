@@ -301,13 +301,10 @@ impl<W: Word> Nat<'_, W> {
             self.end_mapping(at, &mapping);
             return None;
         }
-        self.mappings.join(&mapping).then(|| {
-            self.mappings.touch(mapping.number, at.tick());
-            Joined {
-                number: mapping.number,
-                external: mapping.external,
-                made: false,
-            }
+        self.mappings.join(&mapping).then_some(Joined {
+            number: mapping.number,
+            external: mapping.external,
+            made: false,
         })
     }
 

@@ -277,8 +277,10 @@ impl<W: Word> Nat<'_, W> {
             forward: 0,
         };
         let opened = settle(self.establish(at, plan, arrival.facts));
-        if let (Some(joined), false) = (joined, matches!(opened, Ok(Some(_)))) {
-            self.unjoin_mapping(at, &joined);
+        match (joined, &opened) {
+            (Some(joined), Ok(Some(_))) => self.mappings.touch(joined.number, at.tick()),
+            (Some(joined), _) => self.unjoin_mapping(at, &joined),
+            (None, _) => {}
         }
         opened
     }

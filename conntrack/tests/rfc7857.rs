@@ -442,6 +442,28 @@ fn rfc7857_7_refused_packets_refresh_nothing() {
     rig.assert_empty();
 }
 
+/// A packet from inside that finds its endpoints taken goes nowhere, and keeps nothing open.
+#[test]
+fn rfc7857_7_refused_packets_from_inside_refresh_nothing() {
+    let mut rig = Rig::new(policy(EIM, EIF));
+    let external = rig.udp("10.0.0.1:5000", "203.0.113.1:53");
+    rig.wait(100_000);
+    // A host inside has the remote endpoint of another: their tuples to the mapping are one.
+    let inside = rig.out(Udp, "203.0.113.2:53", &external.to_string());
+    assert!(inside.is_ok());
+    rig.wait(150_000);
+    assert_eq!(
+        rig.out(Udp, "10.0.0.1:5000", "203.0.113.2:53"),
+        Err(Refusal::PortsExhausted)
+    );
+    rig.wait(60_000);
+    assert_eq!(
+        rig.back(Udp, "203.0.113.3:1", external),
+        Err(Refusal::NoSession)
+    );
+    rig.check();
+}
+
 /// Packets that `eif` admits keep the mapping open no longer than its host's silence allows.
 #[test]
 fn rfc7857_7_inbound_alone_does_not_keep_a_mapping_open() {
