@@ -247,12 +247,14 @@ impl Rules {
             self.preserve_port
         );
         text += &format!(
-            "inbound_refresh = {}\n[timers]\n{}",
+            // What the gateway says of itself about TCP has tests of its own.
+            "inbound_refresh = {}\nmidstream = \"drop\"\n[timers]\n{}",
             self.inbound_refresh,
             self.timers.text()
         );
+        text += "[icmp]\nunsolicited = \"silent\"\n";
         if self.silent {
-            text += "[icmp]\non_refusal = \"silent\"\n";
+            text += "on_refusal = \"silent\"\n";
         }
         for forward in &self.forwards {
             let Forward {

@@ -64,6 +64,11 @@ impl Oracle {
     }
 
     pub fn surely_lives(&self, now: u64, proto: Proto, session: &Session) -> bool {
+        // Half-open from outside, it gives way to others.
+        let [_, syn_in, _, ack_in] = session.shakes;
+        if proto == Proto::Tcp && syn_in && !ack_in {
+            return false;
+        }
         let timers = self.rules.timers;
         let both = proto == Proto::Tcp || self.rules.inbound_refresh;
         let last = if both {
