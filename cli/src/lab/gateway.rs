@@ -21,7 +21,7 @@ const READY: &str = "egret: ready";
 /// How long it may take to serve.
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// How long it may take to end in good order.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a gateway says about itself.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
