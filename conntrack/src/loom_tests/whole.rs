@@ -13,6 +13,7 @@ fn send(memory: &Memory, mapping: MappingBehaviour, tuple: &Tuple, now: Time) ->
         signal: Signal::TcpSyn,
         length: 100,
         sequence: 0,
+        acknowledgement: 1,
     };
     let hash = nat.hash(tuple);
     nat.translate(
