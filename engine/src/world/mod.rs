@@ -80,6 +80,7 @@ pub struct World {
     now: Time,
     sent: Vec<Vec<Vec<u8>>>,
     violation: Option<Violation>,
+    restarts: u64,
 }
 
 /// Words of worlds that are gone, to be used again: they live as long as the process.
@@ -160,6 +161,7 @@ impl World {
             now,
             sent: vec![Vec::new(); interfaces],
             violation: None,
+            restarts: 0,
         };
         world.hire(count);
         Ok(world)
@@ -216,8 +218,10 @@ impl World {
             settle(&nat, &policy, self.now),
             "the tables do not take the policy"
         );
+        // Another run draws other numbers, of identifications for one.
+        self.restarts += 1;
         let setup = Setup {
-            seed: self.setup.seed.wrapping_add(1000),
+            seed: self.setup.seed.wrapping_add(1000 * self.restarts),
             ..self.setup.clone()
         };
         self.shared = shared(&setup, &self.config, &self.arms, nat, size, policy, count);
