@@ -227,7 +227,9 @@ impl Oracle {
             return Err(format!("{external} is external no more"));
         }
         let live = self.live(now, proto, internal, remote).cloned();
+        // What waited for its next hop over a change has the address of before.
         if let Some(session) = &live
+            && self.is_of_now(at)
             && session.external != external
         {
             return Err(format!("{internal} was {} to it before", session.external));

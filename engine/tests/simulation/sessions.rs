@@ -161,6 +161,8 @@ impl Oracle {
             return;
         };
         session.shakes[out] |= segment.flags & SYN != 0;
+        // A SYN that came in before the session was known for sure.
+        session.shakes[1] |= out == 0 && segment.flags & (SYN | ACK) == SYN | ACK;
         let bare = segment.flags & (SYN | ACK | FIN | RST) == ACK;
         session.shakes[2 + out] |= bare && session.shakes[0] && session.shakes[1];
         session.reset &= !bare;
