@@ -116,10 +116,10 @@ fn own_address(topology: Topology, mode: &str) {
         );
         stand.engine.kill();
     }
-    let service = TcpService::start(&stand.lab.gateway, 2222).expect("a server");
+    let service = TcpService::start(&stand.lab.gateway, 22).expect("a server");
     let server = &stand.lab.servers[0].namespace;
-    connect(server, endpoint(OWN, 2222), SHORT).expect_err("dead, the engine's address is silent");
-    exchange(server, endpoint(EXTERNAL, 2222), 1024, 5).expect("the host's own is not");
+    connect(server, endpoint(OWN, 22), SHORT).expect_err("dead, the engine's address is silent");
+    exchange(server, endpoint(EXTERNAL, 22), 1024, 5).expect("the host's own is not");
     drop(service);
     stand
         .engine
@@ -162,7 +162,7 @@ fn only_ours(stand: &Stand) {
     let lab = &stand.lab;
     let mac = gateway_mac(lab).expect("its address");
     let injector = Injector::open(&lab.router, ROUTER_LINK, mac).expect("a socket");
-    let service = TcpService::start(&lab.gateway, 2222).expect("a server");
+    let service = TcpService::start(&lab.gateway, 22).expect("a server");
     let no_ports = || snmp(&lab.gateway, "Udp", "NoPorts").expect("a counter");
     let resets = || snmp(&lab.gateway, "Tcp", "OutRsts").expect("a counter");
     let counted = || drops(stand, "no_session") + drops(stand, "filtered");
@@ -171,7 +171,7 @@ fn only_ours(stand: &Stand) {
         let from = endpoint(STRANGER, 30_000 + number);
         for kind in [Kind::Udp, Kind::TcpSyn, Kind::TcpData] {
             injector
-                .send(kind, from, endpoint(OWN, 2222 + 7 * number))
+                .send(kind, from, endpoint(OWN, 22 + 7 * number))
                 .expect("sent");
         }
     }
@@ -184,8 +184,8 @@ fn only_ours(stand: &Stand) {
         "the kernel saw some of it"
     );
     let server = &lab.servers[0].namespace;
-    connect(server, endpoint(OWN, 2222), SHORT).expect_err("the host has no part in the address");
-    exchange(server, endpoint(EXTERNAL, 2222), 64 << 10, 5).expect("the host's own address");
+    connect(server, endpoint(OWN, 22), SHORT).expect_err("the host has no part in the address");
+    exchange(server, endpoint(EXTERNAL, 22), 64 << 10, 5).expect("the host's own address");
     let names = UdpService::start(server, SERVERS[0], [7005]).expect("a server");
     let own = UdpFlow::open(&lab.gateway, 0, at(0, 7005)).expect("a flow");
     let seen = own.ask(b"host", 3, SHORT).expect("an answer to the host");

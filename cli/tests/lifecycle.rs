@@ -225,8 +225,8 @@ fn after_sigkill_internal_traffic_stops_until_detach_puts_everything_back() {
         .expect_err("nobody translates");
     let link = ip(&stand.lab.gateway, "link show lan0");
     assert!(link.contains("xdp"), "the program stays: {link}");
-    let host = TcpService::start(&stand.lab.gateway, 2222).expect("a server");
-    exchange(&server.namespace, endpoint(EXTERNAL, 2222), 64 << 10, 3).expect("host traffic");
+    let host = TcpService::start(&stand.lab.gateway, 22).expect("a server");
+    exchange(&server.namespace, endpoint(EXTERNAL, 22), 64 << 10, 3).expect("host traffic");
     drop((service, host));
 
     let detached = egret(&stand.lab, &["detach", "--instance", &name]);

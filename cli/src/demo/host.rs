@@ -9,10 +9,11 @@ use crate::lab::plan::EXTERNAL;
 use crate::lab::service::{UdpFlow, UdpService};
 use crate::lab::tcp::{TcpService, exchange};
 
-/// A server on the gateway itself, as its SSH daemon.
-const HOST_PORT: u16 = 2222;
+/// A server on the gateway itself, as its SSH daemon. Below the pool: a port that a client has
+/// already could not be the host's as well.
+const HOST_PORT: u16 = 22;
 /// A UDP server on the gateway itself.
-const HOST_UDP_PORT: u16 = 2053;
+const HOST_UDP_PORT: u16 = 53;
 /// A port of the servers that answers like a name server.
 const NAME_PORT: u16 = 53;
 /// A port that a client and the gateway use as source at the same time. It lies outside of the

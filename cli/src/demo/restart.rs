@@ -11,7 +11,8 @@ use crate::lab::tcp::{EchoConnection, TcpService, exchange};
 
 const TCP_PORT: u16 = 5003;
 const UDP_PORT: u16 = 7002;
-const HOST_PORT: u16 = 2223;
+/// Below the pool: a port that a client has already could not be the host's as well.
+const HOST_PORT: u16 = 22;
 /// Rounds of traffic while the gateway is dead.
 const ROUNDS: u32 = 10;
 const LIMIT: Duration = Duration::from_millis(700);
