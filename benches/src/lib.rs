@@ -70,6 +70,7 @@ pub fn policy(addresses: u16) -> Policy {
         hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
         addresses: (0..addresses).map(own).collect(),
+        denied: conntrack::Prefixes::default(),
         forwards: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::age::tick;
@@ -50,6 +51,8 @@ struct Census {
     inbound_of_mapping: HashMap<u32, u32>,
     inbound_of_forward: HashMap<u32, u32>,
     half_open: HashSet<u32>,
+    /// Sessions and ports that count in a subscriber's record.
+    quotas: HashMap<(Ipv4Addr, Protocol), (u32, u32)>,
     /// Sessions of each mapping.
     users: HashMap<u32, u32>,
     /// Sessions that belong to a filter list.
@@ -82,6 +85,7 @@ impl<W: Word> Nat<'_, W> {
         self.check_indexes(&census)?;
         self.check_lists(&census)?;
         self.check_forwards(&census)?;
+        self.check_subscribers(&census)?;
         self.check_ports(policy, &census)?;
         self.check_free(&census)?;
         self.check_totals(&census)
@@ -132,6 +136,10 @@ impl<W: Word> Nat<'_, W> {
                 forward => census.inbound_of_forward.entry(forward),
             };
             *counts.or_default() += 1;
+        }
+        if meta.counted() {
+            let subscriber = (even.tuple().source.addr, meta.protocol());
+            census.quotas.entry(subscriber).or_default().0 += 1;
         }
         if meta.half_open() {
             census.half_open.insert(session);
@@ -217,6 +225,10 @@ impl<W: Word> Nat<'_, W> {
         })?;
         census.mappings += 1;
         let protocol = mapping.protocol();
+        if mapping.counted() {
+            let subscriber = (mapping.internal.addr, protocol);
+            census.quotas.entry(subscriber).or_default().1 += 1;
+        }
         if mapping.shared() {
             let found = self.shared_mapping(protocol, mapping.internal);
             hold(found.is_some_and(|found| found.number == number), || {
@@ -319,6 +331,37 @@ impl<W: Word> Nat<'_, W> {
         }
         hold(listed == census.half_open.len(), || {
             format!("{listed} half-open listed of {}", census.half_open.len())
+        })
+    }
+
+    /// Every subscriber counts what it has, and has one key, where it is found.
+    fn check_subscribers(&self, census: &Census) -> Checked {
+        let (mut known, mut counted) = (HashSet::new(), 0);
+        for (number, address, users) in self.subscribers.all() {
+            if address.is_unspecified() && users == 0 {
+                continue;
+            }
+            let name = |what: &str| format!("subscriber {address}: {what}");
+            hold(known.insert(address), || name("has two keys"))?;
+            hold(self.knows_subscriber(number, address), || {
+                name("is not found")
+            })?;
+            let mut all = 0;
+            for protocol in Protocol::ALL {
+                let has = census.quotas.get(&(address, protocol)).copied();
+                let has = has.unwrap_or_default();
+                let counts = self.subscribers.counts(number, protocol);
+                hold(counts == has, || {
+                    name(&format!("counts {counts:?} of {protocol}, has {has:?}"))
+                })?;
+                all += has.0 + has.1;
+            }
+            hold(users == all, || name(&format!("counts {users}, has {all}")))?;
+            counted += all;
+        }
+        let should = census.quotas.values().map(|has| has.0 + has.1).sum();
+        hold(counted == should, || {
+            format!("subscribers count {counted} of {should}")
         })
     }
 

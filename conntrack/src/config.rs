@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::endpoint::{Endpoint, Protocol};
+use crate::prefixes::Prefixes;
 
 /// When a mapping is reused (RFC 4787 section 4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -236,6 +237,8 @@ pub struct Limits {
     /// oldest. None: a 32nd of the table: at 100,000 forged SYNs a second an honest handshake has
     /// 80 ms with 262,144 sessions, 320 ms with 1,048,576.
     pub half_open_per_forward: Option<u32>,
+    /// What each subscriber may have.
+    pub quotas: Quotas,
 }
 
 impl Limits {
@@ -244,7 +247,41 @@ impl Limits {
         inbound_sessions_per_mapping: 1024,
         inbound_sessions_per_forward: None,
         half_open_per_forward: None,
+        quotas: Quotas::NONE,
     };
+}
+
+/// What one subscriber, an internal address, may have (RFC 6888 REQ-4, REQ-5). Counted is what it
+/// opens itself: what comes from outside has limits of its own, or the outside could use up a
+/// subscriber's quota. While none is set, nothing is counted; what was made before one is set never
+/// is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// Sessions, by [`Protocol::index`], at least 1; none: any number.
+    pub sessions: [Option<u32>; 3],
+    /// External ports (identifiers), by [`Protocol::index`], at least 1; none: any number. One a
+    /// mapping: in `edm` each session has one, though sessions to different remotes share a port.
+    pub ports: [Option<u32>; 3],
+    /// New mappings a second, 1 to 1,000,000; none: any number.
+    pub mappings_per_second: Option<u32>,
+    /// New mappings at once, at least 1: so many are let through before the rate is felt.
+    pub mapping_burst: u32,
+}
+
+impl Quotas {
+    /// No quota.
+    pub const NONE: Quotas = Quotas {
+        sessions: [None; 3],
+        ports: [None; 3],
+        mappings_per_second: None,
+        mapping_burst: 1,
+    };
+
+    /// Is there any?
+    pub(crate) fn any(&self) -> bool {
+        let counts = self.sessions.iter().chain(&self.ports);
+        self.mappings_per_second.is_some() || counts.flatten().next().is_some()
+    }
 }
 
 /// Forwards that a policy may have.
@@ -278,6 +315,8 @@ pub struct Policy {
     pub hold_down_max_percent: u8,
     /// The pool. Empty: nothing can be mapped.
     pub addresses: Vec<ExternalAddress>,
+    /// Destinations that the internal realm may not open sessions to.
+    pub denied: Prefixes,
     /// Forwards, [`FORWARDS_MAX`] at most; no two share (protocol, external endpoint).
     pub forwards: Vec<Forward>,
 }

@@ -26,6 +26,17 @@ pub(crate) const fn lines_for(entries: u64) -> usize {
     (entries * LOAD.1).div_ceil(LINE_ENTRIES as u64 * LOAD.0) as usize + 2
 }
 
+/// The two lines of a hash. Multiply-shift range reduction: the number of lines need not be a power
+/// of two.
+#[inline(always)]
+pub(crate) fn places(hash: u64, lines: usize) -> [usize; 2] {
+    let lines = lines as u64;
+    [
+        (((hash >> 32) * lines) >> 32) as usize,
+        (((hash & 0xffff_ffff) * lines) >> 32) as usize,
+    ]
+}
+
 /// The index over its words.
 pub(crate) struct Index<'m, W> {
     lines: &'m [[W; LINE_WORDS]],
@@ -43,14 +54,9 @@ impl<'m, W: Word> Index<'m, W> {
         }
     }
 
-    /// Multiply-shift range reduction: the number of lines need not be a power of two.
     #[inline(always)]
     fn places(&self, hash: u64) -> [usize; 2] {
-        let lines = self.lines.len() as u64;
-        [
-            (((hash >> 32) * lines) >> 32) as usize,
-            (((hash & 0xffff_ffff) * lines) >> 32) as usize,
-        ]
+        places(hash, self.lines.len())
     }
 
     /// Bits 32 and up, which the range reduction of the first line hardly uses.

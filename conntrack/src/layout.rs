@@ -11,6 +11,8 @@
 //! | sessions | 16 each | two halves of 8 words; number 0 is not used |
 //! | mappings | 4 each | number 0 is not used |
 //! | forwards | 4 each | number 0 is not used |
+//! | subscriber keys | 8 a line | internal addresses |
+//! | subscribers | 4 each | what each of them has |
 //! | tallies | 3 an address | held ports, by protocol |
 //! | fills | 3 x 24 an address | owned ports by groups of 1024, releases, exhaustion |
 //! | cells | 3 x 32768 an address | 32 bits a port |
@@ -24,6 +26,7 @@ use std::ops::Range;
 use crate::config::FORWARDS_MAX;
 use crate::half::HALF_WORDS;
 use crate::index::{LINE_WORDS, lines_for};
+use crate::subscriber::{SUBSCRIBER_WORDS, subscribers_for};
 
 /// Words in the header.
 const HEADER_WORDS: usize = 64;
@@ -53,7 +56,7 @@ pub(crate) const SESSIONS_LIMIT: u32 = (1 << 26) - 2;
 /// "egretnat" in ASCII.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"egretnat");
 /// Bumped when the meaning of a word changes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Word numbers of the header. What different packets write lies on different lines.
 pub(crate) mod header {
@@ -144,6 +147,8 @@ pub(crate) struct Layout {
     pub sessions: Range<usize>,
     pub mappings: Range<usize>,
     pub forwards: Range<usize>,
+    pub subscriber_keys: Range<usize>,
+    pub subscribers: Range<usize>,
     pub tallies: Range<usize>,
     pub fills: Range<usize>,
     pub cells: Range<usize>,
@@ -155,6 +160,7 @@ impl Layout {
         let sessions = u64::from(size.sessions_max);
         let records = size.sessions_max as usize + 1;
         let tables = usize::from(size.addresses_max) * PROTOCOLS;
+        let subscribers = subscribers_for(size.sessions_max);
         let mut end = 0;
         let mut section = |words: usize| {
             let start = end;
@@ -171,6 +177,8 @@ impl Layout {
             sessions: section(records * SESSION_WORDS),
             mappings: section(records * MAPPING_WORDS),
             forwards: section((FORWARDS_MAX + 1) * FORWARD_WORDS),
+            subscriber_keys: section(subscribers),
+            subscribers: section(subscribers * SUBSCRIBER_WORDS),
             tallies: section(tables),
             fills: section(tables * FILL_WORDS),
             cells: section(tables * CELL_WORDS),
@@ -191,6 +199,8 @@ pub(crate) const fn layout_word() -> u64 {
         MAPPING_WORDS,
         FORWARD_WORDS,
         FORWARDS_MAX,
+        SUBSCRIBER_WORDS,
+        subscribers_for(1_000_000),
         PORT_WORDS,
         FILL_WORDS,
         CELL_WORDS,
@@ -254,6 +264,8 @@ mod tests {
             &layout.sessions,
             &layout.mappings,
             &layout.forwards,
+            &layout.subscriber_keys,
+            &layout.subscribers,
             &layout.tallies,
             &layout.fills,
             &layout.cells,

@@ -9,7 +9,7 @@
 //! batches, from any number of threads.
 //!
 //! Map: `nat` look-up and hit; `open`, `overload` new sessions; `session` making, ending, changing
-//! them; `mapping`, `port`, `choose`, `fill`, `filter`, `memo` what they need; `age` time; `reload`, `restart`, `lost`
+//! them; `mapping`, `port`, `choose`, `fill`, `filter`, `memo`, `subscriber`, `count` what they need; `age` time; `reload`, `restart`, `lost`
 //! change of policy, of process, of state; `status`, `check` what there is, whether it is sound; `half`, `meta`,
 //! `index`, `pool`, `lock`, `hash`, `word`, `layout` the memory.
 
@@ -23,6 +23,7 @@ pub mod verdict;
 mod age;
 mod check;
 mod choose;
+mod count;
 mod fill;
 mod filter;
 mod half;
@@ -42,23 +43,26 @@ mod overload;
 mod pool;
 mod port;
 mod prefetch;
+mod prefixes;
 mod reload;
 mod restart;
 mod session;
 mod status;
+mod subscriber;
 mod word;
 
 pub use age::Swept;
 pub use check::Violation;
 pub use config::{
     AddressKind, ExternalAddress, FORWARDS_MAX, FilteringBehaviour, Forward, Limits,
-    MappingBehaviour, Pairing, Policy, PortSet, Timers,
+    MappingBehaviour, Pairing, Policy, PortSet, Quotas, Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use layout::TableSize;
 pub use lost::LostPorts;
 pub use meta::TimeoutClass;
 pub use nat::Nat;
+pub use prefixes::Prefixes;
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};
 pub use signal::{PacketFacts, Realm, Signal};

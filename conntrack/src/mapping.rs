@@ -2,7 +2,7 @@
 //!
 //! | word | upper 32 bits | lower 32 bits |
 //! | --- | --- | --- |
-//! | 0 | generation << 8, protocol << 2, shared << 1, alive | sessions |
+//! | 0 | generation << 8, counted << 4, protocol << 2, shared << 1, alive | sessions |
 //! | 1 | internal address | external address (free: link) |
 //! | 2 | internal port, external port | address slot, sessions opened from outside (16 bits each) |
 //! | 3 | tick of the last refresh | tick of the start |
@@ -25,6 +25,7 @@ use crate::layout::{MAPPING_WORDS, header};
 use crate::nat::Nat;
 use crate::pool::Pool;
 use crate::port::{Cell, Place};
+use crate::subscriber::Quota;
 use crate::time::Random;
 use crate::verdict::Refusal;
 use crate::word::{ROUNDS_MAX, Word};
@@ -32,6 +33,7 @@ use crate::word::{ROUNDS_MAX, Word};
 const ALIVE: u64 = 1 << 32;
 const SHARED: u64 = 1 << 33;
 const PROTOCOL_SHIFT: u32 = 34;
+const COUNTED: u64 = 1 << 36;
 const GENERATION: u64 = 1 << 40;
 const COUNT_MASK: u64 = 0xffff_ffff;
 
@@ -59,6 +61,11 @@ impl Mapping {
 
     pub fn protocol(&self) -> Protocol {
         Protocol::ALL[(self.control >> PROTOCOL_SHIFT & 3).min(2) as usize]
+    }
+
+    /// Does it count in its subscriber's record?
+    pub fn counted(&self) -> bool {
+        self.control & COUNTED != 0
     }
 
     pub fn sessions(&self) -> u32 {
@@ -89,6 +96,8 @@ pub(crate) struct NewMapping {
     pub external: Endpoint,
     pub slot: u16,
     pub shared: bool,
+    /// It counts in its subscriber's record.
+    pub counted: bool,
 }
 
 /// All mappings.
@@ -146,6 +155,7 @@ impl<W: Word> Mappings<'_, W> {
         let control = generation.wrapping_add(GENERATION)
             | ALIVE
             | if new.shared { SHARED } else { 0 }
+            | if new.counted { COUNTED } else { 0 }
             | (new.protocol.index() as u64) << PROTOCOL_SHIFT
             | 1;
         words[0].store(control, Release);
@@ -214,6 +224,11 @@ impl<W: Word> Mappings<'_, W> {
         word.store(rest | alive | u64::from(sessions), Relaxed);
     }
 
+    /// It counts in no subscriber's record. Only whoever holds the tables alone.
+    pub fn set_uncounted(&self, number: u32) {
+        self.records[number as usize][0].fetch_and(!COUNTED, Relaxed);
+    }
+
     /// Notes a packet that keeps the mapping alive. Never turns the stamp back; if the mapping
     /// became another one meanwhile, that one lives a little longer.
     #[cold]
@@ -260,12 +275,14 @@ impl<W: Word> Nat<'_, W> {
 
     /// Get-or-create of the one mapping of an internal endpoint (RFC 4787 REQ-1): of two workers,
     /// one makes it and both use it. `soft`: if the paired address has no port, another one will do.
+    /// A new one counts in the record of `subscriber`.
     pub(crate) fn join_shared_mapping(
         &self,
         at: &At,
         protocol: Protocol,
         internal: Endpoint,
         soft: bool,
+        subscriber: u32,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
         if let Some(joined) = self.join_existing(at, protocol, internal, false) {
@@ -275,7 +292,7 @@ impl<W: Word> Nat<'_, W> {
         let _held = self.locks.hold([hash])?;
         match self.join_existing(at, protocol, internal, true) {
             Some(joined) => Ok(joined),
-            None => self.make_shared_mapping(at, protocol, internal, soft, random),
+            None => self.make_shared_mapping(at, protocol, internal, soft, subscriber, random),
         }
     }
 
@@ -315,6 +332,7 @@ impl<W: Word> Nat<'_, W> {
         protocol: Protocol,
         internal: Endpoint,
         soft: bool,
+        subscriber: u32,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
         let hash = self.mapping_hash(protocol, internal);
@@ -323,7 +341,12 @@ impl<W: Word> Nat<'_, W> {
             .policy
             .paired_address(internal.addr)
             .ok_or(Refusal::NoExternalAddress)?;
+        self.admit_mapping(at, subscriber, protocol)?;
         let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
+        if let Err(refusal) = self.charge(at, subscriber, Quota::Ports, protocol) {
+            self.mappings.pool.push(number);
+            return Err(refusal);
+        }
         let turns = if soft { addresses.len() } else { 1 };
         let claimed = (0..turns).find_map(|turn| {
             let address = &addresses[(paired + turn) % addresses.len()];
@@ -331,6 +354,9 @@ impl<W: Word> Nat<'_, W> {
             port.map(|port| (address, port))
         });
         let Some((address, port)) = claimed else {
+            if subscriber != 0 {
+                self.discharge(internal.addr, Quota::Ports, protocol);
+            }
             self.mappings.pool.push(number);
             return Err(Refusal::PortsExhausted);
         };
@@ -341,6 +367,7 @@ impl<W: Word> Nat<'_, W> {
             external,
             slot: address.slot,
             shared: true,
+            counted: subscriber != 0,
         };
         self.mappings.write(number, &new, at.tick());
         self.add(header::MAPPINGS, 1);
@@ -465,6 +492,9 @@ impl<W: Word> Nat<'_, W> {
             self.void_memos(at, mapping.protocol());
         } else {
             self.ports.leave(mapping.place());
+        }
+        if mapping.counted() {
+            self.discharge(mapping.internal.addr, Quota::Ports, mapping.protocol());
         }
         self.add(header::MAPPINGS, -1);
         self.mappings.pool.push(number);

@@ -34,7 +34,7 @@ impl TimeoutClass {
 /// The lower half of word 0: what a half is, besides its endpoints.
 ///
 /// Bits 0-1 protocol index, 2 valid, 3 initiator's half, 4 opened from outside, 5-6 direction,
-/// 7-10 TCP state, 11 under an `eim` mapping, 16-31 the forward that let the outside open it.
+/// 7-10 TCP state, 11 under an `eim` mapping, 12 counted in its subscriber's record, 16-31 the forward that let the outside open it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta(pub u32);
 
@@ -45,6 +45,7 @@ impl Meta {
     const STATE_SHIFT: u32 = 7;
     const STATE_MASK: u32 = 0xf << Meta::STATE_SHIFT;
     const SHARED: u32 = 1 << 11;
+    const COUNTED: u32 = 1 << 12;
     const FORWARD_SHIFT: u32 = 16;
 
     pub fn new(protocol: Protocol, direction: Direction, state: State) -> Meta {
@@ -68,6 +69,11 @@ impl Meta {
     /// Marks a half whose mapping is `eim`: shared by sessions, with a stamp of its own.
     pub fn with_shared(self, yes: bool) -> Meta {
         Meta(self.0 | if yes { Meta::SHARED } else { 0 })
+    }
+
+    /// Marks a session that counts in its subscriber's record.
+    pub fn with_counted(self, yes: bool) -> Meta {
+        Meta(self.0 & !Meta::COUNTED | if yes { Meta::COUNTED } else { 0 })
     }
 
     /// Notes the record of the forward that the session came by, 0 for none.
@@ -107,6 +113,10 @@ impl Meta {
     pub fn protocol(self) -> Protocol {
         // Two bits hold 3, too, but nothing writes it; a stray 3 reads as ICMP.
         Protocol::ALL[(self.0 & 3).min(2) as usize]
+    }
+
+    pub fn counted(self) -> bool {
+        self.0 & Meta::COUNTED != 0
     }
 
     pub fn forward(self) -> u32 {

@@ -21,6 +21,7 @@ use crate::prefetch::prefetch;
 use crate::session::Seen;
 use crate::session::outside::Forwards;
 use crate::signal::{PacketFacts, Realm};
+use crate::subscriber::Subscribers;
 use crate::tcp;
 use crate::time::{Random, Time};
 use crate::verdict::{Direction, Refusal, Rewrite};
@@ -42,6 +43,7 @@ pub struct Nat<'m, W: Word = AtomicU64> {
     pub(crate) sessions: Pool<'m, W>,
     pub(crate) mappings: Mappings<'m, W>,
     pub(crate) forwards: Forwards<'m, W>,
+    pub(crate) subscribers: Subscribers<'m, W>,
     pub(crate) ports: Ports<'m, W>,
 }
 
@@ -98,6 +100,10 @@ impl<'m, W: Word> Nat<'m, W> {
             },
             forwards: Forwards {
                 records: words[layout.forwards].as_chunks().0,
+            },
+            subscribers: Subscribers {
+                keys: words[layout.subscriber_keys].as_chunks().0,
+                records: words[layout.subscribers].as_chunks().0,
             },
             ports: Ports {
                 tallies: &words[layout.tallies],

@@ -15,6 +15,7 @@ use crate::nat::{Arrival, Nat};
 use crate::port::{Cell, Place};
 use crate::session::{NotMade, Plan};
 use crate::signal::Signal;
+use crate::subscriber::Quota;
 use crate::time::Random;
 use crate::verdict::{Direction, Refusal, Rewrite};
 use crate::word::Word;
@@ -47,10 +48,29 @@ impl<W: Word> Nat<'_, W> {
             Signal::IcmpReply => return Err(Refusal::IcmpUnasked),
             _ => return Err(Refusal::TcpMidstream),
         }
+        if at.policy.denied.contains(arrival.tuple.destination.addr) {
+            return Err(Refusal::DestinationDenied);
+        }
+        let subscriber = self.enroll(at, arrival.tuple.source.addr)?;
+        let opened = self.open_for(at, subscriber, arrival, random);
+        self.subscribers.leave(subscriber);
+        opened
+    }
+
+    /// `subscriber`: the record of the sender, joined; 0 for none.
+    fn open_for(
+        &self,
+        at: &At,
+        subscriber: u32,
+        arrival: &Arrival,
+        random: &mut impl Random,
+    ) -> Opened {
+        let protocol = arrival.tuple.protocol;
+        self.has_quota(at, subscriber, Quota::Sessions, protocol)?;
         let target = self.target(at, arrival)?;
-        let opened = match at.policy.is_independent(arrival.tuple.protocol) {
-            true => self.open_independent(at, arrival, &target, random),
-            false => self.open_dependent(at, arrival, &target, random),
+        let opened = match at.policy.is_independent(protocol) {
+            true => self.open_independent(at, subscriber, arrival, &target, random),
+            false => self.open_dependent(at, subscriber, arrival, &target, random),
         };
         if target.mapping != 0 && !matches!(opened, Ok(Some(_))) {
             self.leave_mapping(at, target.mapping);
@@ -227,6 +247,7 @@ impl<W: Word> Nat<'_, W> {
             from_outside: true,
             own_mapping: None,
             forward: target.forward,
+            subscriber: 0,
         };
         let opened = settle(self.establish_from_outside(at, &plan, arrival.facts));
         if shared && !matches!(opened, Ok(Some(_))) {
@@ -242,6 +263,7 @@ impl<W: Word> Nat<'_, W> {
     fn open_independent(
         &self,
         at: &At,
+        subscriber: u32,
         arrival: &Arrival,
         target: &Target,
         random: &mut impl Random,
@@ -258,7 +280,8 @@ impl<W: Word> Nat<'_, W> {
                 // The far side of a hairpin was asked about the paired address.
                 let outbound = target.direction == Direction::Outbound;
                 let soft = outbound && at.policy.is_soft(protocol);
-                let joined = self.join_shared_mapping(at, protocol, source, soft, random)?;
+                let joined =
+                    self.join_shared_mapping(at, protocol, source, soft, subscriber, random)?;
                 (joined.external, Some(joined))
             }
         };
@@ -275,6 +298,7 @@ impl<W: Word> Nat<'_, W> {
             from_outside: false,
             own_mapping: None,
             forward: 0,
+            subscriber,
         };
         let opened = settle(self.establish(at, plan, arrival.facts));
         match (joined, &opened) {

@@ -39,6 +39,7 @@ enum Tried {
 /// The search over one address.
 struct Search<'a, 'p> {
     at: &'a At<'p>,
+    subscriber: u32,
     arrival: &'a Arrival<'a>,
     target: &'a Target,
     address: &'a ExternalAddress,
@@ -51,6 +52,7 @@ impl<W: Word> Nat<'_, W> {
     pub(crate) fn open_dependent(
         &self,
         at: &At,
+        subscriber: u32,
         arrival: &Arrival,
         target: &Target,
         random: &mut impl Random,
@@ -63,6 +65,7 @@ impl<W: Word> Nat<'_, W> {
         if self.sessions.is_empty() {
             return Err(Refusal::SessionsFull);
         }
+        self.admit_mapping(at, subscriber, arrival.tuple.protocol)?;
         let mut exact = true;
         let turns = match at.policy.is_soft(arrival.tuple.protocol) {
             true => addresses.len(),
@@ -75,6 +78,7 @@ impl<W: Word> Nat<'_, W> {
             }
             let mut search = Search {
                 at,
+                subscriber,
                 arrival,
                 target,
                 address,
@@ -227,6 +231,7 @@ impl<W: Word> Nat<'_, W> {
     fn attempt(&self, search: &Search, port: u16) -> Tried {
         let Search {
             at,
+            subscriber,
             arrival,
             target,
             address,
@@ -247,12 +252,14 @@ impl<W: Word> Nat<'_, W> {
             external,
             slot: address.slot,
             shared: false,
+            counted: subscriber != 0,
         });
         let plan = Plan {
             sides,
             from_outside: false,
             own_mapping,
             forward: 0,
+            subscriber,
         };
         match self.establish(at, plan, arrival.facts) {
             Ok(rewrite) => Tried::Made(rewrite),

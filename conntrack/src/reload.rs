@@ -74,7 +74,7 @@ impl<W: Word> Nat<'_, W> {
     /// Needed after [`Nat::create`] and [`Nat::open`], and after every change, once all workers
     /// judge by the new policy. Ends every session and mapping that contradicts it (an external
     /// address that is gone or whose slot is another's, a forward that is gone, has another target
-    /// or an allow-list that leaves the source out, a dynamic mapping where a forward is now),
+    /// or an allow-list that leaves the source out, a denied destination, a dynamic mapping where a forward is now),
     /// gives forwards their endpoints, and keeps all else. `change` must be made for `policy`. The
     /// pool's port sets should leave out forwards' ports; else a busy pool can delay the end.
     pub fn apply_policy(
@@ -159,7 +159,9 @@ impl<W: Word> Nat<'_, W> {
             // Whom a forward's allow-list must contain, if the session was opened through one.
             let opened_by = meta.opened_outside().then(|| odd.tuple().source.addr);
             let hairpin = meta.direction() == Direction::Hairpin;
-            !self.agrees(at.policy, change, even, opened_by)
+            let there = even.tuple().destination.addr;
+            !meta.opened_outside() && at.policy.denied.contains(there)
+                || !self.agrees(at.policy, change, even, opened_by)
                 || hairpin && !self.agrees(at.policy, change, odd, Some(even.written().0.addr))
         };
         if self.end_if(at, session, header::REMOVED, contradicts) {

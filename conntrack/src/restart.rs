@@ -10,6 +10,7 @@ use crate::meta::Meta;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
 use crate::session::outside::is_plausible;
+use crate::subscriber::Quota;
 use crate::time::Random;
 use crate::verdict::Direction;
 use crate::word::Word;
@@ -156,6 +157,7 @@ impl<'m, W: Word> Nat<'m, W> {
         for index in [&self.tuples, &self.filters, &self.mappings.index] {
             index.clear();
         }
+        self.subscribers.clear_counts();
         self.keep_independent_cells();
         self.repair_mappings();
         let inbound = [
@@ -291,6 +293,14 @@ impl<'m, W: Word> Nat<'m, W> {
         if even.meta().opened_outside() {
             self.admit_again(session, even.meta(), even.mapping());
         }
+        let Tuple {
+            protocol, source, ..
+        } = even.tuple();
+        if even.meta().counted() && !self.charge_again(source.addr, Quota::Sessions, protocol) {
+            for half in halves {
+                half.mend(half.read_held().meta().with_counted(false));
+            }
+        }
         for number in self.mappings_of(&even, &odd).into_iter().flatten() {
             let count = self
                 .mappings
@@ -348,6 +358,10 @@ impl<'m, W: Word> Nat<'m, W> {
             let stays = mapping.shared() && mapping.protocol() != Protocol::Tcp;
             if mapping.sessions() > 0 || stays {
                 left += 1;
+                let (address, protocol) = (mapping.internal.addr, mapping.protocol());
+                if mapping.counted() && !self.charge_again(address, Quota::Ports, protocol) {
+                    self.mappings.set_uncounted(number);
+                }
                 continue;
             }
             self.mappings.set(number, false, 0);

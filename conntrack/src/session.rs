@@ -22,6 +22,7 @@ use crate::meta::{Meta, TimeoutClass};
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
 use crate::signal::{PacketFacts, Signal};
+use crate::subscriber::Quota;
 use crate::tcp::{self, State};
 use crate::verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};
 use crate::word::{ROUNDS_MAX, Word};
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub own_mapping: Option<NewMapping>,
     /// The record of the forward that lets the external realm open it; 0 for none.
     pub forward: u32,
+    /// The record of the subscriber that opens it, in which it and its mapping count; 0 for none.
+    pub subscriber: u32,
 }
 
 impl Plan {
@@ -65,6 +68,7 @@ impl Plan {
             .with_opened_outside(self.from_outside)
             .with_shared(shared)
             .with_forward(self.forward)
+            .with_counted(self.subscriber != 0)
     }
 }
 
@@ -238,6 +242,16 @@ impl<'m, W: Word> Nat<'m, W> {
         if plan.from_outside {
             self.admit(at, plan)?;
         }
+        let Side { tuple, .. } = plan.sides[0];
+        self.charge(at, plan.subscriber, Quota::Sessions, tuple.protocol)?;
+        let backed = self.back_mapping(at, plan);
+        if backed.is_err() && plan.subscriber != 0 {
+            self.discharge(tuple.source.addr, Quota::Sessions, tuple.protocol);
+        }
+        backed
+    }
+
+    fn back_mapping(&self, at: &At, plan: &mut Plan) -> Result<(), NotMade> {
         if let Some(new) = &plan.own_mapping {
             let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
             let place = Place {
@@ -245,7 +259,14 @@ impl<'m, W: Word> Nat<'m, W> {
                 protocol: new.protocol,
                 port: new.external.port,
             };
+            if let Err(refusal) = self.charge(at, plan.subscriber, Quota::Ports, new.protocol) {
+                self.mappings.pool.push(number);
+                return Err(refusal.into());
+            }
             if let Err(cell) = self.ports.join(place) {
+                if new.counted {
+                    self.discharge(new.internal.addr, Quota::Ports, new.protocol);
+                }
                 self.mappings.pool.push(number);
                 return Err(NotMade::Taken(cell));
             }
@@ -262,6 +283,10 @@ impl<'m, W: Word> Nat<'m, W> {
     fn unback(&self, at: &At, plan: &Plan) {
         if plan.from_outside {
             self.dismiss(plan.meta(0), plan.sides[0].mapping);
+        }
+        if plan.subscriber != 0 {
+            let Side { tuple, .. } = plan.sides[0];
+            self.discharge(tuple.source.addr, Quota::Sessions, tuple.protocol);
         }
         if plan.own_mapping.is_some() {
             self.leave_mapping(at, plan.sides[0].mapping);
@@ -353,6 +378,12 @@ impl<'m, W: Word> Nat<'m, W> {
         self.add(counter, 1);
         if even.meta().opened_outside() {
             self.dismiss(even.meta(), even.mapping());
+        }
+        if even.meta().counted() {
+            let Tuple {
+                protocol, source, ..
+            } = even.tuple();
+            self.discharge(source.addr, Quota::Sessions, protocol);
         }
         drop(_held);
         self.release_mappings(at, &even, &odd);

@@ -80,6 +80,16 @@ pub enum Refusal {
     ForwardInboundLimit,
     /// There are as many half-open connections of forwards as there may be, and none of this one.
     HalfOpenLimit,
+    /// From inside to a destination that the policy denies.
+    DestinationDenied,
+    /// The subscriber has as many sessions of the protocol as it may have.
+    SubscriberSessions,
+    /// The subscriber has as many external ports of the protocol as it may have.
+    SubscriberPorts,
+    /// The subscriber has made as many mappings in the last moment as it may.
+    SubscriberRate,
+    /// There are quotas, and no room to count for one more subscriber.
+    SubscribersFull,
     /// TCP from inside in the middle of a connection that has no session.
     TcpMidstream,
     /// An ICMP reply from inside that nothing asked for.

@@ -150,3 +150,27 @@ fn an_address_that_comes_back_leaves_one_mapping_for_an_endpoint() {
         rig.check();
     }
 }
+
+/// A destination that becomes denied ends what clients have opened to it, and nothing else: whoever
+/// comes from there through a forward is answered.
+#[test]
+fn a_destination_becomes_denied() {
+    for mapping in [EIM, EDM] {
+        let mut rig = Rig::new(policy(mapping, EDF));
+        let web = ep("198.51.100.1:8080");
+        rig.policy.forwards = vec![forward(TCP, "198.51.100.1:8080", "10.0.0.2:80", &[])];
+        rig.apply();
+        rig.udp("10.0.0.1:5000", "203.0.113.1:53");
+        rig.udp("10.0.0.1:5000", "203.0.113.2:53");
+        rig.back(TcpSyn, "203.0.113.1:7", web).unwrap();
+        rig.policy.denied = ["203.0.113.1/32".parse().unwrap()].into_iter().collect();
+        rig.apply();
+        rig.check();
+        assert_eq!(rig.nat.totals().removed, 1);
+        let denied = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
+        assert_eq!(denied, Err(Refusal::DestinationDenied));
+        rig.udp("10.0.0.1:5000", "203.0.113.2:53");
+        rig.back(TcpData, "203.0.113.1:7", web).unwrap();
+        rig.check();
+    }
+}

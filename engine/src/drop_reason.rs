@@ -82,6 +82,16 @@ drop_reasons! {
     ForwardInboundLimit => "forward_inbound_limit",
     /// Half-open connections of forwards have reached their share, and this forward has none.
     HalfOpenLimit => "half_open_limit",
+    /// From inside to a destination in `deny`.
+    DestinationDenied => "destination_denied",
+    /// A client has as many sessions as `limits.sessions_per_subscriber` lets it have.
+    SubscriberSessions => "subscriber_sessions",
+    /// A client has as many external ports as `limits.ports_per_subscriber` lets it have.
+    SubscriberPorts => "subscriber_ports",
+    /// A client makes mappings faster than `limits.mappings_per_second_per_subscriber`.
+    SubscriberRate => "subscriber_rate",
+    /// There are quotas, and no room to count for one more client.
+    SubscribersFull => "subscribers_full",
     /// TCP from inside in the middle of a connection that has no session.
     TcpMidstream => "tcp_midstream",
     /// ICMP reply from inside that nothing asked for.
@@ -119,6 +129,11 @@ impl From<Refusal> for DropReason {
             Refusal::MappingInboundLimit => DropReason::MappingInboundLimit,
             Refusal::ForwardInboundLimit => DropReason::ForwardInboundLimit,
             Refusal::HalfOpenLimit => DropReason::HalfOpenLimit,
+            Refusal::DestinationDenied => DropReason::DestinationDenied,
+            Refusal::SubscriberSessions => DropReason::SubscriberSessions,
+            Refusal::SubscriberPorts => DropReason::SubscriberPorts,
+            Refusal::SubscriberRate => DropReason::SubscriberRate,
+            Refusal::SubscribersFull => DropReason::SubscribersFull,
             Refusal::TcpMidstream => DropReason::TcpMidstream,
             Refusal::IcmpUnasked => DropReason::IcmpUnasked,
             Refusal::NoExternalAddress => DropReason::NoExternalAddress,

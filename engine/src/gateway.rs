@@ -520,19 +520,24 @@ impl<R: Random> Gateway<R> {
         if unmatched && place.external == Some(AddressKind::Shared) {
             return Verdict::Punt;
         }
-        let for_want_of_room = matches!(
+        let told = matches!(
             refusal,
             Refusal::PortsExhausted
                 | Refusal::SessionsFull
                 | Refusal::MappingsFull
                 | Refusal::NoExternalAddress
+                | Refusal::DestinationDenied
+                | Refusal::SubscriberSessions
+                | Refusal::SubscriberPorts
+                | Refusal::SubscriberRate
+                | Refusal::SubscribersFull
         );
         let kind = match self.shared.on_refusal {
             OnRefusal::HostUnreachable => Some(ErrorKind::HostUnreachable),
             OnRefusal::AdminProhibited => Some(ErrorKind::AdminProhibited),
             OnRefusal::Silent => None,
         };
-        match kind.filter(|_| for_want_of_room && place.realm == Realm::Internal) {
+        match kind.filter(|_| told && place.realm == Realm::Internal) {
             Some(kind) => Verdict::Reply {
                 kind,
                 reason: refusal.into(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Timers};
+use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Quotas, Timers};
 use engine::config::{
     Config, DeviceMode, Level, Midstream, OnRefusal, Poll, Role, Setting, Unsolicited,
 };
@@ -193,7 +193,7 @@ fn the_minimal_file_has_the_defaults() {
 #[test]
 fn every_key_has_its_effect() {
     let text = format!(
-        "bypass = [\"10.42.0.0/16\"]\ninstance = \"two\"\n{TWO_ARM}\
+        "bypass = [\"10.42.0.0/16\"]\ndeny = \"169.254.169.254/32\"\ninstance = \"two\"\n{TWO_ARM}\
          [pool]\naddresses = [\"203.0.113.8/31\"]\nports = [5, \"7-9\"]\nexclude_ports = 8\n\
          pairing = \"soft\"\nhold_down_max_percent = 40\n\
          [nat]\nmapping = \"eim\"\nfiltering = {{ udp = \"eif\", tcp = \"adf\" }}\n\
@@ -205,6 +205,8 @@ fn every_key_has_its_effect() {
          tcp_in_syn_timeout_s = 5\nicmp_timeout_s = 6\nfragment_timeout_s = 7\nhold_down_s = 0\n\
          [limits]\ninbound_sessions_per_mapping = 5\ninbound_sessions_per_forward = 6\n\
          half_open_per_forward = 7\n\
+         sessions_per_subscriber = {{ tcp = 8, icmp = 9 }}\nports_per_subscriber = 10\n\
+         mappings_per_second_per_subscriber = 11\nmapping_burst_per_subscriber = 12\n\
          [icmp]\nerrors_per_second = 0\non_refusal = \"silent\"\n\
          unsolicited = \"silent\"\n\
          [tables]\nsessions_max = 1_000\npath = \"/dev/shm/t\"\n\
@@ -213,6 +215,7 @@ fn every_key_has_its_effect() {
     );
     let config = Config::parse("egret.toml", &text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.bypass[0].value.to_string(), "10.42.0.0/16");
+    assert_eq!(config.deny[0].value.to_string(), "169.254.169.254/32");
     assert_eq!(config.instance, "two");
     let roles: Vec<Role> = config
         .interfaces
@@ -256,6 +259,12 @@ fn every_key_has_its_effect() {
         inbound_sessions_per_mapping: 5,
         inbound_sessions_per_forward: Some(6),
         half_open_per_forward: Some(7),
+        quotas: Quotas {
+            sessions: [Some(8), None, Some(9)],
+            ports: [Some(10); 3],
+            mappings_per_second: Some(11),
+            mapping_burst: 12,
+        },
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.icmp.on_refusal, OnRefusal::Silent);

@@ -20,9 +20,10 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
 const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 66);
+const DENIED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 const OWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
 
-const TWO_ARM: &str = "internal = \"10.0.0.0/8\"\n\
+const TWO_ARM: &str = "internal = \"10.0.0.0/8\"\ndeny = \"203.0.113.99/32\"\n\
     [[interfaces]]\nname = \"lan0\"\nrole = \"internal\"\n\
     [[interfaces]]\nname = \"wan0\"\nrole = \"external\"\n";
 const OWN_POOL: &str = "[pool]\naddresses = \"198.51.100.20\"\n";
@@ -199,6 +200,11 @@ fn provoke(reason: DropReason) -> World {
             let frames: Vec<_> = (0..9).map(|n| (WAN, syn(n))).collect();
             after(world(&format!("{limits}{}", forwards("tcp", 2))), &frames)
         }
+        DestinationDenied => one("", LAN, Envelope::new(CLIENT, DENIED).udp(20_000, 53, b"")),
+        SubscriberSessions => quota("sessions_per_subscriber = { udp = 2 }", 3),
+        SubscriberPorts => quota("ports_per_subscriber = 1", 2),
+        SubscriberRate => quota("mappings_per_second_per_subscriber = 3", 4),
+        SubscribersFull => subscribers_full(),
         TcpMidstream => one("", LAN, out().tcp(20_000, 80, ACK, b"data")),
         IcmpUnasked => one("", LAN, out().echo_reply(7, b"")),
         NoExternalAddress => {
@@ -272,6 +278,29 @@ fn mappings_full() -> World {
     }
     assert_eq!((world.totals().sessions, world.totals().mappings), (0, 64));
     after(world, &[(LAN, udp(20_100))])
+}
+
+/// The last of so many flows of a client is more than a quota allows.
+fn quota(limit: &str, flows: u16) -> World {
+    let frames: Vec<_> = (0..flows).map(|n| (LAN, udp(20_000 + n))).collect();
+    let world = after(world(&format!("[limits]\n{limit}\n")), &frames);
+    assert_eq!(world.totals().sessions, u64::from(flows) - 1);
+    world
+}
+
+/// Clients with one flow each, until one finds no room.
+fn subscribers_full() -> World {
+    let quotas = "[limits]\nports_per_subscriber = 9\n";
+    let mut world = with(quotas, |setup| setup.sessions_max = 2048);
+    for n in 1..2048_u32 {
+        let client = Ipv4Addr::from_bits(0x0a00_0000 + n);
+        let frame = Envelope::new(client, SERVER).udp(20_000, 53, b"question");
+        world = after(world, &[(LAN, frame)]);
+        if world.snapshot().drops().next().is_some() {
+            break;
+        }
+    }
+    world
 }
 
 /// As if other workers held all locks (words 64 to 1087, see conntrack's layout) for too long.

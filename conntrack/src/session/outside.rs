@@ -29,6 +29,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::age::At;
 use crate::config::FORWARDS_MAX;
+use crate::count::{HIGH, LOW, take};
 use crate::layout::{FORWARD_WORDS, header};
 use crate::lock;
 use crate::meta::Meta;
@@ -42,7 +43,6 @@ const PLACE: usize = 0;
 const COUNTS: usize = 1;
 const ENDS: usize = 2;
 const LOCK: usize = 3;
-const HALF_OPEN_SHIFT: u32 = 32;
 
 /// Half-open connections that one SYN may push out: more than one only if another worker takes the
 /// room.
@@ -111,7 +111,7 @@ impl<W: Word> Forwards<'_, W> {
     /// Sessions opened from outside, and how many of them are half-open.
     pub fn counts(&self, number: u32) -> (u32, u32) {
         let counts = self.record(number)[COUNTS].load(Relaxed);
-        (counts as u32, (counts >> HALF_OPEN_SHIFT) as u32)
+        (counts as u32, (counts >> HIGH) as u32)
     }
 
     fn count(&self, number: u32, shift: u32, by: i64) {
@@ -123,15 +123,6 @@ impl<W: Word> Forwards<'_, W> {
         let ends = self.record(number)[ENDS].load(Relaxed);
         ((ends >> 32) as u32, ends as u32)
     }
-}
-
-/// Adds one to the 32 bits of a count, unless they have reached the limit.
-fn take<W: Word>(word: &W, shift: u32, limit: u32) -> bool {
-    let fits = ((word.fetch_add(1 << shift, Relaxed) >> shift) as u32) < limit;
-    if !fits {
-        word.fetch_add((1_u64 << shift).wrapping_neg(), Relaxed);
-    }
-    fits
 }
 
 impl<W: Word> Nat<'_, W> {
@@ -158,7 +149,7 @@ impl<W: Word> Nat<'_, W> {
     /// Counts a session that is about to be made everywhere it counts.
     pub(crate) fn admit(&self, at: &At, plan: &Plan) -> Result<(), Refusal> {
         let quarter = self.size.sessions_max / 4;
-        if !take(&self.header[header::SESSIONS_INBOUND], 0, quarter) {
+        if !take(&self.header[header::SESSIONS_INBOUND], LOW, quarter) {
             return Err(Refusal::InboundLimit);
         }
         let admitted = if plan.forward == 0 {
@@ -178,7 +169,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     fn admit_by_mapping(&self, at: &At, mapping: u32) -> Result<(), Refusal> {
-        if !take(&self.header[header::INBOUND_MAPPED], 0, self.share(8)) {
+        if !take(&self.header[header::INBOUND_MAPPED], LOW, self.share(8)) {
             return Err(Refusal::InboundLimit);
         }
         let limit = at.policy.limits.inbound_sessions_per_mapping;
@@ -193,24 +184,20 @@ impl<W: Word> Nat<'_, W> {
         let limits = at.policy.limits;
         let counts = &self.forwards.record(plan.forward)[COUNTS];
         let most = limits.inbound_sessions_per_forward;
-        if !take(counts, 0, most.unwrap_or_else(|| self.share(8))) {
+        if !take(counts, LOW, most.unwrap_or_else(|| self.share(8))) {
             return Err(Refusal::ForwardInboundLimit);
         }
         if !plan.meta(0).half_open() {
             return Ok(());
         }
         let most = limits.half_open_per_forward;
-        if take(
-            counts,
-            HALF_OPEN_SHIFT,
-            most.unwrap_or_else(|| self.share(32)),
-        ) {
-            if take(&self.header[header::HALF_OPEN], 0, self.share(8)) {
+        if take(counts, HIGH, most.unwrap_or_else(|| self.share(32))) {
+            if take(&self.header[header::HALF_OPEN], LOW, self.share(8)) {
                 return Ok(());
             }
-            self.forwards.count(plan.forward, HALF_OPEN_SHIFT, -1);
+            self.forwards.count(plan.forward, HIGH, -1);
         }
-        self.forwards.count(plan.forward, 0, -1);
+        self.forwards.count(plan.forward, LOW, -1);
         Err(Refusal::HalfOpenLimit)
     }
 
@@ -225,11 +212,11 @@ impl<W: Word> Nat<'_, W> {
         if meta.half_open() {
             self.count_half_open(meta.forward(), -1);
         }
-        self.forwards.count(meta.forward(), 0, -1);
+        self.forwards.count(meta.forward(), LOW, -1);
     }
 
     fn count_half_open(&self, forward: u32, by: i64) {
-        self.forwards.count(forward, HALF_OPEN_SHIFT, by);
+        self.forwards.count(forward, HIGH, by);
         self.add(header::HALF_OPEN, by);
     }
 
@@ -241,7 +228,7 @@ impl<W: Word> Nat<'_, W> {
             self.mappings.admit(mapping, u16::MAX);
             return;
         }
-        self.forwards.count(meta.forward(), 0, 1);
+        self.forwards.count(meta.forward(), LOW, 1);
         if meta.half_open() && self.enlist_half_open(session, meta) {
             self.count_half_open(meta.forward(), 1);
         }

@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity, Limits,
-    MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet, Protocol, Random,
-    Realm, Refusal, Rewrite, Signal, TableSize, Time, Timers, Tuple,
+    MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet, Prefixes, Protocol,
+    Random, Realm, Refusal, Rewrite, Signal, TableSize, Time, Timers, Tuple,
 };
 
 pub const EIM: MappingBehaviour = MappingBehaviour::EndpointIndependent;
@@ -82,6 +82,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)],
+        denied: Prefixes::default(),
         forwards: vec![],
     }
 }

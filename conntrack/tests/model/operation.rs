@@ -295,6 +295,7 @@ impl Choice {
             limits: limits(self.timers.wrapping_add(self.forwards)),
             hold_down_max_percent: of(&[25, 25, 50, 100, 0], self.timers / 6),
             addresses: pool.map(address).collect(),
+            denied: conntrack::Prefixes::default(),
             forwards: forwards(self.forwards),
         }
     }
@@ -341,6 +342,7 @@ fn limits(which: u8) -> Limits {
         inbound_sessions_per_mapping: mapping as u16,
         inbound_sessions_per_forward: Some(forward),
         half_open_per_forward: Some(half_open),
+        quotas: conntrack::Quotas::NONE,
     }
 }
 

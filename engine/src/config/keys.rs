@@ -45,6 +45,7 @@ const fn key(
     }
 }
 
+const QUOTA: &str = "a number, 1 to 16777216, or a table such as { tcp = 1000, udp = 500 }";
 const SECONDS: &str = "whole seconds, 1 to 2147483";
 
 /// All keys, in the order of the sample file.
@@ -65,6 +66,12 @@ pub const KEYS: &[Key] = &[
         "",
         "bypass",
         "a destination prefix such as \"10.42.0.0/16\", or a list of them",
+        "none",
+    ),
+    key(
+        "",
+        "deny",
+        "a destination prefix such as \"169.254.169.254/32\", or a list of them",
         "none",
     ),
     key(
@@ -178,6 +185,20 @@ pub const KEYS: &[Key] = &[
         "half_open_per_forward",
         "a number, 1 to 16777216",
         "a 32nd of sessions_max",
+    ),
+    key("limits", "sessions_per_subscriber", QUOTA, "any number"),
+    key("limits", "ports_per_subscriber", QUOTA, "any number"),
+    key(
+        "limits",
+        "mappings_per_second_per_subscriber",
+        "a number, 1 to 1000000",
+        "any number",
+    ),
+    key(
+        "limits",
+        "mapping_burst_per_subscriber",
+        "a number, 1 to 1000000",
+        "those of a second",
     ),
     key("", "forwards", "tables, written [[forwards]]", "none"),
     key("forwards", "protocol", "\"tcp\" or \"udp\"", "required"),

@@ -40,6 +40,8 @@ pub const RUN_DIR: &str = "/run/egret";
 pub const SESSIONS_MIN: u32 = 64;
 /// The most sessions that a table can be made for.
 pub const SESSIONS_MAX: u32 = 1 << 24;
+/// Largest rate, and burst, of new mappings.
+pub const MAPPINGS_PER_SECOND_MAX: u32 = 1_000_000;
 /// The most interfaces.
 pub const INTERFACES_MAX: usize = 16;
 /// The most addresses of a pool: each costs port tables, used or not.
@@ -253,6 +255,8 @@ pub struct Config {
     pub interfaces: Vec<InterfaceConfig>,
     /// Destinations that the kernel forwards.
     pub bypass: Vec<At<Ipv4Net>>,
+    /// Destinations that clients may not reach.
+    pub deny: Vec<At<Ipv4Net>>,
     /// External addresses and ports.
     pub pool: PoolConfig,
     /// How packets are translated.

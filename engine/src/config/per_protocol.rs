@@ -1,14 +1,14 @@
-//! Values that are one word for all protocols, or a table with a word for some:
-//! `mapping = "eim"`, `mapping = { udp = "eim" }`.
+//! Values that are one for all protocols, or a table with one for some: `mapping = "eim"`,
+//! `mapping = { udp = "eim" }`.
 
 use conntrack::Protocol;
-use toml::de::DeValue;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
-use super::keys;
 use super::problem::{At, Problem, Span};
 use super::reader::{Reader, any_of, choose};
 
-impl Reader<'_, '_> {
+impl<'i> Reader<'_, 'i> {
     /// A word by [`Protocol::index`]; the default where the file has none.
     pub(super) fn per_protocol<T: Copy>(
         &self,
@@ -23,27 +23,11 @@ impl Reader<'_, '_> {
         let DeValue::Table(table) = node.get_ref() else {
             return self.choice(key, words).map_or(values, |one| [one; 3]);
         };
-        let path = keys::path("nat", key);
-        for (name, value) in table {
-            let protocol = Protocol::ALL
-                .into_iter()
-                .find(|protocol| protocol.to_string() == *name.get_ref());
-            let Some(protocol) = protocol else {
-                let what = format!("there is no protocol `{}` for `{path}`", name.get_ref());
-                let names = Protocol::ALL.map(|protocol| format!("`{protocol}`"));
-                let problem = Problem::error("unknown-key", what);
-                let problem = problem.why(format!("it takes {}", any_of(&names)));
-                self.complain(
-                    problem
-                        .fix("write one of these")
-                        .at(Span::from(name.span())),
-                );
-                continue;
-            };
+        for (protocol, value) in self.protocols(key, table) {
             let Some(text) = self.text_of(key, value) else {
                 continue;
             };
-            match choose(&format!("{path}.{protocol}"), text.value, words) {
+            match choose(&format!("{}.{protocol}", self.path(key)), text.value, words) {
                 Ok(value) => {
                     values[protocol.index()] = At {
                         value,
@@ -54,5 +38,47 @@ impl Reader<'_, '_> {
             }
         }
         values
+    }
+
+    /// A whole number from `min` to `max` by [`Protocol::index`]; none where the file has none.
+    pub(super) fn integer_per_protocol(&self, key: &str, min: u32, max: u32) -> [Option<u32>; 3] {
+        let Some(node) = self.node(key) else {
+            return [None; 3];
+        };
+        let DeValue::Table(table) = node.get_ref() else {
+            return [self.integer(key, min, max).map(|at| at.value); 3];
+        };
+        let mut values = [None; 3];
+        for (protocol, value) in self.protocols(key, table) {
+            let number = self.integer_of(key, value, min, max);
+            values[protocol.index()] = number.map(|at| at.value);
+        }
+        values
+    }
+
+    /// The entries of a table by protocol; complains about other names.
+    fn protocols<'t>(
+        &self,
+        key: &str,
+        table: &'t DeTable<'i>,
+    ) -> Vec<(Protocol, &'t Spanned<DeValue<'i>>)> {
+        let mut entries = Vec::new();
+        for (name, value) in table {
+            let protocol = Protocol::ALL
+                .into_iter()
+                .find(|protocol| protocol.to_string() == *name.get_ref());
+            if let Some(protocol) = protocol {
+                entries.push((protocol, value));
+                continue;
+            }
+            let path = self.path(key);
+            let what = format!("there is no protocol `{}` for `{path}`", name.get_ref());
+            let names = Protocol::ALL.map(|protocol| format!("`{protocol}`"));
+            let problem = Problem::error("unknown-key", what);
+            let problem = problem.why(format!("it takes {}", any_of(&names)));
+            let problem = problem.fix("write one of these");
+            self.complain(problem.at(Span::from(name.span())));
+        }
+        entries
     }
 }

@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol};
+use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol, Quotas};
 
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
 use super::values::{self, PoolEntry};
 use super::{
-    Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, Midstream, NatConfig,
-    OnRefusal, Poll, PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN, TablesConfig, Unsolicited,
-    WORKERS_MAX, WorkersConfig, timers,
+    Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, MAPPINGS_PER_SECOND_MAX,
+    Midstream, NatConfig, OnRefusal, Poll, PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN,
+    TablesConfig, Unsolicited, WORKERS_MAX, WorkersConfig, timers,
 };
 
 /// Reads every key. None when something is missing without which nothing else can be judged.
@@ -54,6 +54,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
         internal: internal?,
         interfaces,
         bypass,
+        deny: root.list("deny", values::prefix).unwrap_or_default(),
         pool,
         nat,
         timer_profile,
@@ -257,6 +258,33 @@ fn read_limits(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Limits {
             .unwrap_or(default.inbound_sessions_per_mapping),
         inbound_sessions_per_forward: number("inbound_sessions_per_forward", SESSIONS_MAX),
         half_open_per_forward: number("half_open_per_forward", SESSIONS_MAX),
+        quotas: read_quotas(table),
+    }
+}
+
+fn read_quotas(table: Option<&Reader<'_, '_>>) -> Quotas {
+    let Some(table) = table else {
+        return Quotas::NONE;
+    };
+    let rate = |key| table.integer(key, 1, MAPPINGS_PER_SECOND_MAX);
+    let mappings_per_second = rate("mappings_per_second_per_subscriber");
+    let burst = rate("mapping_burst_per_subscriber");
+    if let (Some(_), None) = (&burst, &mappings_per_second) {
+        let what = "`limits.mapping_burst_per_subscriber` is set without a rate";
+        let problem = Problem::error("burst-without-rate", what);
+        let problem = problem.why("a burst is what may come before the rate is felt");
+        let fix = "add limits.mappings_per_second_per_subscriber, or remove the burst";
+        table.complain(
+            problem
+                .fix(fix)
+                .at(table.span_of("mapping_burst_per_subscriber")),
+        );
+    }
+    Quotas {
+        sessions: table.integer_per_protocol("sessions_per_subscriber", 1, SESSIONS_MAX),
+        ports: table.integer_per_protocol("ports_per_subscriber", 1, SESSIONS_MAX),
+        mappings_per_second: mappings_per_second.map(|at| at.value),
+        mapping_burst: burst.or(mappings_per_second).map_or(1, |at| at.value),
     }
 }
 

@@ -47,6 +47,11 @@ impl<'a, 'i> Reader<'a, 'i> {
         self.problems.borrow_mut().push(problem);
     }
 
+    /// A key of this table as a user names it.
+    pub(super) fn path(&self, key: &str) -> String {
+        keys::path(self.name, key)
+    }
+
     pub(super) fn node(&self, key: &str) -> Option<&'a Node<'i>> {
         debug_assert!(
             keys::find(self.name, key).is_some(),
@@ -197,7 +202,13 @@ impl<'a, 'i> Reader<'a, 'i> {
         self.integer_of(key, self.node(key)?, min, max)
     }
 
-    fn integer_of(&self, key: &str, node: &Node<'_>, min: u32, max: u32) -> Option<At<u32>> {
+    pub(super) fn integer_of(
+        &self,
+        key: &str,
+        node: &Node<'_>,
+        min: u32,
+        max: u32,
+    ) -> Option<At<u32>> {
         let DeValue::Integer(number) = node.get_ref() else {
             self.wrong_type(key, node);
             return None;

@@ -31,6 +31,7 @@ impl Config {
         list.add("internal", quoted_list(&self.internal));
         self.interface_settings(&mut list);
         list.add("bypass", quoted_list(&self.bypass));
+        list.add("deny", quoted_list(&self.deny));
         let pool = &self.pool;
         list.add("pool.addresses", quoted_list(&pool.addresses));
         let ports = match &pool.ports {
@@ -84,6 +85,22 @@ impl Config {
         ] {
             list.add(key, number_or(limit, default));
         }
+        let quotas = limits.quotas;
+        for (key, by_protocol) in [
+            ("limits.sessions_per_subscriber", &quotas.sessions),
+            ("limits.ports_per_subscriber", &quotas.ports),
+        ] {
+            list.add(key, numbers_by_protocol(by_protocol));
+        }
+        list.add(
+            "limits.mappings_per_second_per_subscriber",
+            number_or(quotas.mappings_per_second, "any number"),
+        );
+        let burst = quotas.mappings_per_second.map(|_| quotas.mapping_burst);
+        list.add(
+            "limits.mapping_burst_per_subscriber",
+            number_or(burst, "those of a second"),
+        );
         for (number, forward) in self.forwards.iter().enumerate() {
             let mut put = |key: &str, value: String, default| {
                 list.push(format!("forwards[{number}].{key}"), value, default);
@@ -179,6 +196,16 @@ fn by_protocol<T: PartialEq + Copy>(words: &[(&'static str, T)], values: &[At<T>
     }
     let each = Protocol::ALL.map(|protocol| format!("{protocol} = {}", one[protocol.index()]));
     format!("{{ {} }}", each.join(", "))
+}
+
+/// One number if it is the same for all protocols, else a table of those that are set.
+fn numbers_by_protocol(values: &[Option<u32>; 3]) -> String {
+    if values.iter().all(|number| *number == values[0]) {
+        return number_or(values[0], "any number");
+    }
+    let some = Protocol::ALL.into_iter().zip(values);
+    let each = some.filter_map(|(protocol, number)| Some(format!("{protocol} = {}", (*number)?)));
+    format!("{{ {} }}", each.collect::<Vec<_>>().join(", "))
 }
 
 fn number_or(number: Option<u32>, words: &str) -> String {

@@ -68,6 +68,7 @@ pub fn policy_for(
         limits: config.limits,
         hold_down_max_percent: config.pool.hold_down_max_percent,
         addresses: addresses.collect(),
+        denied: config.deny.iter().map(|prefix| prefix.value).collect(),
         forwards,
     }
 }
