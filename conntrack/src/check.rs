@@ -313,6 +313,9 @@ impl<W: Word> Nat<'_, W> {
             hold(sessions == has.unwrap_or(0), || {
                 name(&format!("counts {sessions} sessions, has {has:?}"))
             })?;
+            hold(!self.forwards.is_locked(number), || {
+                name("its list is locked")
+            })?;
             let (mut session, newest) = self.forwards.ends(number);
             let (mut before, mut length) = (0, 0);
             while session != 0 && length <= half_open {
@@ -367,6 +370,7 @@ impl<W: Word> Nat<'_, W> {
 
     fn check_ports(&self, policy: &Policy, census: &Census) -> Checked {
         let mut found = (0, 0);
+        let mut fixed = HashSet::new();
         for slot in 0..self.ports.slots() {
             for protocol in Protocol::ALL {
                 let mut held = 0;
@@ -390,6 +394,10 @@ impl<W: Word> Nat<'_, W> {
                         held += u32::from(matches!(cell, Cell::Held(_)));
                         found.0 += usize::from(matches!(cell, Cell::Exclusive(_)));
                         found.1 += usize::from(matches!(cell, Cell::Overloaded(_)));
+                        if let Cell::Fixed(number) = cell {
+                            let one = fixed.insert(number) && self.forwards.is_claimed(number);
+                            hold(one, || name("no record, or another's"))?;
+                        }
                         hold(right_cell(policy, census, place, cell), || {
                             name("nothing uses it")
                         })?;
@@ -408,6 +416,9 @@ impl<W: Word> Nat<'_, W> {
         hold(found == should, || {
             format!("ports of mappings {should:?}, of cells {found:?}")
         })?;
+        let mut records = 1..=FORWARDS_MAX as u32;
+        let stray = records.find(|n| self.forwards.is_claimed(*n) && !fixed.contains(n));
+        hold(stray.is_none(), || format!("forward {stray:?} has no port"))?;
         for forward in &policy.forwards {
             let Some(address) = policy.address(forward.external.addr) else {
                 continue;

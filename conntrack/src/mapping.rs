@@ -9,8 +9,9 @@
 //!
 //! A *shared* mapping is `eim`: found by its internal endpoint, used by many sessions. An `edm`
 //! mapping belongs to one session, is found through it, and ends with it. Words 1 and 2 do not
-//! change while the mapping is alive, but for word 2's count; that of word 0 moves only by compare-and-swap of the whole word 0,
-//! so no session can join a mapping that is dead or another one by now.
+//! change while the mapping is alive, but for word 2's count; that of word 0 moves only by
+//! compare-and-swap of the whole word 0, so no session can join a mapping that is dead or another one
+//! by now.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};

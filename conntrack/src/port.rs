@@ -262,12 +262,8 @@ impl<W: Word> Ports<'_, W> {
 
     /// Makes the port a forward's; the error is a use that must end first.
     pub fn fix(&self, place: Place, forward: u32) -> Result<(), Cell> {
-        match self.cell(place) {
-            held @ Cell::Held(_) => {
-                self.drop_claim(place, held);
-            }
-            old @ Cell::Fixed(_) => return self.swap(place, old, Cell::Fixed(forward)),
-            _ => {}
+        if let held @ Cell::Held(_) = self.cell(place) {
+            self.drop_claim(place, held);
         }
         self.claim(place, Cell::Fixed(forward))
     }

@@ -28,6 +28,8 @@ pub struct PolicyChange {
     again: bool,
     /// Timers are published, memos are void.
     begun: bool,
+    /// Where an unused record for a forward is sought first.
+    next_record: u32,
 }
 
 impl PolicyChange {
@@ -41,6 +43,7 @@ impl PolicyChange {
             position: 0,
             again: false,
             begun: false,
+            next_record: 1,
         }
     }
 
@@ -307,13 +310,16 @@ impl<W: Word> Nat<'_, W> {
             };
             let (number, new) = match self.ports.cell(port) {
                 Cell::Fixed(number) => (Some(number), false),
-                _ => (self.forwards.claim(), true),
+                _ => (self.forwards.claim(change.next_record), true),
             };
             // None is left while sessions of forwards before still count in theirs.
             let Some(number) = number else {
                 change.again = true;
                 return;
             };
+            if new {
+                change.next_record = number + 1;
+            }
             self.forwards.set_place(number, place as u32);
             if new && self.ports.fix(port, number).is_err() {
                 self.forwards.release(number);

@@ -214,17 +214,12 @@ impl<'m, W: Word> Nat<'m, W> {
                 half.reset_stamp(at.stamp(), 0, 0, 0);
             }
         }
-        let entered = self.enter(number, plan.filter_key(), hashes)
-            && (self.enlist_half_open(number, plan.meta(0)) || {
-                self.withdraw(number, plan.filter_key(), hashes);
-                false
-            });
-        if !entered {
+        if let Err(refusal) = self.enter_opened(number, &plan, hashes) {
             halves[1].unlock(Meta(0));
             halves[0].unlock(Meta(0));
             self.unback(at, &plan);
             self.sessions.push(number);
-            return Err(Refusal::SessionsFull.into());
+            return Err(refusal.into());
         }
         let side = plan.opener();
         let made = halves[side].read_held();
@@ -292,6 +287,18 @@ impl<'m, W: Word> Nat<'m, W> {
             self.leave_mapping(at, plan.sides[0].mapping);
             self.memos.void();
         }
+    }
+
+    /// Enters a new session everywhere it is found.
+    fn enter_opened(&self, number: u32, plan: &Plan, hashes: [u64; 2]) -> Result<(), Refusal> {
+        if !self.enter(number, plan.filter_key(), hashes) {
+            return Err(Refusal::SessionsFull);
+        }
+        if !self.enlist_half_open(number, plan.meta(0)) {
+            self.withdraw(number, plan.filter_key(), hashes);
+            return Err(Refusal::Contended);
+        }
+        Ok(())
     }
 
     /// Enters both halves into the index, and the session into its filter list.
@@ -484,8 +491,9 @@ impl<'m, W: Word> Nat<'m, W> {
         Err(Refusal::Contended)
     }
 
-    /// The state after a segment, where its numbers bear it out. A RST that is not near what its direction sends changes nothing, nor does a first answer of the initiator that
-    /// acknowledges another SYN than the responder's: whoever forged it cannot see the connection.
+    /// The state after a segment, where its numbers bear it out. A RST that is not near what its
+    /// direction sends changes nothing, nor does a first answer of the initiator that acknowledges
+    /// another SYN than the responder's: whoever forged it cannot see the connection.
     /// A SYN of an opening connection begins its direction's numbers; in an open one it is another
     /// forgery, or left over.
     fn judged(&self, number: u32, meta: Meta, from_initiator: bool, facts: PacketFacts) -> State {

@@ -74,14 +74,19 @@ impl<W: Word> Forwards<'_, W> {
         (place as u32).saturating_sub(1)
     }
 
-    /// A record for a forward that has none yet. Only whoever carries a policy through.
-    pub fn claim(&self) -> Option<u32> {
+    /// A record for a forward that has none yet, sought from `first` on: whoever gives out many goes
+    /// on where the last one was. Only whoever carries a policy through.
+    pub fn claim(&self, first: u32) -> Option<u32> {
         let unused = |record: &[W; FORWARD_WORDS]| {
             [PLACE, COUNTS]
                 .iter()
                 .all(|&word| record[word].load(Acquire) == 0)
         };
-        (1..=FORWARDS_MAX as u32).find(|&number| unused(self.record(number)))
+        let max = FORWARDS_MAX as u32;
+        let first = first.clamp(1, max);
+        (first..=max)
+            .chain(1..first)
+            .find(|&number| unused(self.record(number)))
     }
 
     /// Notes where in the policy the forward is.
@@ -99,6 +104,11 @@ impl<W: Word> Forwards<'_, W> {
     /// Is it a forward's?
     pub fn is_claimed(&self, number: u32) -> bool {
         self.is_valid(number) && self.record(number)[PLACE].load(Relaxed) != 0
+    }
+
+    /// Is its list held?
+    pub fn is_locked(&self, number: u32) -> bool {
+        self.record(number)[LOCK].load(Relaxed) != 0
     }
 
     /// Forgets everything. Only whoever holds the tables alone.
