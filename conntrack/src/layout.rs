@@ -98,6 +98,8 @@ pub(crate) mod header {
     pub const MAPPINGS: usize = 48;
     /// Ports of dynamic mappings, by protocol.
     pub const PORTS_IN_USE: usize = 49;
+    /// A forward that had more half-open connections than its part.
+    pub const GREEDY: usize = 52;
 }
 
 /// What the tables are made for.

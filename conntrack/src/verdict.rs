@@ -78,7 +78,7 @@ pub enum Refusal {
     MappingInboundLimit,
     /// The forward has as many sessions opened from outside as it may have.
     ForwardInboundLimit,
-    /// There are as many half-open connections of forwards as there may be, and none of this one.
+    /// There are as many half-open connections of forwards as there may be, and none gave way.
     HalfOpenLimit,
     /// From inside to a destination that the policy denies.
     DestinationDenied,

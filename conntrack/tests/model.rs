@@ -42,7 +42,6 @@ const HAPPENS: &[&str] = &[
     "ForwardDenied from External",
     "ForwardDenied from Internal",
     "ForwardInboundLimit from External",
-    "HalfOpenLimit from External",
     "IcmpUnasked from Internal",
     "InboundLimit from External",
     "MappingInboundLimit from External",

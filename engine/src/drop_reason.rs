@@ -80,7 +80,7 @@ drop_reasons! {
     MappingInboundLimit => "mapping_inbound_limit",
     /// Those of a forward have reached `limits.inbound_sessions_per_forward`.
     ForwardInboundLimit => "forward_inbound_limit",
-    /// Half-open connections of forwards have reached their share, and this forward has none.
+    /// Half-open connections of forwards have reached their share, and none could give way.
     HalfOpenLimit => "half_open_limit",
     /// From inside to a destination in `deny`.
     DestinationDenied => "destination_denied",

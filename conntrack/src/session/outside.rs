@@ -12,7 +12,8 @@
 //! `tcp-trans-open`. The oldest, not any: an honest handshake needs one round trip, and gets
 //! `limit / rate` of time whatever else happens, while with a victim drawn by lot some are lost at
 //! any rate. Because of this the timer of half-open connections need not be shorter than RFC 5382
-//! REQ-5 asks. Everything else that meets a limit is refused; nothing that was open ever gives way.
+//! REQ-5 asks. Where a share that forwards have in common is used up, and this one has no more than
+//! its part of it, another's gives way: else floods at four forwards would shut all others. Everything else that meets a limit is refused; nothing that was open ever gives way.
 //!
 //! | word | upper 32 bits | lower 32 bits |
 //! | --- | --- | --- |
@@ -136,8 +137,7 @@ impl<W: Word> Forwards<'_, W> {
 }
 
 impl<W: Word> Nat<'_, W> {
-    /// Makes a session that the external realm opens, at the cost of a half-open one of the same
-    /// forward if it must be.
+    /// Makes a session that the external realm opens, at the cost of a half-open one if it must be.
     pub(crate) fn establish_from_outside(
         &self,
         at: &At,
@@ -147,9 +147,8 @@ impl<W: Word> Nat<'_, W> {
         let handshake = plan.meta(0).half_open();
         for _ in 0..EVICTIONS_MAX {
             match self.establish(at, *plan, facts) {
-                Err(NotMade::Refused(
-                    Refusal::InboundLimit | Refusal::ForwardInboundLimit | Refusal::HalfOpenLimit,
-                )) if handshake && self.evict_half_open(at, plan.forward) => {}
+                Err(NotMade::Refused(limit))
+                    if handshake && self.make_way(at, plan.forward, limit) => {}
                 made => return made,
             }
         }
@@ -200,8 +199,7 @@ impl<W: Word> Nat<'_, W> {
         if !plan.meta(0).half_open() {
             return Ok(());
         }
-        let most = limits.half_open_per_forward;
-        if take(counts, HIGH, most.unwrap_or_else(|| self.share(32))) {
+        if take(counts, HIGH, self.half_open_max(at)) {
             if take(&self.header[header::HALF_OPEN], LOW, self.share(8)) {
                 return Ok(());
             }
@@ -258,6 +256,39 @@ impl<W: Word> Nat<'_, W> {
             }
             (before, after) => before == after,
         }
+    }
+
+    /// Ends a half-open connection in favour of a new one of this forward that met a limit.
+    fn make_way(&self, at: &At, forward: u32, limit: Refusal) -> bool {
+        let (_, half_open) = self.forwards.counts(forward);
+        let part = self.share(8) / (at.policy.forwards.len().max(1) as u32);
+        let own = match limit {
+            Refusal::ForwardInboundLimit => true,
+            Refusal::InboundLimit => half_open > part,
+            Refusal::HalfOpenLimit => half_open > part || half_open >= self.half_open_max(at),
+            _ => return false,
+        };
+        let greedy = || self.greedy_forward(part).unwrap_or(forward);
+        self.evict_half_open(at, if own { forward } else { greedy() })
+    }
+
+    /// A forward with more half-open connections than this, the one found last if it still has.
+    fn greedy_forward(&self, part: u32) -> Option<u32> {
+        let hint = &self.header[header::GREEDY];
+        let is_greedy = |number: &u32| self.forwards.counts(*number).1 > part;
+        let last = hint.load(Relaxed) as u32;
+        let last = Some(last).filter(|&number| self.forwards.is_valid(number));
+        last.filter(is_greedy).or_else(|| {
+            let found = (1..=FORWARDS_MAX as u32).find(is_greedy)?;
+            hint.store(found.into(), Relaxed);
+            Some(found)
+        })
+    }
+
+    /// Half-open connections that a forward may have.
+    fn half_open_max(&self, at: &At) -> u32 {
+        let most = at.policy.limits.half_open_per_forward;
+        most.unwrap_or_else(|| self.share(32))
     }
 
     /// Ends the oldest half-open connection of a forward.

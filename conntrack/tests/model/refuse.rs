@@ -100,7 +100,8 @@ impl Reference {
         met
     }
 
-    /// Half-open connections that a SYN pushed out of its forward: live or over, but nobody else's.
+    /// Half-open connections that a SYN pushed out, live or over: its forward's, or, while that has no
+    /// more than its part of what all may have, those of one that has.
     pub fn give_way(&mut self, packet: &Packet, after: &World, made: Option<u32>) -> Judged {
         let evicted = after.totals.evicted - self.evicted;
         for _ in 0..evicted {
@@ -110,10 +111,24 @@ impl Reference {
                         view.number == s.number && view.inbound.tuple == s.sides[1].tuple
                     });
                 !listed
-                    && s.half_open() == Some(packet.tuple.destination)
+                    && s.half_open().is_some()
                     && s.sides[1].tuple != packet.tuple
             });
             let gone = gone.ok_or_else(|| "evicted, but what?".to_owned())?;
+            let of = self.sessions[gone].half_open().expect("half-open");
+            let own = packet.tuple.destination;
+            let has = |forward| {
+                let half_open = self.sessions.iter().filter_map(Session::half_open);
+                half_open.filter(|&at| at == forward).count() as u32
+            };
+            if of != own {
+                let forwards = self.policy.forwards.len() as u32;
+                let part = (self.sessions_max / 8).max(1) / forwards;
+                ensure(has(of) > part && has(own) <= part, || {
+                    format!("{own} had {}, but {of} with {} gave way", has(own), has(of))
+                })?;
+                self.seen("half-open of another forward evicted");
+            }
             ensure(packet.signal == Signal::TcpSyn, || {
                 "evicted for this".into()
             })?;
