@@ -507,3 +507,6 @@ fn right_cell(policy: &Policy, census: &Census, place: Place, cell: Cell) -> boo
         }),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

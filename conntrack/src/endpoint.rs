@@ -115,3 +115,37 @@ impl fmt::Display for Tuple {
         )
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_have_their_numbers_and_names() {
+        for (protocol, number, name) in [
+            (Protocol::Icmp, 1, "icmp"),
+            (Protocol::Tcp, 6, "tcp"),
+            (Protocol::Udp, 17, "udp"),
+        ] {
+            assert_eq!(protocol.number(), number);
+            assert_eq!(Protocol::from_number(number), Some(protocol));
+            assert_eq!(protocol.to_string(), name);
+            assert_eq!(Protocol::ALL[protocol.index()], protocol);
+        }
+        let known = (0..=255).filter(|&number| Protocol::from_number(number).is_some());
+        assert_eq!(known.count(), 3);
+    }
+
+    #[test]
+    fn a_tuple_and_its_answer() {
+        let tuple = Tuple {
+            protocol: Protocol::Tcp,
+            source: Endpoint::new([10, 0, 0, 1].into(), 5000),
+            destination: Endpoint::new([203, 0, 113, 1].into(), 80),
+        };
+        assert_eq!(tuple.to_string(), "tcp 10.0.0.1:5000 -> 203.0.113.1:80");
+        let answer = tuple.reversed();
+        assert_eq!(answer.to_string(), "tcp 203.0.113.1:80 -> 10.0.0.1:5000");
+        assert_eq!(answer.reversed(), tuple);
+    }
+}

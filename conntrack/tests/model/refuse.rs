@@ -110,9 +110,7 @@ impl Reference {
                     && after.listing.iter().any(|view| {
                         view.number == s.number && view.inbound.tuple == s.sides[1].tuple
                     });
-                !listed
-                    && s.half_open().is_some()
-                    && s.sides[1].tuple != packet.tuple
+                !listed && s.half_open().is_some() && s.sides[1].tuple != packet.tuple
             });
             let gone = gone.ok_or_else(|| "evicted, but what?".to_owned())?;
             let of = self.sessions[gone].half_open().expect("half-open");
