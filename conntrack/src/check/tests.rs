@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicU64;
 
 use super::*;
+use crate::age::At;
 use crate::config::{
     AddressKind, FilteringBehaviour, Forward, Limits, MappingBehaviour, Pairing, PortSet, Quotas,
     Timers,
@@ -15,6 +16,7 @@ use crate::restart::Identity;
 use crate::signal::{PacketFacts, Realm, Signal};
 use crate::tcp::State;
 use crate::time::Random;
+use crate::verdict::Refusal;
 
 const NOW: Time = Time(1_000_000);
 
@@ -101,15 +103,30 @@ impl Rig {
         let web = ep([198, 51, 100, 1], 80);
         rig.packet(Realm::External, Signal::TcpSyn, remote(7), web);
         rig.packet(Realm::Internal, Signal::TcpSyn, inside(3, 1600), remote(80));
-        let at = crate::age::At {
-            policy: &rig.policy,
-            now: NOW,
-        };
-        assert!(rig.nat.end_if(&at, 5, header::REMOVED, |_, _| true));
+        rig.end(5);
         rig
     }
 
+    fn end(&self, session: u32) {
+        let at = At {
+            policy: &self.policy,
+            now: NOW,
+        };
+        assert!(self.nat.end_if(&at, session, header::REMOVED, |_, _| true));
+    }
+
     fn packet(&self, realm: Realm, signal: Signal, source: Endpoint, destination: Endpoint) {
+        let made = self.translate(realm, signal, source, destination);
+        assert_eq!(made, Ok(()), "{source} -> {destination}");
+    }
+
+    fn translate(
+        &self,
+        realm: Realm,
+        signal: Signal,
+        source: Endpoint,
+        destination: Endpoint,
+    ) -> Result<(), Refusal> {
         let protocol = match signal {
             Signal::Udp => Protocol::Udp,
             _ => Protocol::Tcp,
@@ -128,7 +145,7 @@ impl Rig {
         let (nat, random) = (&self.nat, &mut Counting(0));
         let hash = nat.hash(&tuple);
         let made = nat.translate(&self.policy, realm, &tuple, hash, facts, NOW, random);
-        assert!(made.is_ok(), "{tuple}: {made:?}");
+        made.map(drop)
     }
 
     /// Changes a word of a half.
@@ -370,4 +387,102 @@ fn whatever_is_spoilt_is_seen() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Fills both lines of a hash while something is done.
+fn while_full<T>(
+    index: &crate::index::Index<'_, AtomicU64>,
+    hash: u64,
+    numbers: std::ops::Range<u32>,
+    act: impl FnOnce() -> T,
+) -> T {
+    let stuffed: Vec<u32> = numbers.take_while(|&n| index.insert(hash, n)).collect();
+    let done = act();
+    for number in stuffed {
+        assert!(index.remove(hash, number));
+    }
+    done
+}
+
+/// A session that finds no place in an index is refused, and everything that was taken for it is
+/// given back.
+#[test]
+fn what_cannot_be_entered_leaves_nothing() {
+    let there = ep([203, 0, 113, 9], 53);
+    let mapped = ep([198, 51, 100, 1], 1777);
+    let web = ep([198, 51, 100, 1], 80);
+    let inside = ep([10, 0, 0, 4], 1777);
+    for (realm, signal, source, destination, halves) in [
+        (
+            Realm::Internal,
+            Signal::Udp,
+            inside,
+            there,
+            [(inside, there), (there, mapped)],
+        ),
+        (
+            Realm::Internal,
+            Signal::TcpSyn,
+            inside,
+            there,
+            [(inside, there), (there, mapped)],
+        ),
+        (
+            Realm::External,
+            Signal::TcpSyn,
+            there,
+            web,
+            [(ep([10, 0, 0, 9], 80), there), (there, web)],
+        ),
+    ] {
+        let rig = Rig::new();
+        for (source_of_half, destination_of_half) in halves {
+            let hash = rig.nat.hash(&Tuple {
+                protocol: match signal {
+                    Signal::Udp => Protocol::Udp,
+                    _ => Protocol::Tcp,
+                },
+                source: source_of_half,
+                destination: destination_of_half,
+            });
+            let refused = while_full(&rig.nat.tuples, hash, 20..128, || {
+                rig.translate(realm, signal, source, destination)
+            });
+            assert_eq!(refused, Err(Refusal::SessionsFull), "{signal:?}");
+            assert_eq!(rig.nat.check(&rig.policy, NOW), Ok(()), "{signal:?}");
+        }
+        rig.packet(realm, signal, source, destination);
+        assert_eq!(rig.nat.check(&rig.policy, NOW), Ok(()));
+    }
+}
+
+#[test]
+fn a_session_without_a_place_in_its_filter_list_leaves_nothing() {
+    let rig = Rig::new();
+    let (inside, there) = (ep([10, 0, 0, 4], 1777), ep([203, 0, 113, 9], 53));
+    rig.packet(Realm::Internal, Signal::Udp, inside, there);
+    let session = rig.nat.sessions.highest();
+    let [even, odd] = [2 * session, 2 * session + 1].map(|half| rig.nat.half(half).read_held());
+    assert_eq!(even.tuple().source, inside);
+    let key = rig.nat.filter_key(&even, &odd);
+    rig.end(session);
+    let refused = while_full(&rig.nat.filters, rig.nat.keys.hash(&key), 10..64, || {
+        rig.translate(Realm::Internal, Signal::Udp, inside, there)
+    });
+    assert_eq!(refused, Err(Refusal::SessionsFull));
+    assert_eq!(rig.nat.check(&rig.policy, NOW), Ok(()));
+}
+
+/// The list of a forward is another worker's for too long.
+#[test]
+fn a_handshake_that_cannot_be_listed_leaves_nothing() {
+    let rig = Rig::new();
+    let lock = &rig.nat.forwards.records[1][3];
+    lock.store(1, Relaxed);
+    let remote = ep([203, 0, 113, 9], 7);
+    let web = ep([198, 51, 100, 1], 80);
+    let refused = rig.translate(Realm::External, Signal::TcpSyn, remote, web);
+    assert_eq!(refused, Err(Refusal::Contended));
+    lock.store(0, Relaxed);
+    assert_eq!(rig.nat.check(&rig.policy, NOW), Ok(()));
 }
