@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use conntrack::{Endpoint, ExternalAddress, Protocol, Refusal, Signal, Tuple};
 
 use crate::choice::Source;
-use crate::judge::Packet;
+use crate::judge::{Packet, Worlds};
 use crate::observe::{Judged, World, ensure};
 use crate::operation::PORTS;
 use crate::reference::{Backing, Reach, Reference, Session, Side, TICK_MS};
@@ -168,13 +168,17 @@ impl Reference {
     pub fn refuse_inside(
         &mut self,
         packet: &Packet,
-        world: &World,
+        worlds: &Worlds,
     ) -> (Vec<Refusal>, Vec<Refusal>) {
         match packet.signal {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
             Signal::IcmpReply => return (vec![Refusal::IcmpUnasked], vec![]),
             _ => return (vec![Refusal::TcpMidstream], vec![]),
         }
+        if let Some(refusal) = self.refused_first(packet, &worlds.demand) {
+            return (vec![refusal], vec![]);
+        }
+        let world = worlds.after;
         let tuple = packet.tuple;
         let (mut reasons, mut free_to) = (Vec::new(), Vec::new());
         reasons.extend(self.full(world));
@@ -196,6 +200,10 @@ impl Reference {
                 }
             }
         }
+        let [surely, perhaps] = self.is_out_of_ports(tuple.protocol, &worlds.demand);
+        if perhaps {
+            free_to.push(Refusal::SubscriberPorts);
+        }
         let clash = |external| {
             self.lives_at(&Tuple {
                 protocol: tuple.protocol,
@@ -216,6 +224,7 @@ impl Reference {
                     && self.address(mapping.external.addr).is_some_and(|a| {
                         a.ports[tuple.protocol.index()].contains(mapping.external.port)
                     }) => {}
+            _ if surely => reasons.push(Refusal::SubscriberPorts),
             Source::Over(_) => {
                 let full = [Refusal::PortsExhausted, Refusal::MappingsFull];
                 let really = self.refuse_new(&tuple, back, world);
