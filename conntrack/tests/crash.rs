@@ -254,7 +254,12 @@ fn operations(policy: &Policy) -> Vec<Operation<'_>> {
             "deny a destination",
             Box::new(move |_, nat| apply(nat, &denying, START)),
         ),
-        ("restart", Box::new(|tables, _| drop(tables.open(policy)))),
+        (
+            "restart",
+            Box::new(|tables, _| {
+                tables.open(policy);
+            }),
+        ),
     ]
 }
 
