@@ -92,7 +92,7 @@ impl Word for Mortal {
 }
 
 const SIZE: TableSize = TableSize {
-    sessions_max: 12,
+    sessions_max: 16,
     addresses_max: 1,
 };
 const START: Time = Time(5_000_000);
@@ -281,12 +281,13 @@ fn dying_at_any_write_leaves_tables_that_open() {
     die_in_every_operation(Quotas::NONE);
 }
 
-/// Hosts have two UDP sessions, may have four: what is counted of them is right after any death.
+/// Hosts have two UDP sessions and one TCP port, and may have four and three: what is counted of
+/// them is right after any death.
 #[test]
 fn dying_at_any_write_leaves_the_counts_right() {
     die_in_every_operation(Quotas {
-        sessions: [Some(4); 3],
-        ports: [Some(9); 3],
+        sessions: [None, Some(4), None],
+        ports: [Some(3), None, None],
         ..Quotas::NONE
     });
 }
@@ -329,8 +330,9 @@ fn die_everywhere(
         let fresh = ["10.0.0.4:5", "203.0.113.4:4"];
         send(&nat, policy, OUT, Signal::Udp, fresh, START).unwrap();
         check();
-        if let Some(quota) = policy.limits.quotas.sessions[UDP.index()] {
-            use_up(&nat, policy, quota as usize);
+        if policy.limits.quotas != Quotas::NONE {
+            use_up(&nat, policy, Signal::Udp, 4, Refusal::SubscriberSessions);
+            use_up(&nat, policy, Signal::TcpSyn, 3, Refusal::SubscriberPorts);
             check();
         }
         if survived {
@@ -345,21 +347,14 @@ fn listed(nat: &Gateway) -> Vec<Tuple> {
     views.map(|view| view.outbound.tuple).collect()
 }
 
-/// Host 1 opens UDP sessions until its quota is met: it has exactly as many as it may have.
-fn use_up(nat: &Gateway, policy: &Policy, quota: usize) {
+/// Host 1 opens sessions until its quota is met: it has exactly as many as it may have.
+fn use_up(nat: &Gateway, policy: &Policy, signal: Signal, quota: usize, refusal: Refusal) {
     let refused = (1..=quota + 1).find_map(|port| {
         let from = format!("10.0.0.1:{port}");
-        send(
-            nat,
-            policy,
-            OUT,
-            Signal::Udp,
-            [&from, "203.0.113.4:4"],
-            START,
-        )
-        .err()
+        send(nat, policy, OUT, signal, [&from, "203.0.113.4:4"], START).err()
     });
-    assert_eq!(refused, Some(Refusal::SubscriberSessions));
-    let mine = |tuple: &&Tuple| tuple.protocol == UDP && tuple.source.addr == addr("10.0.0.1");
+    assert_eq!(refused, Some(refusal));
+    let protocol = protocol_of(signal);
+    let mine = |tuple: &&Tuple| tuple.protocol == protocol && tuple.source.addr == addr("10.0.0.1");
     assert_eq!(listed(nat).iter().filter(mine).count(), quota);
 }

@@ -7,13 +7,13 @@ use crate::subscriber::Quota;
 use crate::verdict::Refusal;
 use std::net::Ipv4Addr;
 
-/// A policy that lets a subscriber make two mappings at once, and no more for an hour.
+/// A policy that lets a subscriber have one session, and make two mappings at once.
 fn at() -> At<'static> {
     static POLICY: std::sync::OnceLock<Policy> = std::sync::OnceLock::new();
     let policy = POLICY.get_or_init(|| {
         let mut policy = policy_of(EIM);
         policy.limits.quotas = Quotas {
-            sessions: [Some(2); 3],
+            sessions: [Some(1); 3],
             mappings_per_second: Some(1),
             mapping_burst: 2,
             ..Quotas::NONE
@@ -121,6 +121,24 @@ fn loom_a_key_that_is_left_becomes_anothers() {
                 (None, Some(0))
             };
             assert_eq!((users(memory, 1), users(memory, 2)), should);
+        },
+    );
+}
+
+/// What a subscriber had ends while it opens something else: both are counted.
+#[test]
+fn loom_a_key_is_left_and_joined() {
+    race(
+        None,
+        |memory| {
+            charge(memory, 1).unwrap();
+        },
+        |memory| memory.nat().discharge(host(1), Quota::Sessions, PROTOCOL),
+        |memory| enroll(memory, 1).unwrap(),
+        |memory, (), number| {
+            assert_eq!(users(memory, 1), Some(1));
+            let counts = memory.nat().subscribers.counts(number, PROTOCOL);
+            assert_eq!(counts, (0, 0));
         },
     );
 }
