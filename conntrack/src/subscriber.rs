@@ -10,7 +10,7 @@
 //! | 0 | TCP ports | TCP sessions |
 //! | 1 | UDP ports | UDP sessions |
 //! | 2 | ICMP identifiers | ICMP sessions |
-//! | 3 | when the next new mapping is due, us | |
+//! | 3 | when the next new mapping is due, ns | |
 //!
 //! A key whose count is 0 may become another address's; until then it keeps the address, and the
 //! record what it knows of the address's rate. A key moves by compare-and-swap of the whole word, and
@@ -41,7 +41,7 @@ const COUNT_MASK: u64 = 0xffff_ffff;
 const MOVING: u64 = 1 << 31;
 
 /// How far a worker's clock may be behind another's.
-const BEHIND_US: u64 = 1_000_000;
+const BEHIND_NS: u64 = 1_000_000_000;
 
 /// Keys that one opening tries to make its own: more than one only if another worker is faster.
 const CLAIMS_MAX: usize = 2 * LINE_WORDS;
@@ -200,19 +200,19 @@ impl<W: Word> Subscribers<'_, W> {
         let Some(rate) = quotas.mappings_per_second else {
             return true;
         };
-        let interval_us = 1_000_000 / u64::from(rate.max(1));
-        let early_us = interval_us * u64::from(quotas.mapping_burst.max(1) - 1);
-        let now_us = now.0 * 1000;
-        let last_us = now_us + early_us;
+        let interval_ns = 1_000_000_000 / u64::from(rate.max(1));
+        let early_ns = interval_ns * u64::from(quotas.mapping_burst.max(1) - 1);
+        let now_ns = now.0 * 1_000_000;
+        let last_ns = now_ns + early_ns;
         let word = &self.record(number)[DUE];
         let mut due = word.load(Relaxed);
         loop {
-            let within = due <= last_us;
+            let within = due <= last_ns;
             // Later than this rate ever makes it due: a policy with a larger burst left it behind.
-            let left_behind = due > last_us + interval_us + BEHIND_US;
+            let left_behind = due > last_ns + interval_ns + BEHIND_NS;
             let next = match (within && counts, left_behind) {
-                (true, _) => due.max(now_us) + interval_us,
-                (_, true) => last_us + interval_us,
+                (true, _) => due.max(now_ns) + interval_ns,
+                (_, true) => last_ns + interval_ns,
                 _ => return within,
             };
             match word.compare_exchange(due, next, Relaxed, Relaxed) {
@@ -356,5 +356,66 @@ impl<W: Word> Nat<'_, W> {
             self.subscribers.leave(number);
             taken
         })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    type Keys = [[AtomicU64; LINE_WORDS]; 1];
+    type Records = [[AtomicU64; SUBSCRIBER_WORDS]; LINE_WORDS];
+
+    fn memory() -> (Keys, Records) {
+        Default::default()
+    }
+
+    fn all<'m>((keys, records): &'m (Keys, Records)) -> Subscribers<'m, AtomicU64> {
+        Subscribers { keys, records }
+    }
+
+    #[test]
+    fn a_rate_is_exact_at_any_size() {
+        for rate in [1, 3, 999, 15_000, 150_000, 700_000] {
+            let memory = memory();
+            let quotas = Quotas {
+                mappings_per_second: Some(rate),
+                mapping_burst: 2 + rate / 100,
+                ..Quotas::NONE
+            };
+            let passed = |ms: u64| {
+                let ask = || all(&memory).is_within_rate(1, &quotas, Time(ms), true);
+                std::iter::repeat_with(ask)
+                    .take_while(|&within| within)
+                    .count()
+            };
+            passed(5_000);
+            let passed: usize = (5_001..=7_000).map(passed).sum();
+            let least = 2 * rate as usize;
+            let most = least + least / 1000 + 1;
+            assert!(
+                (least..=most).contains(&passed),
+                "{passed} at {rate} a second"
+            );
+        }
+    }
+
+    /// A process that died while it moved a key leaves no rate of the subscriber before.
+    #[test]
+    fn a_restart_forgets_the_rate_of_a_moving_key() {
+        let memory = memory();
+        let key = |address: u64, count: u64| address << 32 | count;
+        for (number, word) in [key(1, 2), key(2, MOVING | 1)].into_iter().enumerate() {
+            memory.0[0][number].store(word, Relaxed);
+            for word in &memory.1[number] {
+                word.store(9, Relaxed);
+            }
+        }
+        all(&memory).clear_counts();
+        let left = |number: usize| memory.1[number].each_ref().map(|word| word.load(Relaxed));
+        assert_eq!([0, 1].map(left), [[0, 0, 0, 9], [0; 4]]);
+        let keys = [0, 1].map(|number| memory.0[0][number].load(Relaxed));
+        assert_eq!(keys, [key(1, 0), key(2, 0)]);
     }
 }
