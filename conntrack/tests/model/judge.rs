@@ -103,6 +103,7 @@ impl Reference {
                     || format!("refused as {refusal:?}, should {reasons:?} or {free_to:?}"),
                 )?;
                 if refusal == Refusal::PortsExhausted && realm == Realm::Internal {
+                    self.adopt_clashed(packet, worlds)?;
                     self.learn_exhaustion(packet, worlds.after)?;
                 }
                 Ok(())
