@@ -264,7 +264,8 @@ pub struct Quotas {
     pub ports: [Option<u32>; 3],
     /// New mappings a second, 1 to 1,000,000; none: any number.
     pub mappings_per_second: Option<u32>,
-    /// New mappings at once, at least 1: so many are let through before the rate is felt.
+    /// New mappings at once, at least 1: so many are let through before the rate is felt. The clock
+    /// has milliseconds: a rate of more than 1000 bursts a second is not reached.
     pub mapping_burst: u32,
 }
 

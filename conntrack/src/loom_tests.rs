@@ -4,6 +4,7 @@
 //! The tables are cut to the words that the models touch: two sessions, TCP, ports 1 to 7.
 
 mod parts;
+mod subscribers;
 mod whole;
 
 use std::sync::atomic::AtomicUsize;
@@ -31,7 +32,9 @@ use crate::memo::Memos;
 use crate::nat::Nat;
 use crate::pool::Pool;
 use crate::port::{Place, Ports};
+use crate::prefixes::Prefixes;
 use crate::session::outside::Forwards;
+use crate::subscriber::{SUBSCRIBER_WORDS, Subscribers};
 use crate::time::{Random, Time};
 
 /// Sessions, and mappings.
@@ -49,6 +52,8 @@ struct Memory {
     sessions: Vec<AtomicU64>,
     mappings: Vec<AtomicU64>,
     forwards: Vec<AtomicU64>,
+    subscriber_keys: Vec<AtomicU64>,
+    subscribers: Vec<AtomicU64>,
     tallies: Vec<AtomicU64>,
     fills: Vec<AtomicU64>,
     cells: Vec<AtomicU64>,
@@ -71,6 +76,8 @@ impl Memory {
             sessions: zeros((RECORDS + 1) * SESSION_WORDS),
             mappings: zeros((RECORDS + 1) * MAPPING_WORDS),
             forwards: zeros(FORWARD_WORDS),
+            subscriber_keys: zeros(LINE_WORDS),
+            subscribers: zeros(LINE_WORDS * SUBSCRIBER_WORDS),
             tallies: zeros(PROTOCOLS),
             fills: zeros(FILL_WORDS),
             cells: zeros(4),
@@ -124,6 +131,10 @@ impl Memory {
             },
             forwards: Forwards {
                 records: self.forwards.as_chunks().0,
+            },
+            subscribers: Subscribers {
+                keys: self.subscriber_keys.as_chunks().0,
+                records: self.subscribers.as_chunks().0,
             },
             ports: Ports {
                 tallies: &self.tallies,
@@ -257,6 +268,7 @@ fn policy_of(mapping: MappingBehaviour) -> Policy {
             kind: AddressKind::Own,
             ports: [ports.clone(), ports.clone(), ports],
         }],
+        denied: Prefixes::default(),
         forwards: vec![],
     }
 }

@@ -342,7 +342,7 @@ impl<W: Word> Nat<'_, W> {
             .policy
             .paired_address(internal.addr)
             .ok_or(Refusal::NoExternalAddress)?;
-        self.admit_mapping(at, subscriber, protocol)?;
+        self.may_map(at, subscriber, protocol)?;
         let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
         if let Err(refusal) = self.charge(at, subscriber, Quota::Ports, protocol) {
             self.mappings.pool.push(number);
@@ -354,12 +354,25 @@ impl<W: Word> Nat<'_, W> {
             let port = self.claim_port(at, address, protocol, internal.port, number, random);
             port.map(|port| (address, port))
         });
-        let Some((address, port)) = claimed else {
-            if subscriber != 0 {
-                self.discharge(internal.addr, Quota::Ports, protocol);
+        let claimed = claimed.ok_or(Refusal::PortsExhausted);
+        let charged = claimed.and_then(|(address, port)| {
+            let place = Place {
+                slot: address.slot,
+                protocol,
+                port,
+            };
+            self.charge_claimed(at, subscriber, place, number)?;
+            Ok((address, port))
+        });
+        let (address, port) = match charged {
+            Ok(charged) => charged,
+            Err(refusal) => {
+                if subscriber != 0 {
+                    self.discharge(internal.addr, Quota::Ports, protocol);
+                }
+                self.mappings.pool.push(number);
+                return Err(refusal);
             }
-            self.mappings.pool.push(number);
-            return Err(Refusal::PortsExhausted);
         };
         let external = Endpoint::new(address.addr, port);
         let new = NewMapping {
@@ -372,22 +385,29 @@ impl<W: Word> Nat<'_, W> {
         };
         self.mappings.write(number, &new, at.tick());
         self.add(header::MAPPINGS, 1);
-        if !self.mappings.index.insert(hash, number) {
-            self.unjoin_mapping(
-                at,
-                &Joined {
-                    number,
-                    external,
-                    made: true,
-                },
-            );
-            return Err(Refusal::MappingsFull);
-        }
-        Ok(Joined {
+        let joined = Joined {
             number,
             external,
             made: true,
-        })
+        };
+        if !self.mappings.index.insert(hash, number) {
+            self.unjoin_mapping(at, &joined);
+            return Err(Refusal::MappingsFull);
+        }
+        Ok(joined)
+    }
+
+    /// Counts a new mapping in its subscriber's rate, last of all, so that what is not made does
+    /// not count; if there is no room any more, gives its port back.
+    fn charge_claimed(
+        &self,
+        at: &At,
+        subscriber: u32,
+        place: Place,
+        number: u32,
+    ) -> Result<(), Refusal> {
+        let charged = self.charge_rate(at, subscriber);
+        charged.inspect_err(|_| self.ports.release(place, number, None))
     }
 
     /// A port for a shared mapping: the source port if it is free and the policy keeps it, else

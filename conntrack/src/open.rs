@@ -54,7 +54,21 @@ impl<W: Word> Nat<'_, W> {
         let subscriber = self.enroll(at, arrival.tuple.source.addr)?;
         let opened = self.open_for(at, subscriber, arrival, random);
         self.subscribers.leave(subscriber);
-        opened
+        match opened {
+            // The last of a quota may have gone into this very session, by another worker.
+            Err(
+                Refusal::SubscriberSessions | Refusal::SubscriberPorts | Refusal::SubscriberRate,
+            ) if subscriber != 0 && self.is_made(at, arrival)? => Ok(None),
+            opened => opened,
+        }
+    }
+
+    /// Has another worker made the session of this packet meanwhile? It holds the lock from before
+    /// it takes anything for it until the session is complete.
+    pub(crate) fn is_made(&self, at: &At, arrival: &Arrival) -> Result<bool, Refusal> {
+        let _held = self.locks.hold([arrival.hash])?;
+        let found = self.find(arrival.tuple, arrival.hash)?;
+        Ok(found.is_some_and(|seen| self.lives(at, &seen) || !self.is_current(&seen)))
     }
 
     /// `subscriber`: the record of the sender, joined; 0 for none.

@@ -65,7 +65,7 @@ impl<W: Word> Nat<'_, W> {
         if self.sessions.is_empty() {
             return Err(Refusal::SessionsFull);
         }
-        self.admit_mapping(at, subscriber, arrival.tuple.protocol)?;
+        self.may_map(at, subscriber, arrival.tuple.protocol)?;
         let mut exact = true;
         let turns = match at.policy.is_soft(arrival.tuple.protocol) {
             true => addresses.len(),
@@ -91,13 +91,11 @@ impl<W: Word> Nat<'_, W> {
                 _ => exact &= search.exact,
             }
         }
-        // Another worker may have taken the last port for this very session: it holds the lock
-        // until the session is complete. And if a port was changing, it is worth another look.
-        let _held = self.locks.hold([arrival.hash])?;
-        match self.find(arrival.tuple, arrival.hash)? {
-            Some(seen) if self.lives(at, &seen) || !self.is_current(&seen) => Ok(None),
-            _ if !exact => Ok(None),
-            _ => Err(Refusal::PortsExhausted),
+        // Another worker may have taken the last port for this very session. And if a port was
+        // changing, it is worth another look.
+        match self.is_made(at, arrival)? || !exact {
+            true => Ok(None),
+            false => Err(Refusal::PortsExhausted),
         }
     }
 

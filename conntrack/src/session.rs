@@ -258,12 +258,19 @@ impl<'m, W: Word> Nat<'m, W> {
                 self.mappings.pool.push(number);
                 return Err(refusal.into());
             }
-            if let Err(cell) = self.ports.join(place) {
+            let taken = match self.ports.join(place).map_err(NotMade::Taken) {
+                Ok(()) => self.charge_rate(at, plan.subscriber).map_err(|refusal| {
+                    self.ports.leave(place);
+                    NotMade::Refused(refusal)
+                }),
+                full => full,
+            };
+            if let Err(not_made) = taken {
                 if new.counted {
                     self.discharge(new.internal.addr, Quota::Ports, new.protocol);
                 }
                 self.mappings.pool.push(number);
-                return Err(NotMade::Taken(cell));
+                return Err(not_made);
             }
             self.mappings.write(number, new, at.tick());
             self.add(header::MAPPINGS, 1);

@@ -10,17 +10,18 @@
 //! | 0 | TCP ports | TCP sessions |
 //! | 1 | UDP ports | UDP sessions |
 //! | 2 | ICMP identifiers | ICMP sessions |
-//! | 3 | when the next new mapping is due, us | |
+//! | 3 | when the next new mapping is due, ns | |
 //!
 //! A key whose count is 0 may become another address's; until then it keeps the address, and the
 //! record what it knows of the address's rate. A key moves by compare-and-swap of the whole word, and
-//! only whoever holds the address's lock gives it a new one: an address has one key at most.
+//! only whoever holds the address's lock gives it a new one: an address has one key at most. Nobody
+//! joins a key that is moving, as its record is another address's yet.
 //!
 //! Nothing is counted while no quota is set: it would cost a cache line a session. So sessions and
 //! mappings say whether they are counted, and those made before a quota was set are not.
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::age::At;
 use crate::config::{Policy, Quotas};
@@ -36,6 +37,11 @@ use crate::word::Word;
 pub(crate) const SUBSCRIBER_WORDS: usize = 4;
 const DUE: usize = 3;
 const COUNT_MASK: u64 = 0xffff_ffff;
+/// Of a key's count: the record is being made the address's.
+const MOVING: u64 = 1 << 31;
+
+/// How far a worker's clock may be behind another's.
+const BEHIND_NS: u64 = 1_000_000_000;
 
 /// Keys that one opening tries to make its own: more than one only if another worker is faster.
 const CLAIMS_MAX: usize = 2 * LINE_WORDS;
@@ -117,7 +123,7 @@ impl<W: Word> Subscribers<'_, W> {
         let number = self.find(hash, address)?;
         let word = self.key(number);
         let mut key = word.load(Relaxed);
-        while address_of(key) == address {
+        while address_of(key) == address && key & MOVING == 0 {
             match word.compare_exchange(key, key + 1, AcqRel, Relaxed) {
                 Ok(_) => return Some(number),
                 Err(found) => key = found,
@@ -132,8 +138,10 @@ impl<W: Word> Subscribers<'_, W> {
             let (number, vacant) = self.vacancy(hash)?;
             let key = u64::from(address.to_bits()) << 32 | 1;
             let word = self.key(number);
-            if word.compare_exchange(vacant, key, AcqRel, Relaxed).is_ok() {
+            let moving = word.compare_exchange(vacant, key | MOVING, AcqRel, Relaxed);
+            if moving.is_ok() {
                 self.record(number)[DUE].store(0, Relaxed);
+                word.store(key, Release);
                 return Some(number);
             }
         }
@@ -185,34 +193,41 @@ impl<W: Word> Subscribers<'_, W> {
         count::read(&self.record(number)[protocol.index()], quota.shift())
     }
 
-    /// Is a new mapping within the rate? If it is, it counts. The generic cell rate algorithm (ITU-T
-    /// I.371): each makes the next one due an interval later, and one may come so early that a
-    /// burst of them fits.
-    fn is_within_rate(&self, number: u32, quotas: &Quotas, now: Time) -> bool {
+    /// Is a new mapping within the rate? If it is and `counts`, the next one is due later. The
+    /// generic cell rate algorithm (ITU-T I.371): each makes the next one due an interval later, and
+    /// one may come so early that a burst of them fits.
+    fn is_within_rate(&self, number: u32, quotas: &Quotas, now: Time, counts: bool) -> bool {
         let Some(rate) = quotas.mappings_per_second else {
             return true;
         };
-        let interval_us = 1_000_000 / u64::from(rate.max(1));
-        let early_us = interval_us * u64::from(quotas.mapping_burst.max(1) - 1);
-        let now_us = now.0 * 1000;
+        let interval_ns = 1_000_000_000 / u64::from(rate.max(1));
+        let early_ns = interval_ns * u64::from(quotas.mapping_burst.max(1) - 1);
+        let now_ns = now.0 * 1_000_000;
+        let last_ns = now_ns + early_ns;
         let word = &self.record(number)[DUE];
         let mut due = word.load(Relaxed);
-        while due <= now_us + early_us {
-            let next = due.max(now_us) + interval_us;
+        loop {
+            let within = due <= last_ns;
+            // Later than this rate ever makes it due: a policy with a larger burst left it behind.
+            let left_behind = due > last_ns + interval_ns + BEHIND_NS;
+            let next = match (within && counts, left_behind) {
+                (true, _) => due.max(now_ns) + interval_ns,
+                (_, true) => last_ns + interval_ns,
+                _ => return within,
+            };
             match word.compare_exchange(due, next, Relaxed, Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return within,
                 Err(found) => due = found,
             }
         }
-        false
     }
 
     /// Forgets every count. Only whoever holds the tables alone.
     pub fn clear_counts(&self) {
-        for key in self.keys.as_flattened() {
-            key.fetch_and(!COUNT_MASK, Relaxed);
-        }
-        for record in self.records {
+        for (key, record) in self.keys.as_flattened().iter().zip(self.records) {
+            if key.fetch_and(!COUNT_MASK, Relaxed) & MOVING != 0 {
+                record[DUE].store(0, Relaxed);
+            }
             for word in &record[..DUE] {
                 word.store(0, Relaxed);
             }
@@ -274,16 +289,28 @@ impl<W: Word> Nat<'_, W> {
         has.then_some(()).ok_or(quota.refusal())
     }
 
-    /// May the subscriber have a new mapping now? Counts in its rate.
-    pub(crate) fn admit_mapping(
+    /// Might the subscriber have a new mapping now? Counts nothing.
+    pub(crate) fn may_map(
         &self,
         at: &At,
         subscriber: u32,
         protocol: Protocol,
     ) -> Result<(), Refusal> {
         self.has_quota(at, subscriber, Quota::Ports, protocol)?;
+        self.ask_rate(at, subscriber, false)
+    }
+
+    /// Counts a new mapping in the subscriber's rate.
+    pub(crate) fn charge_rate(&self, at: &At, subscriber: u32) -> Result<(), Refusal> {
+        self.ask_rate(at, subscriber, true)
+    }
+
+    fn ask_rate(&self, at: &At, subscriber: u32, counts: bool) -> Result<(), Refusal> {
         let quotas = &at.policy.limits.quotas;
-        let within = subscriber == 0 || self.subscribers.is_within_rate(subscriber, quotas, at.now);
+        let within = subscriber == 0
+            || self
+                .subscribers
+                .is_within_rate(subscriber, quotas, at.now, counts);
         within.then_some(()).ok_or(Refusal::SubscriberRate)
     }
 
@@ -329,5 +356,66 @@ impl<W: Word> Nat<'_, W> {
             self.subscribers.leave(number);
             taken
         })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    type Keys = [[AtomicU64; LINE_WORDS]; 1];
+    type Records = [[AtomicU64; SUBSCRIBER_WORDS]; LINE_WORDS];
+
+    fn memory() -> (Keys, Records) {
+        Default::default()
+    }
+
+    fn all<'m>((keys, records): &'m (Keys, Records)) -> Subscribers<'m, AtomicU64> {
+        Subscribers { keys, records }
+    }
+
+    #[test]
+    fn a_rate_is_exact_at_any_size() {
+        for rate in [1, 3, 999, 15_000, 150_000, 700_000] {
+            let memory = memory();
+            let quotas = Quotas {
+                mappings_per_second: Some(rate),
+                mapping_burst: 2 + rate / 100,
+                ..Quotas::NONE
+            };
+            let passed = |ms: u64| {
+                let ask = || all(&memory).is_within_rate(1, &quotas, Time(ms), true);
+                std::iter::repeat_with(ask)
+                    .take_while(|&within| within)
+                    .count()
+            };
+            passed(5_000);
+            let passed: usize = (5_001..=7_000).map(passed).sum();
+            let least = 2 * rate as usize;
+            let most = least + least / 1000 + 1;
+            assert!(
+                (least..=most).contains(&passed),
+                "{passed} at {rate} a second"
+            );
+        }
+    }
+
+    /// A process that died while it moved a key leaves no rate of the subscriber before.
+    #[test]
+    fn a_restart_forgets_the_rate_of_a_moving_key() {
+        let memory = memory();
+        let key = |address: u64, count: u64| address << 32 | count;
+        for (number, word) in [key(1, 2), key(2, MOVING | 1)].into_iter().enumerate() {
+            memory.0[0][number].store(word, Relaxed);
+            for word in &memory.1[number] {
+                word.store(9, Relaxed);
+            }
+        }
+        all(&memory).clear_counts();
+        let left = |number: usize| memory.1[number].each_ref().map(|word| word.load(Relaxed));
+        assert_eq!([0, 1].map(left), [[0, 0, 0, 9], [0; 4]]);
+        let keys = [0, 1].map(|number| memory.0[0][number].load(Relaxed));
+        assert_eq!(keys, [key(1, 0), key(2, 0)]);
     }
 }

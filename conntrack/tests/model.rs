@@ -17,6 +17,8 @@ mod judge;
 mod observe;
 #[path = "model/operation.rs"]
 mod operation;
+#[path = "model/quota.rs"]
+mod quota;
 #[path = "model/reference.rs"]
 mod reference;
 #[path = "model/refuse.rs"]
@@ -37,6 +39,7 @@ const RUN: usize = 1500;
 
 /// What a run of the usual length must have tried, else it proves little.
 const HAPPENS: &[&str] = &[
+    "DestinationDenied from Internal",
     "Filtered from External",
     "Filtered from Internal",
     "ForwardDenied from External",
@@ -53,15 +56,21 @@ const HAPPENS: &[&str] = &[
     "PortsExhausted from Internal",
     "SessionsFull from External",
     "SessionsFull from Internal",
+    "SubscriberPorts from Internal",
+    "SubscriberSessions from Internal",
     "TcpMidstream from Internal",
     "embedded",
     "embedded without a session",
+    "ended by a denial",
     "expired session met",
     "half-open evicted",
     "held down",
+    "last port of a quota",
+    "last session of a quota",
     "mapping revived",
     "next hop remembered",
     "no room for a hold-down",
+    "not ended by a denial",
     "not the paired address",
     "opened as hairpin",
     "opened by a forward's target",
@@ -77,6 +86,7 @@ const HAPPENS: &[&str] = &[
     "port preserved",
     "removed by policy",
     "restart",
+    "restart with what counts",
     "spoofed",
     "swept",
     "tcp Closing",

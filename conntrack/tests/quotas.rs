@@ -159,6 +159,49 @@ fn a_rate_with_a_burst() {
     }
 }
 
+/// A policy with a smaller burst holds at once: nobody waits until the larger one is worked off.
+#[test]
+fn a_smaller_burst_is_felt_at_once() {
+    for mapping in [EIM, EDM] {
+        let mut rig = rig(mapping, rate(1, 1000));
+        for port in 2000..3000 {
+            rig.udp(&format!("10.0.0.1:{port}"), SERVER);
+        }
+        let more = rig.out(Udp, "10.0.0.1:3000", SERVER);
+        assert_eq!(more, Err(Refusal::SubscriberRate));
+        rig.policy.limits.quotas = rate(10, 5);
+        rig.apply();
+        let passed = |rig: &mut Rig, from: u16| {
+            let mut ports = from..from + 9;
+            ports.any(|port| rig.out(Udp, &format!("10.0.0.1:{port}"), SERVER).is_ok())
+        };
+        assert!(!passed(&mut rig, 4000), "the burst is used up");
+        rig.wait(100);
+        assert!(passed(&mut rig, 5000), "one in 100 ms");
+        assert!(!passed(&mut rig, 6000), "and no more");
+        rig.check();
+    }
+}
+
+/// A mapping for which there is no port costs nothing of the rate.
+#[test]
+fn what_is_not_made_does_not_count_in_the_rate() {
+    for mapping in [EIM, EDM] {
+        let mut rig = rig(mapping, rate(1, 1));
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)];
+        rig.apply();
+        rig.udp("10.0.0.2:5000", SERVER);
+        for _ in 0..3 {
+            let none = rig.out(Udp, "10.0.0.1:5000", SERVER);
+            assert_eq!(none, Err(Refusal::PortsExhausted));
+        }
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2001)];
+        rig.apply();
+        rig.udp("10.0.0.1:5000", SERVER);
+        rig.check();
+    }
+}
+
 /// More sessions of one mapping are no new mappings.
 #[test]
 fn the_rate_is_of_mappings() {

@@ -9,6 +9,8 @@
 #![cfg(not(loom))]
 
 mod common;
+#[path = "schedules/quotas.rs"]
+mod quotas;
 
 use common::{ADF, EDF, EDM, EIM, Seeded, TCP, UDP, ep, external, facts, forward, policy, tuple};
 use conntrack::{

@@ -182,6 +182,7 @@ fn new_mapping(byte: u8) -> NewMapping {
         external: Endpoint::new([byte; 4].into(), byte.into()),
         slot: byte.into(),
         shared: true,
+        counted: false,
     }
 }
 

@@ -42,8 +42,14 @@ fn over() -> Time {
 
 fn join(memory: &Memory) -> Joined {
     let nat = memory.nat();
-    let joined =
-        nat.join_shared_mapping(&at(EIM, NOW), PROTOCOL, internal(1), false, &mut Fixed(0));
+    let joined = nat.join_shared_mapping(
+        &at(EIM, NOW),
+        PROTOCOL,
+        internal(1),
+        false,
+        0,
+        &mut Fixed(0),
+    );
     joined.ok().unwrap()
 }
 

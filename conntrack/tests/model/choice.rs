@@ -6,6 +6,7 @@ use conntrack::{Endpoint, ExternalAddress, Protocol, Rewrite, Signal, Tuple};
 use crate::judge::{Packet, Worlds};
 use crate::observe::{Judged, World, ensure};
 use crate::operation::PORTS;
+use crate::quota;
 use crate::reference::{Backing, Hold, Mapping, Reach, Reference};
 
 /// What a packet from inside gets its external endpoint from.
@@ -44,6 +45,7 @@ impl Reference {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery
         );
         ensure(opens, || "opened by a packet that must not open".into())?;
+        self.check_quotas(packet, &worlds.demand)?;
         let external = rewrite.source;
         let (target, far) = match self.target(&tuple, external.addr) {
             None => (tuple.destination, None),
@@ -75,6 +77,10 @@ impl Reference {
                 let mut mappings = self.mappings.iter_mut();
                 let mapping = mappings.find(|m| m.name == mapping.name).expect("found");
                 (mapping.started_ms, mapping.limbo_ms) = (None, None);
+                if worlds.demand.renews {
+                    // It has the endpoint of the one before, but is another one.
+                    mapping.counted = quota::counts(&self.policy);
+                }
                 Backing::Mapping(mapping.name)
             }
             Source::Over(_) | Source::New => self.adopt(&tuple, external, target, worlds)?,
@@ -161,6 +167,7 @@ impl Reference {
             external,
             refreshed_ms: self.now_ms,
             started_ms: Some(self.now_ms),
+            counted: quota::counts(&self.policy),
             limbo_ms: None,
         });
         Ok(Backing::Mapping(self.names))

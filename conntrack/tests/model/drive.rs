@@ -338,6 +338,7 @@ impl<'m> Drive<'m> {
             })?;
             reference.seen("spoofed");
         } else {
+            let demand = reference.demand(packet);
             reference.give_way(packet, &after, made)?;
             let expired = reference.reap(&after, made)?;
             if expired > 0 {
@@ -346,6 +347,7 @@ impl<'m> Drive<'m> {
             let worlds = Worlds {
                 before: &self.world,
                 after: &after,
+                demand,
             };
             reference.judge_miss(packet, result, &worlds)?;
         }

@@ -5,6 +5,7 @@ use conntrack::{Direction, Endpoint, NextHop, Protocol, Realm, Refusal, Rewrite,
 
 use crate::connection::Connection;
 use crate::observe::{Judged, World, ensure};
+use crate::quota::{self, Demand};
 use crate::reference::{Backing, Reach, Reference, Session, Side};
 
 /// A packet at the gateway.
@@ -20,6 +21,8 @@ pub struct Packet {
 pub struct Worlds<'w> {
     pub before: &'w World,
     pub after: &'w World,
+    /// What the sender had before.
+    pub demand: Demand,
 }
 
 impl Reference {
@@ -91,7 +94,7 @@ impl Reference {
             (Realm::External, Ok(rewrite)) => self.judge_opened_outside(packet, &rewrite),
             (realm, Err(refusal)) => {
                 let (reasons, free_to) = match realm {
-                    Realm::Internal => self.refuse_inside(packet, worlds.after),
+                    Realm::Internal => self.refuse_inside(packet, worlds),
                     Realm::External => self.refuse_outside(packet, worlds.after),
                 };
                 self.seen(&format!("{refusal:?} from {realm:?}"));
@@ -100,6 +103,7 @@ impl Reference {
                     || format!("refused as {refusal:?}, should {reasons:?} or {free_to:?}"),
                 )?;
                 if refusal == Refusal::PortsExhausted && realm == Realm::Internal {
+                    self.adopt_clashed(packet, worlds)?;
                     self.learn_exhaustion(packet, worlds.after)?;
                 }
                 Ok(())
@@ -216,6 +220,7 @@ impl Reference {
             protocol: there.protocol,
             direction,
             from_outside,
+            counted: !from_outside && quota::counts(&self.policy),
             tcp: (there.protocol == Protocol::Tcp).then(|| Connection::new(from_outside)),
             sides,
         });

@@ -99,7 +99,7 @@ impl Reference {
     }
 
     /// Something certain (not a hold-down, not a mapping that is over) needs the endpoint.
-    fn needed(&self, protocol: Protocol, external: Endpoint) -> bool {
+    pub fn needed(&self, protocol: Protocol, external: Endpoint) -> bool {
         self.forward_at(protocol, external).is_some()
             || self.overloaded(protocol, external)
             || self.mappings.iter().any(|mapping| {
@@ -257,7 +257,7 @@ impl Reference {
         })
     }
 
-    fn hold(&mut self, protocol: Protocol, external: Endpoint, since_ms: u64) -> Judged {
+    pub fn hold(&mut self, protocol: Protocol, external: Endpoint, since_ms: u64) -> Judged {
         ensure(self.hold_is_due(protocol), || {
             format!("{protocol} {external} is in hold-down without a reason")
         })?;

@@ -5,8 +5,9 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Limits, MappingBehaviour,
-    Pairing, Policy, PortSet, Protocol, Signal, Timers,
+    Pairing, Policy, PortSet, Protocol, Quotas, Signal, Timers,
 };
+use ipnet::Ipv4Net;
 use proptest::prelude::*;
 
 /// All ports that pools and forwards use: borders of 64-bit words among them.
@@ -64,6 +65,17 @@ const REMOTES: [Ipv4Addr; 3] = [
     Ipv4Addr::new(198, 51, 100, 11),
     ADDRESSES[2].0,
 ];
+/// Destinations that clients may not reach: remote ones, and one of the pool's.
+const DENIED: [&[Ipv4Addr]; 8] = [
+    &[],
+    &[REMOTES[1]],
+    &[],
+    &[REMOTES[0], REMOTES[2]],
+    &[],
+    &[ADDRESSES[0].0],
+    &[],
+    &[],
+];
 const REMOTE_PORTS: [u16; 2] = [53, 1000];
 
 /// Choices that make a policy. All numbers are taken modulo what there is.
@@ -84,6 +96,8 @@ pub struct Choice {
     pub ports: u8,
     /// One bit a forward.
     pub forwards: u8,
+    pub quotas: u8,
+    pub denied: u8,
 }
 
 /// What a run starts from.
@@ -202,9 +216,19 @@ pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
 /// Any configuration with this mapping and filtering behaviour.
 pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
     let flags = any::<[bool; 6]>();
-    (flags, any::<[u8; 7]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
+    (flags, any::<[u8; 9]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
         let [preserve, inbound_refresh, shared, class, parity, soft] = flags;
-        let [timers, pool, ports, forwards, sessions_max, start, mix] = numbers;
+        let [
+            timers,
+            pool,
+            ports,
+            forwards,
+            sessions_max,
+            start,
+            mix,
+            quotas,
+            denied,
+        ] = numbers;
         Configuration {
             choice: Choice {
                 eim,
@@ -220,6 +244,8 @@ pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configur
                 pool,
                 ports,
                 forwards,
+                quotas,
+                denied,
             },
             sessions_max,
             start,
@@ -241,7 +267,7 @@ impl Configuration {
 impl Choice {
     /// The choice with one thing changed.
     pub fn changed(mut self, what: u8, value: u8) -> Choice {
-        match what % 10 {
+        match what % 12 {
             0 => (self.eim, self.mix) = (value & 1 == 1, value.rotate_left(2)),
             1 => self.filtering = value,
             2 => {
@@ -252,6 +278,8 @@ impl Choice {
             4 => self.timers = value,
             5 | 6 => self.pool = value,
             7 => self.ports = value,
+            8 => self.quotas = value,
+            9 => self.denied = value,
             _ => self.forwards = value,
         }
         self
@@ -292,10 +320,14 @@ impl Choice {
             preserve_port_parity: self.parity,
             inbound_refresh: self.inbound_refresh,
             timers: timers(self.timers),
-            limits: limits(self.timers.wrapping_add(self.forwards)),
+            limits: limits(self.timers.wrapping_add(self.forwards), self.quotas),
             hold_down_max_percent: of(&[25, 25, 50, 100, 0], self.timers / 6),
             addresses: pool.map(address).collect(),
-            denied: conntrack::Prefixes::default(),
+            denied: of(&DENIED, self.denied)
+                .iter()
+                .copied()
+                .map(host_prefix)
+                .collect(),
             forwards: forwards(self.forwards),
         }
     }
@@ -336,20 +368,39 @@ fn timers(which: u8) -> Timers {
     }
 }
 
-fn limits(which: u8) -> Limits {
+fn limits(which: u8, quotas: u8) -> Limits {
     let [mapping, forward, half_open] = of(&[[2, 3, 1], [9_999; 3], [1, 2, 2]], which);
     Limits {
         inbound_sessions_per_mapping: mapping as u16,
         inbound_sessions_per_forward: Some(forward),
         half_open_per_forward: Some(half_open),
-        quotas: conntrack::Quotas::NONE,
+        quotas: self::quotas(quotas),
+    }
+}
+
+/// Half of the policies have none, some have only large ones.
+fn quotas(which: u8) -> Quotas {
+    let quotas = |sessions, ports| Quotas {
+        sessions,
+        ports,
+        ..Quotas::NONE
+    };
+    let (none, many) = ([None; 3], [Some(5000); 3]);
+    match which % 14 {
+        0 => quotas([Some(2), Some(3), Some(1)], none),
+        1 => quotas(none, [Some(2), Some(3), Some(1)]),
+        2 => quotas([Some(4), Some(4), Some(2)], [Some(3), Some(2), Some(2)]),
+        3 => quotas([Some(3), None, None], [None, Some(2), None]),
+        4 => quotas(many, [Some(1), Some(4), Some(1)]),
+        5 => quotas(none, many),
+        6 => quotas(many, many),
+        _ => Quotas::NONE,
     }
 }
 
 /// Those of the forwards whose bits are set; of two at one endpoint the first.
 fn forwards(bits: u8) -> Vec<Forward> {
     let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
-    let net = |addr: Ipv4Addr| ipnet::Ipv4Net::new(addr, 32).expect("a prefix length");
     let all: [(Protocol, usize, u16, Endpoint, Vec<Ipv4Addr>); 8] = [
         (tcp, 0, 1001, host(0, 1000), vec![]),
         (tcp, 0, 1001, host(2, 1002), vec![]),
@@ -375,11 +426,15 @@ fn forwards(bits: u8) -> Vec<Forward> {
                 protocol,
                 external,
                 target,
-                allow: allow.into_iter().map(net).collect(),
+                allow: allow.into_iter().map(host_prefix).collect(),
             });
         }
     }
     forwards
+}
+
+fn host_prefix(addr: Ipv4Addr) -> Ipv4Net {
+    Ipv4Net::new(addr, 32).expect("a prefix length")
 }
 
 fn host(number: u8, port: u16) -> Endpoint {

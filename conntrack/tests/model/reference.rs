@@ -47,6 +47,8 @@ pub struct Session {
     pub protocol: Protocol,
     pub direction: Direction,
     pub from_outside: bool,
+    /// Counts in what its opener has.
+    pub counted: bool,
     pub tcp: Option<Connection>,
     /// The internal (in a hairpin: the opening) side, and the other one.
     pub sides: [Side; 2],
@@ -62,6 +64,8 @@ pub struct Mapping {
     pub refreshed_ms: u64,
     /// `None`: made anew or revived, nobody can tell.
     pub started_ms: Option<u64>,
+    /// Its port counts in what its internal host has.
+    pub counted: bool,
     /// Over since then, and in the tables or in hold-down: nobody can tell.
     pub limbo_ms: Option<u64>,
 }
@@ -402,6 +406,10 @@ impl Reference {
             let mut addresses = policy.addresses.iter();
             addresses.find(|a| a.addr == addr).map(|a| a.slot)
         };
+        let there = session.sides[0].tuple.destination.addr;
+        if !session.from_outside && next.denied.contains(there) {
+            return true;
+        }
         session.owners().iter().enumerate().any(|(i, side)| {
             let external = side.source;
             let same = slot_in(next, external.addr).is_some()

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use conntrack::{Endpoint, ExternalAddress, Protocol, Refusal, Signal, Tuple};
 
 use crate::choice::Source;
-use crate::judge::Packet;
+use crate::judge::{Packet, Worlds};
 use crate::observe::{Judged, World, ensure};
 use crate::operation::PORTS;
 use crate::reference::{Backing, Reach, Reference, Session, Side, TICK_MS};
@@ -181,13 +181,17 @@ impl Reference {
     pub fn refuse_inside(
         &mut self,
         packet: &Packet,
-        world: &World,
+        worlds: &Worlds,
     ) -> (Vec<Refusal>, Vec<Refusal>) {
         match packet.signal {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
             Signal::IcmpReply => return (vec![Refusal::IcmpUnasked], vec![]),
             _ => return (vec![Refusal::TcpMidstream], vec![]),
         }
+        if let Some(refusal) = self.refused_first(packet, &worlds.demand) {
+            return (vec![refusal], vec![]);
+        }
+        let world = worlds.after;
         let tuple = packet.tuple;
         let (mut reasons, mut free_to) = (Vec::new(), Vec::new());
         reasons.extend(self.full(world));
@@ -209,6 +213,10 @@ impl Reference {
                 }
             }
         }
+        let [surely, perhaps] = self.is_out_of_ports(tuple.protocol, &worlds.demand);
+        if perhaps {
+            free_to.push(Refusal::SubscriberPorts);
+        }
         let clash = |external| {
             self.lives_at(&Tuple {
                 protocol: tuple.protocol,
@@ -229,6 +237,7 @@ impl Reference {
                     && self.address(mapping.external.addr).is_some_and(|a| {
                         a.ports[tuple.protocol.index()].contains(mapping.external.port)
                     }) => {}
+            _ if surely => reasons.push(Refusal::SubscriberPorts),
             Source::Over(_) => {
                 let full = [Refusal::PortsExhausted, Refusal::MappingsFull];
                 let really = self.refuse_new(&tuple, back, world);
@@ -328,16 +337,45 @@ impl Reference {
         })
     }
 
-    /// `PortsExhausted`: what it says about the pairing.
-    pub fn learn_exhaustion(&mut self, packet: &Packet, world: &World) -> Judged {
-        let tuple = packet.tuple;
-        let addresses: Vec<Ipv4Addr> = self.policy.addresses.iter().map(|a| a.addr).collect();
-        let mut targets = addresses.iter().map(|&addr| self.target(&tuple, addr));
+    /// Who is behind the destination of a packet from inside, seen as any address.
+    fn far_side(&self, tuple: &Tuple) -> Endpoint {
+        let addresses = self.policy.addresses.iter();
+        let mut targets = addresses.map(|a| self.target(tuple, a.addr));
         let back = targets.find_map(|target| match target {
             Some(Reach::Open { target, .. }) => Some(target),
             _ => None,
         });
-        let back = back.unwrap_or(tuple.destination);
+        back.unwrap_or(tuple.destination)
+    }
+
+    /// `PortsExhausted` as a hairpin's new endpoint clashed: the mapping was made and is released,
+    /// so its endpoint is held down like any other.
+    pub fn adopt_clashed(&mut self, packet: &Packet, worlds: &Worlds) -> Judged {
+        let protocol = packet.tuple.protocol;
+        let back = self.far_side(&packet.tuple);
+        if !self.hold_is_due(protocol) || !self.may_clash(&packet.tuple, back) {
+            return Ok(());
+        }
+        let addresses = self.policy.addresses.iter();
+        let endpoints = addresses
+            .flat_map(|address| PORTS.iter().map(|&port| Endpoint::new(address.addr, port)));
+        let made = |external: &Endpoint| {
+            self.is_set(worlds.after, protocol, *external)
+                && !self.is_set(worlds.before, protocol, *external)
+                && !self.needed(protocol, *external)
+        };
+        let made: Vec<Endpoint> = endpoints.filter(made).collect();
+        ensure(made.len() <= 1, || format!("held down: {made:?}"))?;
+        for external in made {
+            self.hold(protocol, external, self.now_ms)?;
+        }
+        Ok(())
+    }
+
+    /// `PortsExhausted`: what it says about the pairing.
+    pub fn learn_exhaustion(&mut self, packet: &Packet, world: &World) -> Judged {
+        let tuple = packet.tuple;
+        let back = self.far_side(&tuple);
         if !self.eim(tuple.protocol) {
             self.note_exhausted(tuple.protocol, back);
             return Ok(());

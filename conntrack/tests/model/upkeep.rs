@@ -91,6 +91,7 @@ impl Drive<'_> {
         let mut each = ended.iter();
         let sessions = std::mem::take(&mut reference.sessions);
         for session in sessions {
+            reference.note_denial(&session);
             if !*each.next().unwrap() {
                 reference.sessions.push(session);
                 continue;
@@ -144,6 +145,9 @@ impl Drive<'_> {
             }
         }
         self.reference.seen("restart");
+        if self.reference.sessions.iter().any(|s| s.counted) {
+            self.reference.seen("restart with what counts");
+        }
         self.change(self.choice.policy(), 255)
     }
 
