@@ -237,7 +237,15 @@ impl Oracle {
         internals.extend(forwards.map(|forward| forward.target));
         let settled = self.is_of_now(at);
         for internal in internals {
-            self.try_in(at, settled, (proto, internal, remote), external);
+            let key = (proto, internal, remote);
+            let known = self.trials.get(&key).and_then(|trial| trial.external);
+            self.try_in(at, settled, key, external);
+            // It may have been for a session that had this endpoint earlier, and was lost.
+            if let Some(trial) = self.trials.get_mut(&key)
+                && known.is_some_and(|known| known != external)
+            {
+                trial.external = None;
+            }
         }
     }
 
