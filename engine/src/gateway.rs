@@ -65,8 +65,6 @@ pub enum Verdict {
     Hold {
         /// The next hop.
         hop: HopNumber,
-        /// Split it for this MTU.
-        split_mtu: Option<u16>,
     },
     /// A copy waits for the datagram's first fragment; the frame itself is free.
     HeldFragment,
@@ -612,17 +610,13 @@ impl<R: Random> Gateway<R> {
             rewrite::set_identification(frame, new);
         }
         rewrite::decrement_ttl(frame, packet);
-        let split_mtu = too_big.then_some(hop.mtu);
         if hop.state == HopState::Unresolved {
-            return Verdict::Hold {
-                hop: number,
-                split_mtu,
-            };
+            return Verdict::Hold { hop: number };
         }
         self.set_ethernet(frame, &hop);
         Verdict::Transmit {
             interface: hop.interface,
-            split_mtu,
+            split_mtu: too_big.then_some(hop.mtu),
         }
     }
 

@@ -19,8 +19,6 @@ pub struct Held {
     pub frame: Frame,
     /// The hop it waits for.
     pub hop: HopNumber,
-    /// Split it for this MTU when it leaves.
-    pub split_mtu: Option<u16>,
     since: Time,
 }
 
@@ -60,13 +58,7 @@ impl HoldQueue {
     /// Keeps a frame, in order. Comes back: the frame itself when as many wait for its hop as may;
     /// when the queue is full, the oldest, so that dead neighbours take no place from a living one,
     /// which answers long before the queue has turned over.
-    pub fn push(
-        &mut self,
-        frame: Frame,
-        hop: HopNumber,
-        split_mtu: Option<u16>,
-        now: Time,
-    ) -> Option<Pushed> {
+    pub fn push(&mut self, frame: Frame, hop: HopNumber, now: Time) -> Option<Pushed> {
         let same_hop = self.held.iter().filter(|held| held.hop == hop).count();
         if same_hop >= HELD_PER_HOP_MAX {
             return Some(Pushed::Back(frame));
@@ -76,7 +68,6 @@ impl HoldQueue {
         self.held.push(Held {
             frame,
             hop,
-            split_mtu,
             since: now,
         });
         pushed

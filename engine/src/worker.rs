@@ -16,7 +16,7 @@ use crate::fragment::{Ends, Splitter};
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome, Pushed};
 use crate::icmp::{self, ErrorKind, Limiters};
-use crate::neighbour::{HopNumber, HopState};
+use crate::neighbour::{Hop, HopNumber, HopState};
 use crate::packet;
 use crate::stats::WorkerStats;
 use crate::wire::ethernet;
@@ -148,6 +148,12 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.hold.len() + self.transmit.iter().map(Vec::len).sum::<usize>()
     }
 
+    /// Frames that wait for room in an interface's transmit ring, in the order in which they will
+    /// leave.
+    pub fn frames_queued(&self, interface: usize) -> usize {
+        self.transmit.get(interface).map_or(0, Vec::len)
+    }
+
     /// Steps 3 to 9 for the frames in `batch`. Three passes, so that the tables' cache lines arrive
     /// while other frames are parsed.
     fn judge_batch(&mut self, ingress: u8, now: Time) {
@@ -194,7 +200,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             } => {
                 self.enqueue(frame, interface, split_mtu);
             }
-            Verdict::Hold { hop, split_mtu } => self.hold(frame, hop, split_mtu, now),
+            Verdict::Hold { hop } => self.hold(frame, hop, now),
             Verdict::HeldFragment => {
                 self.stats.held.add(1);
                 self.device.free(frame);
@@ -217,8 +223,8 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         }
     }
 
-    fn hold(&mut self, frame: Frame, hop: HopNumber, split_mtu: Option<u16>, now: Time) {
-        match self.hold.push(frame, hop, split_mtu, now) {
+    fn hold(&mut self, frame: Frame, hop: HopNumber, now: Time) {
+        match self.hold.push(frame, hop, now) {
             None => self.stats.held.add(1),
             Some(Pushed::Back(frame)) => self.drop(frame, DropReason::HoldFull),
             Some(Pushed::Out(frame)) => {
@@ -493,8 +499,18 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             }
             self.gateway
                 .set_ethernet(self.device.bytes_mut(&held.frame), &hop);
-            self.enqueue(held.frame, hop.interface, held.split_mtu);
+            let mtu = self.mtu_now(&hop);
+            let too_big = held.frame.len() > ethernet::HEADER_LEN + usize::from(mtu);
+            self.enqueue(held.frame, hop.interface, too_big.then_some(mtu));
         }
+    }
+
+    /// What a frame that has waited may have: a hop keeps the MTU that it was made with, and the
+    /// link's may be smaller by now.
+    fn mtu_now(&self, hop: &Hop) -> u16 {
+        let links = &self.gateway.links().links;
+        let link = links.get(usize::from(hop.interface));
+        link.map_or(hop.mtu, |link| link.mtu.min(hop.mtu))
     }
 
     /// Step 10: hands the queues to the device; what does not fit waits for the next round.

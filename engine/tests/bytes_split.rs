@@ -121,6 +121,36 @@ fn rfc4787_13a_the_longest_header_at_the_smallest_mtu() {
     assert!(pieces.iter().all(|piece| piece[34..74] == options));
 }
 
+/// A packet that waits for its next hop is cut for the link as it is when it leaves. With DF it is lost:
+/// it was changed already, so that it cannot be quoted to its sender any more.
+#[test]
+fn rfc4787_13_an_mtu_that_shrinks_while_a_packet_is_held_counts() {
+    for (len, mtu, pieces) in [(1401, 576, 3), (1401, 1500, 1), (1700, 1500, 2)] {
+        let mut world = world("");
+        world.set_answer(false);
+        let data = &text(len);
+        let whole = inside(CLIENT, SERVER).udp(20_000, 53, data);
+        let marked = with_df(inside(CLIENT, SERVER)).udp(20_000, 53, &text(1401));
+        assert!(all(&mut world, INSIDE, &[whole.clone(), marked]).is_empty());
+        assert_eq!(world.snapshot().held, 2);
+        world.set_mtu(OUTSIDE, mtu);
+        world.set_answer(true);
+        world.run();
+        world.run();
+        let mut sent = world.take_sent(OUTSIDE);
+        if mtu < 1500 {
+            assert_eq!(drops(&world), [(DropReason::FragmentationNeeded, 1)]);
+        } else {
+            sent.pop().expect("the one with DF fits");
+            assert_eq!(drops(&world), []);
+        }
+        assert_eq!(sent.len(), pieces);
+        check_pieces(&sent, mtu);
+        assert_eq!(assemble(&sent).2[8..], text(len));
+        world.check_invariants().unwrap();
+    }
+}
+
 /// A fragment that is cut again keeps its place in the datagram, and only the last piece of the last
 /// fragment ends it.
 #[test]

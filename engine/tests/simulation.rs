@@ -6,6 +6,7 @@
 //! played, and from which seed on.
 
 mod simulation {
+    pub mod changes;
     pub mod checks;
     pub mod delivery;
     pub mod dice;
@@ -16,6 +17,7 @@ mod simulation {
     pub mod oracle;
     pub mod packet;
     pub mod play;
+    pub mod refusals;
     pub mod rules;
     pub mod script;
     pub mod sessions;
@@ -87,6 +89,7 @@ fn worlds() {
     if count >= SEEDS {
         let dull = sum.replies < 20 * count
             || sum.insisted < 20 * count
+            || 10 * sum.refused < count
             || sum.calm == 0
             || sum.restarts == 0;
         assert!(!dull, "the worlds are dull: {sum:?}");

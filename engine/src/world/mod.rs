@@ -9,12 +9,13 @@ mod facts;
 mod inspect;
 mod setup;
 
+use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use conntrack::{AddressKind, Identity, Nat, Policy, Random, TableSize, Time, Totals};
+use conntrack::{AddressKind, Identity, LostPorts, Nat, Policy, Random, TableSize, Time, Totals};
 use crossbeam_queue::ArrayQueue;
 use ipnet::Ipv4Net;
 
@@ -79,8 +80,20 @@ pub struct World {
     workers: Vec<WorldWorker>,
     now: Time,
     sent: Vec<Vec<Vec<u8>>>,
+    /// By worker and interface.
+    before: Vec<Vec<Before>>,
     violation: Option<Violation>,
     restarts: u64,
+}
+
+/// Frames that were in a transmit queue when the link's MTU changed. They were cut for the one
+/// before, as those are that are in a ring already; no router looks at them again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    /// How many of them have not left yet: they leave first.
+    frames: usize,
+    /// The largest MTU that any of them may have been cut for.
+    mtu: u16,
 }
 
 /// Words of worlds that are gone, to be used again: they live as long as the process.
@@ -160,6 +173,7 @@ impl World {
             workers: Vec::new(),
             now,
             sent: vec![Vec::new(); interfaces],
+            before: Vec::new(),
             violation: None,
             restarts: 0,
         };
@@ -172,6 +186,7 @@ impl World {
         let interfaces = self.sent.len();
         let errors_per_second = self.config.icmp.errors_per_second.div_ceil(count);
         self.workers.clear();
+        self.before = vec![vec![Before::default(); interfaces]; count as usize];
         for number in 0..count as usize {
             let seed = self.setup.seed.wrapping_add(1 + number as u64);
             let mut memory = MemoryDevice::new(interfaces, self.setup.slots);
@@ -199,15 +214,26 @@ impl World {
         self.start_over(nat.expect("tables of this process"));
     }
 
-    /// As [`World::restart`], but its tables are lost, too: it starts with empty ones.
+    /// As [`World::restart`], but its tables are lost, too: it starts with empty ones, and holds the
+    /// lost sessions' ports down as the engine does.
     ///
     /// # Panics
     /// Never: the words were enough before.
     pub fn restart_empty(&mut self) {
+        let policy = self.policy();
+        let placed: Vec<(u16, Ipv4Addr)> = policy
+            .addresses
+            .iter()
+            .map(|own| (own.slot, own.addr))
+            .collect();
+        let lost = LostPorts::of(self.owned, &placed);
         let mut random = WorkerRandom::from_seed(self.setup.seed.wrapping_add(self.now.0));
         let (size, words, owned) = (self.shared.size, self.words, self.owned);
         let nat = Nat::create(words, owned, size, IDENTITY, &mut random);
         self.start_over(nat.expect("the words are of this size"));
+        self.shared
+            .nat
+            .hold_lost(&self.shared.rulebook.load(), &lost, self.now);
     }
 
     fn start_over(&mut self, nat: Nat<'static>) {
@@ -415,7 +441,13 @@ impl World {
 
     /// Gives an interface another MTU.
     pub fn set_mtu(&mut self, interface: usize, mtu: u16) {
-        self.arms[interface].mtu = mtu;
+        let was = std::mem::replace(&mut self.arms[interface].mtu, mtu);
+        for (worker, before) in self.workers.iter().zip(&mut self.before) {
+            let before = &mut before[interface];
+            let earlier = if before.frames > 0 { before.mtu } else { 0 };
+            before.mtu = was.max(earlier);
+            before.frames = worker.frames_queued(interface);
+        }
         self.follow();
     }
 
@@ -492,10 +524,12 @@ impl World {
     fn collect(&mut self) {
         let links = self.shared.links.load_full();
         let transport = self.setup.transport;
-        for worker in &mut self.workers {
+        for (worker, before) in self.workers.iter_mut().zip(&mut self.before) {
             for (interface, sent) in self.sent.iter_mut().enumerate() {
+                let before = &mut before[interface];
                 let frames = worker.device().inner_mut().take_transmitted(interface);
                 for frame in &frames {
+                    let links = before.links_for_next(&links, interface);
                     if let Err(what) = inspect(frame, interface as u8, &links, transport) {
                         let start = &frame[..frame.len().min(80)];
                         let what = format!("{what} (interface {interface}): {start:02x?}");
@@ -505,6 +539,20 @@ impl World {
                 sent.extend(frames);
             }
         }
+    }
+}
+
+impl Before {
+    /// The links that the next frame may have been made for.
+    fn links_for_next<'a>(&mut self, links: &'a Links, interface: usize) -> Cow<'a, Links> {
+        if self.frames == 0 {
+            return Cow::Borrowed(links);
+        }
+        self.frames -= 1;
+        let mut links = links.clone();
+        let mtu = &mut links.links[interface].mtu;
+        *mtu = self.mtu.max(*mtu);
+        Cow::Owned(links)
     }
 }
 

@@ -4,12 +4,17 @@ use super::oracle::{Oracle, Side, Verdict};
 use super::packet::{End, Kind, Proto, Quote, Seen, Sum};
 use super::sessions::{Session, at_endpoint};
 
+/// The longest that a request goes to its server, its reply to the gateway, and that to a host.
+const ON_THE_WAY_MS: u64 = 1_500;
+
 impl Oracle {
     /// Nobody else has the wire tuple, nor (without overloading) the external endpoint; and the
-    /// internal endpoint has no other one.
+    /// internal endpoint has no other one. `settled`: the packet was judged by the rules of now, so
+    /// that it is known whether these overload.
     pub fn check_unshared(
         &self,
         now: u64,
+        settled: bool,
         proto: Proto,
         internal: End,
         external: End,
@@ -23,9 +28,10 @@ impl Oracle {
                 "{internal} has the wire tuple {external} > {remote} of {other}"
             ));
         }
-        let eim = live
-            .as_ref()
-            .map_or(self.is_eim_now(now, proto, internal, remote), |s| s.eim);
+        let eim = live.as_ref().map_or(
+            settled && self.is_eim_now(now, proto, internal, remote),
+            |s| s.eim,
+        );
         for ((.., far), other) in self.wire.range(at_endpoint(proto, external)) {
             if let Some((_, session)) = self.owner(now, proto, external, *far)
                 && *other != internal
@@ -71,6 +77,31 @@ impl Oracle {
         }
     }
 
+    /// Did the packet leave by a session that is lost, and whose external endpoint may be another's by
+    /// now? Who is told of it cannot be known then (RFC 6888 REQ-8: without a hold-down).
+    fn is_of_lost_session(&self, number: u32) -> bool {
+        self.loss
+            .is_some_and(|loss| number <= loss.number && self.now >= loss.held_until)
+    }
+
+    /// May a reply to a lost session have reached whoever has its external endpoint by now? Such ones
+    /// are on their way for a moment only.
+    pub fn is_soon_after_loss(&self, now: u64) -> bool {
+        self.loss
+            .is_some_and(|loss| now >= loss.held_until && now <= loss.at + ON_THE_WAY_MS)
+    }
+
+    /// A reply goes to who asked.
+    pub fn check_asked(&self, seen: &Seen) -> Verdict {
+        let is_for = |receiver| receiver == seen.destination || self.is_soon_after_loss(self.now);
+        match seen.tag {
+            Some(tag) if tag.kind == Kind::Reply && !is_for(tag.receiver) => {
+                Err(format!("it is for {}", tag.receiver))
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub fn check_error(&self, to: Side, seen: &Seen, quote: &Quote) -> Verdict {
         if seen.sum != Sum::Right {
             return Err("an ICMP error has a wrong checksum".into());
@@ -90,10 +121,14 @@ impl Oracle {
             ));
         }
         match (to, quote.tag) {
-            (Side::Inside, Some(tag)) if tag.sender != quote.source => Err(format!(
-                "{} is told of a packet of {}",
-                quote.source, tag.sender
-            )),
+            (Side::Inside, Some(tag))
+                if tag.sender != quote.source && !self.is_of_lost_session(tag.number) =>
+            {
+                Err(format!(
+                    "{} is told of a packet of {}",
+                    quote.source, tag.sender
+                ))
+            }
             (Side::Inside, None)
                 if !self
                     .trials
@@ -121,16 +156,6 @@ pub fn check_sum(seen: &Seen) -> Verdict {
             "its checksum was {:?}, and is {:?}",
             tag.sum, seen.sum
         )),
-        _ => Ok(()),
-    }
-}
-
-/// A reply goes to who asked.
-pub fn for_whom(seen: &Seen) -> Verdict {
-    match seen.tag {
-        Some(tag) if tag.kind == Kind::Reply && tag.receiver != seen.destination => {
-            Err(format!("it is for {}", tag.receiver))
-        }
         _ => Ok(()),
     }
 }

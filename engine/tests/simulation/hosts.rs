@@ -270,6 +270,9 @@ impl Flow {
 
 /// A server's side of a connection.
 struct Connection {
+    /// What the peer's data began with.
+    first: u32,
+    /// What is next of it.
     peer_seq: u32,
     seq: u32,
     /// What was sent last, for peers that did not hear it.
@@ -306,13 +309,15 @@ impl Servers {
         }
         let next = segment.seq.wrapping_add(1);
         if flags == SYN {
-            let known = self.0.get(&key).filter(|known| known.peer_seq == next);
+            // The same SYN again, maybe overtaken by what followed it.
+            let known = self.0.get(&key).filter(|known| known.first == next);
             if let Some(known) = known {
                 return known.last.clone();
             }
             let seq = dice.number() as u32;
             let last = answer(seq, next, SYN | ACK);
             let connection = Connection {
+                first: next,
                 peer_seq: next,
                 seq: seq.wrapping_add(1),
                 last: Some(last.clone()),

@@ -6,10 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::checks::{check_sum, for_whom};
-use super::packet::{ACK, End, FIN, Kind, Proto, RST, SYN, Seen};
+use super::changes::Loss;
+use super::checks::check_sum;
+use super::packet::{End, FIN, Kind, Proto, RST, Seen};
+use super::refusals::opens;
 use super::rules::{Filtering, Rules};
 use super::sessions::{Pair, Session, Trial, at_endpoint};
+
+/// Why a packet must pass that opens a session.
+const NO_SESSION_YET: &str = "nothing is in its way";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -36,8 +41,12 @@ pub struct Oracle {
     pub(super) rules: Rules,
     /// Rules that the gateway may still act by.
     pub(super) earlier: Vec<Rules>,
+    /// Rules of before, and until when the gateway acted by them.
+    pub(super) past: Vec<(u64, Rules)>,
     /// When the gateway last began to act by the newest rules alone.
     pub(super) settled_at: u64,
+    /// When the tables were lost, if they were.
+    pub(super) loss: Option<Loss>,
     /// External addresses of now and before: of what was translated then, and waited.
     pub(super) ever: BTreeSet<Ipv4Addr>,
     pub(super) now: u64,
@@ -48,6 +57,11 @@ pub struct Oracle {
     pub(super) entered: BTreeMap<u32, Entered>,
     /// Packets that must leave in this step, and why.
     pub(super) due: Vec<(u32, &'static str)>,
+    /// Packets that surely were refused, by the policy.
+    pub(super) refused: BTreeSet<u32>,
+    /// Those of this step whose sender must be told, and those whose is.
+    pub(super) untold: Vec<u32>,
+    pub(super) told: BTreeSet<u32>,
     /// Packets that came from outside in this step.
     pub(super) inward: Vec<u32>,
     /// Sessions whose end was asked for in this step.
@@ -55,6 +69,8 @@ pub struct Oracle {
     pub(super) left: BTreeSet<u32>,
     /// Packets of sessions that surely lived.
     pub insisted: u64,
+    /// Packets whose refusal had to be told.
+    pub refusals: u64,
 }
 
 pub type Verdict = Result<(), String>;
@@ -63,7 +79,9 @@ impl Oracle {
     pub fn new(rules: Rules) -> Oracle {
         Oracle {
             earlier: Vec::new(),
+            past: Vec::new(),
             settled_at: 0,
+            loss: None,
             ever: rules.pool().into_iter().collect(),
             rules,
             now: 0,
@@ -72,19 +90,15 @@ impl Oracle {
             trials: BTreeMap::new(),
             entered: BTreeMap::new(),
             due: Vec::new(),
+            refused: BTreeSet::new(),
+            untold: Vec::new(),
+            told: BTreeSet::new(),
             inward: Vec::new(),
             ending: Vec::new(),
             left: BTreeSet::new(),
             insisted: 0,
+            refusals: 0,
         }
-    }
-
-    pub(super) fn all_rules(&self) -> impl Iterator<Item = &Rules> {
-        self.earlier.iter().chain([&self.rules])
-    }
-
-    pub(super) fn in_pool(&self, addr: Ipv4Addr) -> bool {
-        self.all_rules().any(|rules| rules.pool().contains(&addr))
     }
 
     /// A packet comes to the gateway.
@@ -114,7 +128,7 @@ impl Oracle {
         let must = match session.filter(fits) {
             Some(s) if weather.clear && simple && (s.hairpin || !host) => Some("its session lives"),
             _ if weather.calm && simple && !host && self.is_welcome(now, from, seen) => {
-                Some("nothing is in its way")
+                Some(NO_SESSION_YET)
             }
             _ => None,
         };
@@ -127,10 +141,10 @@ impl Oracle {
         if let Some(internal) = internal.filter(|_| flags & (FIN | RST) != 0) {
             self.ending.push(((proto, internal, remote), flags));
         }
-        if from == Side::Inside {
-            self.try_out(now, proto, seen.source, remote);
-        } else {
+        if from == Side::Outside {
             self.inward.push(tag.number);
+        } else if !(simple && !host && self.expect_refusal(now, weather.calm, tag.number, seen)) {
+            self.try_out(now, proto, seen.source, remote);
         }
         self.entered.insert(
             tag.number,
@@ -145,15 +159,22 @@ impl Oracle {
     /// May an opening packet surely pass, when there is room?
     fn is_welcome(&self, now: u64, from: Side, seen: &Seen) -> bool {
         let (proto, external, remote) = (seen.proto, seen.destination, seen.source);
-        let opens = match seen.segment {
-            Some(segment) => segment.flags & (SYN | ACK | FIN | RST) == SYN,
-            None => proto == Proto::Udp || seen.tag.is_some_and(|tag| tag.kind == Kind::Request),
-        };
-        if !opens || from == Side::Inside || proto == Proto::Icmp {
-            return opens && from == Side::Inside;
+        if from == Side::Inside {
+            let denied = self.rules.denies(*seen.destination.ip());
+            return opens(seen) && !denied && self.has_quota(seen);
+        }
+        if !opens(seen) || proto == Proto::Icmp {
+            return false;
         }
         if let Some(forward) = self.rules.forward_at(proto, external) {
-            return forward.allows(*remote.ip());
+            // With `edm` the target may have a session with this remote endpoint by another external
+            // one: it began when a reply came too late for the forward's. There are no two with
+            // the same ends inside.
+            let key = (proto, forward.target, remote);
+            let other = self.sessions.get(&key);
+            let clear = other.is_none_or(|other| other.external == external)
+                || !self.may_live(now, proto, forward.target, remote);
+            return clear && forward.allows(*remote.ip());
         }
         let sessions = self.wire.range(at_endpoint(proto, external));
         let mut open = sessions.filter(|((_, _, other), internal)| {
@@ -170,7 +191,8 @@ impl Oracle {
     pub fn leave(&mut self, now: u64, to: Side, seen: &Seen) -> Verdict {
         self.now = now;
         if let Some(quote) = &seen.quote {
-            return self.check_error(to, seen, quote);
+            self.check_error(to, seen, quote)?;
+            return self.check_answer(quote);
         }
         if to == Side::Outside && !self.ever.contains(seen.source.ip()) {
             return Err(format!("{} is no external address", seen.source.ip()));
@@ -208,6 +230,9 @@ impl Oracle {
         if whole {
             check_sum(seen)?;
         }
+        if from == Side::Inside && self.refused.contains(&tag.number) {
+            return Err("it was to be refused".into());
+        }
         self.left.insert(tag.number);
         match (from, to) {
             (Side::Inside, Side::Outside) => self.outbound(now, at, &before, seen),
@@ -227,23 +252,30 @@ impl Oracle {
             return Err(format!("{external} is external no more"));
         }
         let live = self.live(now, proto, internal, remote).cloned();
-        // What waited for its next hop over a change has the address of before.
-        if let Some(session) = &live
-            && self.is_of_now(at)
-            && session.external != external
-        {
-            return Err(format!("{internal} was {} to it before", session.external));
-        }
-        self.check_unshared(now, proto, internal, external, remote, &live)?;
         let settled = self.is_of_now(at);
         if settled {
             self.check_allowed(proto, internal, external, live.is_some())?;
+            self.check_denied(proto, internal, remote)?;
         }
+        // What waited for its next hop over a change has the address of before.
+        if let Some(session) = &live
+            && settled
+            && session.external != external
+        {
+            // It waited for so long that its session may have ended, and one that began since left
+            // first.
+            if at + self.shortest_ms(proto) <= session.since {
+                return Ok(());
+            }
+            return Err(format!("{internal} was {} to it before", session.external));
+        }
+        self.check_unshared(now, settled, proto, internal, external, remote, &live)?;
         if let Some(trial) = self.trials.get_mut(&(proto, internal, remote)) {
             trial.external = Some(external);
         }
         if live.is_none() {
-            self.begin(settled, proto, internal, remote, external);
+            self.begin(settled.then_some(at), proto, internal, remote, external);
+            self.charge(now, (proto, internal, remote))?;
         }
         self.shake(&(proto, internal, remote), seen, 0);
         if let Some(session) = self.sessions.get_mut(&(proto, internal, remote)) {
@@ -258,7 +290,7 @@ impl Oracle {
         if seen.source != remote {
             return Err(format!("it came from {remote}"));
         }
-        for_whom(seen)?;
+        self.check_asked(seen)?;
         if let Some((owner, _)) = self.owner(now, proto, external, remote)
             && owner != internal
         {
@@ -269,9 +301,10 @@ impl Oracle {
         {
             return Err(format!("{internal} is {} to {remote}", session.external));
         }
-        let by_session = self.may_live(now, proto, internal, remote);
-        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
-        let by_mapping = self.may_be_open(now, proto, internal, external, remote);
+        // It may have waited: for a first fragment, a next hop, or room in a ring.
+        let by_session = self.may_live(at, proto, internal, remote);
+        let by_forward = self.is_forwarded(at, proto, external, internal, *remote.ip());
+        let by_mapping = self.may_be_open(at, proto, internal, external, remote);
         let settled = self.is_of_now(at);
         if !by_session && !by_forward && !by_mapping {
             if !settled {
@@ -284,7 +317,8 @@ impl Oracle {
         self.try_in(now, settled, (proto, internal, remote), external);
         let key = (proto, internal, remote);
         if self.live(now, proto, internal, remote).is_none() {
-            self.begin(settled && !by_session, proto, internal, remote, external);
+            let since = (settled && !by_session).then_some(at);
+            self.begin(since, proto, internal, remote, external);
         }
         self.shake(&key, seen, 1);
         let session = self.sessions.get_mut(&key);
@@ -295,19 +329,22 @@ impl Oracle {
     }
 
     fn hairpin(&mut self, now: u64, at: u64, before: &Seen, seen: &Seen) -> Verdict {
-        for_whom(seen)?;
+        self.check_asked(seen)?;
         let (proto, external, sender) = (seen.proto, before.destination, *seen.source.ip());
         if !self.ever.contains(&sender) {
             return Err(format!("{sender} is no external address"));
         }
         let asks = seen.tag.is_some_and(|tag| tag.kind != Kind::Reply);
-        if asks && !self.is_forwarded(proto, external, seen.destination, sender) {
+        // By a forward, or by a mapping that filtering opens (RFC 4787 REQ-9).
+        let leads = self.is_forwarded(at, proto, external, seen.destination, sender)
+            || self.may_be_open(at, proto, seen.destination, external, seen.source);
+        if asks && !leads {
             return Err(format!(
                 "{external} does not lead to {} for {sender}",
                 seen.destination
             ));
         }
-        let sure = self.is_of_now(at);
+        let settled = self.is_of_now(at);
         let near = (before.source, before.destination, seen.source);
         let far = (seen.destination, seen.source, before.destination);
         for (way, (internal, remote, external)) in [near, far].into_iter().enumerate() {
@@ -317,10 +354,10 @@ impl Oracle {
                     return Err(format!("{internal} was {} to it", session.external));
                 }
                 Some(_) => {}
-                None => self.begin(sure, proto, internal, remote, external),
+                None => self.begin(settled.then_some(at), proto, internal, remote, external),
             }
             if way == 0 {
-                self.check_unshared(now, proto, internal, external, remote, &live)?;
+                self.check_unshared(now, settled, proto, internal, external, remote, &live)?;
             }
             let key = (proto, internal, remote);
             self.shake(&key, seen, way);
@@ -351,10 +388,20 @@ impl Oracle {
                 self.try_unseen(number);
             }
         }
-        let lost = due.into_iter().find(|(number, _)| !left.contains(number));
+        self.check_told()?;
+        let missed = |number: &u32, why: &str| {
+            let crowded_out = why == NO_SESSION_YET
+                && self
+                    .entered
+                    .get(number)
+                    .is_some_and(|entered| !self.has_quota(&entered.seen));
+            !left.contains(number) && !crowded_out
+        };
+        let lost = due.into_iter().find(|(number, why)| missed(number, why));
         if self.entered.len() > 4096 {
             let newest = *self.entered.keys().next_back().expect("many");
             self.entered.retain(|number, _| number + 2048 > newest);
+            self.refused.retain(|number| number + 2048 > newest);
         }
         let Some((number, why)) = lost else {
             return Ok(());
@@ -369,91 +416,14 @@ impl Oracle {
         ))
     }
 
-    /// Packets in the gateway's hands are lost.
-    pub fn killed(&mut self) {
-        self.due.clear();
-    }
-
-    /// The gateway has lost its tables.
-    pub fn forget_sessions(&mut self) {
-        self.sessions.clear();
-        self.wire.clear();
-        self.trials.values_mut().for_each(|trial| trial.at = 0);
+    /// When a packet came to the gateway.
+    pub fn came_at(&self, number: u32) -> Option<u64> {
+        self.entered.get(&number).map(|entered| entered.at)
     }
 
     /// A packet found no room on its way in.
     pub fn turned_away(&mut self, number: u32) {
         self.due.retain(|(due, _)| *due != number);
-    }
-
-    /// The rules change; the gateway follows by and by.
-    pub fn change(&mut self, now: u64, rules: Rules) {
-        let old = std::mem::replace(&mut self.rules, rules);
-        let dead = |oracle: &Oracle| {
-            let lives =
-                |(key, session): (&Pair, &Session)| !oracle.surely_lives(now, key.0, session);
-            oracle
-                .sessions
-                .iter()
-                .filter(|pair| lives(*pair))
-                .map(|(key, _)| *key)
-                .collect::<Vec<_>>()
-        };
-        let mut ended = dead(self);
-        let new = std::mem::replace(&mut self.rules, old.clone());
-        ended.extend(dead(self));
-        self.rules = new;
-        let (old_pool, new_pool) = (old.pool(), self.rules.pool());
-        for (key, session) in &self.sessions {
-            let stays = old_pool.contains(session.external.ip())
-                && new_pool.contains(session.external.ip());
-            let forward = |rules: &Rules| rules.forward_at(key.0, session.external).cloned();
-            let target = |rules: &Rules| rules.is_target(key.0, key.1);
-            let far = |rules: &Rules, pool: &[Ipv4Addr]| {
-                (
-                    rules.forward_at(key.0, key.2).cloned(),
-                    pool.contains(key.2.ip()),
-                )
-            };
-            let moved = forward(&old) != forward(&self.rules)
-                || target(&old) != target(&self.rules)
-                || far(&old, &old_pool) != far(&self.rules, &new_pool);
-            if !stays || moved {
-                ended.push(*key);
-            }
-        }
-        for key in ended {
-            self.sessions.remove(&key);
-        }
-        self.earlier.push(old);
-        self.ever.extend(new_pool);
-    }
-
-    /// The gateway acts by the newest rules alone.
-    pub fn settle(&mut self, now: u64) {
-        self.settled_at = now;
-        self.earlier.clear();
-        let rules = &self.rules;
-        let pool = rules.pool();
-        for (key, trial) in &mut self.trials {
-            let stays = trial
-                .external
-                .is_none_or(|external| pool.contains(external.ip()));
-            let forward = trial
-                .external
-                .and_then(|external| rules.forward_at(key.0, external));
-            let admitted = forward.is_some_and(|f| f.target == key.1 && f.allows(*key.2.ip()));
-            if !stays || trial.by_forward && !admitted {
-                trial.at = 0;
-            }
-        }
-    }
-
-    pub fn is_settled(&self) -> bool {
-        self.earlier.is_empty()
-    }
-
-    pub fn pool(&self) -> Vec<Ipv4Addr> {
-        self.rules.pool()
+        self.untold.retain(|untold| *untold != number);
     }
 }

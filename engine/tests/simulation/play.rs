@@ -34,6 +34,8 @@ pub struct Tally {
     pub happenings: u64,
     /// Packets that had to pass, because their session surely lived.
     pub insisted: u64,
+    /// Packets that had to be refused by the policy, and their senders told.
+    pub refused: u64,
     /// Sessions that the gateway made.
     pub created: u64,
     pub calm: u64,
@@ -47,6 +49,7 @@ impl Tally {
         self.replies += other.replies;
         self.happenings += other.happenings;
         self.insisted += other.insisted;
+        self.refused += other.refused;
         self.created += other.created;
         self.calm += other.calm;
         self.restarts += other.restarts;
@@ -70,6 +73,8 @@ pub struct Play<'j> {
     pub clear_from: u64,
     /// The addresses of the external interface.
     pub present: Vec<Ipv4Addr>,
+    /// Since when it has any, again.
+    pub connected_at: u64,
     /// Frames that came by outside lately.
     pub heard: VecDeque<Seen>,
     /// So many of the next packets outside meet a router's complaint.
@@ -151,6 +156,7 @@ impl<'j> Play<'j> {
             troubles: Vec::new(),
             clear_from: 0,
             present: vec![EXTERNAL],
+            connected_at: 0,
             heard: VecDeque::new(),
             complaints: 0,
             dies_after: None,
@@ -179,13 +185,14 @@ impl<'j> Play<'j> {
             }
             false => "interface = \"eth0\"\n",
         };
-        format!("internal = \"10.77.0.0/24\"\n{interfaces}{}", rules.text())
+        let (head, tables) = (rules.head(), rules.text());
+        format!("internal = \"10.77.0.0/24\"\n{head}{interfaces}{tables}")
     }
 
     /// Plays to the end.
     pub fn run(mut self) -> Result<Tally, String> {
         self.populate();
-        while let Some((at, event)) = self.network.next() {
+        while let Some((at, event)) = self.next_event()? {
             self.pass_to(at)?;
             self.take_place(at, event)?;
             self.steps += 1;
@@ -198,8 +205,17 @@ impl<'j> Play<'j> {
         }
         self.end()?;
         self.tally.insisted = self.oracle.insisted;
+        self.tally.refused = self.oracle.refusals;
         self.tally.packets = u64::from(self.number);
         Ok(self.tally)
+    }
+
+    /// What happens next; first the gateway is through with what came, as its answers may be sooner.
+    fn next_event(&mut self) -> Result<Option<(u64, Event)>, String> {
+        if self.pending && self.network.peek().is_none_or(|at| at > self.now) {
+            self.work()?;
+        }
+        Ok(self.network.next())
     }
 
     pub fn look(&mut self) -> Course {
@@ -310,7 +326,7 @@ impl<'j> Play<'j> {
             self.tally.restarts += 1;
             if empty {
                 self.world.restart_empty();
-                self.oracle.forget_sessions();
+                self.oracle.forget_sessions(self.now);
             } else {
                 self.world.restart();
             }
@@ -337,7 +353,7 @@ impl<'j> Play<'j> {
             self.journal.packet(self.now, "leaves", to, &seen);
             let judged = self.oracle.leave(self.now, to, &seen);
             judged.map_err(|what| format!("{seen}: {what}"))?;
-            check_receiver(&seen, &frame)?;
+            check_receiver(&seen, &frame, self.is_off_net(&seen))?;
             if inside {
                 self.network
                     .carry(self.now, &mut self.dice, &Event::Reach(to, frame));
@@ -351,6 +367,12 @@ impl<'j> Play<'j> {
             self.oracle.settle(self.now);
         }
         Ok(())
+    }
+
+    /// May a packet have been judged while the external interface was connected to no network?
+    fn is_off_net(&self, seen: &Seen) -> bool {
+        let came_at = seen.tag.and_then(|tag| self.oracle.came_at(tag.number));
+        self.present.is_empty() || came_at.unwrap_or(0) < self.connected_at
     }
 
     /// Time passes, with rounds in between as a worker makes them.
@@ -439,7 +461,7 @@ impl<'j> Play<'j> {
             self.add_flow(Side::Inside, proto);
         }
         let first = self.flows.len() - 3;
-        while let Some((at, event)) = self.network.next() {
+        while let Some((at, event)) = self.next_event()? {
             self.pass_to(at)?;
             self.take_place(at, event)?;
         }

@@ -18,6 +18,30 @@ const OWN: [Ipv4Addr; 3] = [
 /// Places for pool addresses: more than there are at a time.
 pub const ADDRESSES_MAX: u16 = 4;
 
+/// A server that clients may not reach, where the operator wants that.
+pub const DENIED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// A quota that is more than the usual clients of a world need.
+pub const AMPLE_QUOTA: u32 = 24;
+
+/// What a client is told that is refused a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRefusal {
+    HostUnreachable,
+    AdminProhibited,
+    Silent,
+}
+
+impl OnRefusal {
+    /// Type and code of the ICMP error.
+    pub fn answer(self) -> Option<(u8, u8)> {
+        match self {
+            OnRefusal::HostUnreachable => Some((3, 1)),
+            OnRefusal::AdminProhibited => Some((3, 13)),
+            OnRefusal::Silent => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filtering {
     Edf,
@@ -110,7 +134,11 @@ pub struct Rules {
     pub ports: (u16, u16),
     pub forwards: Vec<Forward>,
     pub timers: Timers,
-    pub silent: bool,
+    pub on_refusal: OnRefusal,
+    /// Sessions that a client may have, of each protocol.
+    pub quota: Option<u32>,
+    /// [`DENIED`] is not to be reached.
+    pub denies: bool,
 }
 
 impl Rules {
@@ -131,14 +159,35 @@ impl Rules {
             ports: (20_000, 29_999),
             forwards: Vec::new(),
             timers: dice.pick(&[RFC, CONNTRACK, CLOUD, SHORT, SHORT, SHORT]),
-            silent: dice.chance(200),
+            on_refusal: match dice.below(10) {
+                0 | 1 => OnRefusal::Silent,
+                2 | 3 => OnRefusal::AdminProhibited,
+                _ => OnRefusal::HostUnreachable,
+            },
+            quota: None,
+            denies: dice.chance(250),
         };
+        rules.draw_quota(dice, ample);
         if !ample && dice.chance(600) {
             rules.ports.1 = rules.ports.0 + dice.pick(&[1, 3, 7, 31]);
         }
         rules.draw_behaviour(dice);
         rules.draw_forwards(dice, hosts);
         rules
+    }
+
+    fn draw_quota(&mut self, dice: &mut Dice, ample: bool) {
+        let quota = if ample {
+            AMPLE_QUOTA
+        } else {
+            dice.pick(&[1, 2, 5, 12])
+        };
+        self.quota = dice.chance(300).then_some(quota);
+    }
+
+    /// May nobody inside begin to talk with it?
+    pub fn denies(&self, remote: Ipv4Addr) -> bool {
+        self.denies && remote == DENIED
     }
 
     fn draw_behaviour(&mut self, dice: &mut Dice) {
@@ -183,7 +232,9 @@ impl Rules {
 
     /// Something else is wanted from now on.
     pub fn redraw(&mut self, dice: &mut Dice, hosts: &[Ipv4Addr]) {
-        match dice.below(4) {
+        match dice.below(6) {
+            4 => self.draw_quota(dice, false),
+            5 => self.denies = !self.denies,
             0 => self.draw_behaviour(dice),
             1 => self.timers = dice.pick(&[RFC, CLOUD, SHORT, SHORT]),
             2 if !self.own.is_empty() => {
@@ -228,7 +279,15 @@ impl Rules {
             .any(|forward| forward.proto == proto && forward.target == end)
     }
 
-    /// The configuration file, but for `internal` and the interfaces.
+    /// The configuration file's first keys, beside `internal` and the interfaces.
+    pub fn head(&self) -> String {
+        match self.denies {
+            true => format!("deny = [\"{DENIED}/32\"]\n"),
+            false => String::new(),
+        }
+    }
+
+    /// The configuration file's tables, but for the interfaces.
     pub fn text(&self) -> String {
         let mut text = String::from("[pool]\n");
         if !self.own.is_empty() {
@@ -252,9 +311,14 @@ impl Rules {
             self.inbound_refresh,
             self.timers.text()
         );
-        text += "[icmp]\nunsolicited = \"silent\"\n";
-        if self.silent {
-            text += "on_refusal = \"silent\"\n";
+        text += match self.on_refusal {
+            OnRefusal::HostUnreachable => "[icmp]\n",
+            OnRefusal::AdminProhibited => "[icmp]\non_refusal = \"admin-prohibited\"\n",
+            OnRefusal::Silent => "[icmp]\non_refusal = \"silent\"\n",
+        };
+        text += "unsolicited = \"silent\"\n";
+        if let Some(quota) = self.quota {
+            text += &format!("[limits]\nsessions_per_subscriber = {quota}\n");
         }
         for forward in &self.forwards {
             let Forward {

@@ -12,13 +12,15 @@ use super::network::{Event, Trouble};
 use super::oracle::Side;
 use super::packet::{End, Proto, Sum};
 use super::play::{Course, Play};
-use super::rules::{Forward, LATER};
+use super::rules::{DENIED, Forward, LATER};
 
 pub const SERVERS: [Ipv4Addr; 3] = [
     Ipv4Addr::new(203, 0, 113, 80),
     Ipv4Addr::new(203, 0, 113, 81),
-    Ipv4Addr::new(192, 0, 2, 1),
+    DENIED,
 ];
+/// A host that nobody else's conversations are with, and that takes what it can get.
+pub const GREEDY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 99);
 /// Ports of clients: the same for all hosts, and some of the pool.
 pub const PORTS: [u16; 6] = [20_000, 20_001, 20_002, 40_000, 40_001, 5000];
 /// A network that loses its route at times.
@@ -93,7 +95,10 @@ impl Play<'_> {
             Proto::Udp => 53,
             Proto::Tcp => self.dice.pick(&[80, 443]),
         };
-        End::new(self.dice.pick(&SERVERS), port)
+        // In all calm nobody asks in vain.
+        let denied = self.calm && self.rules.denies;
+        let count = SERVERS.len() - usize::from(denied);
+        End::new(self.dice.pick(&SERVERS[..count]), port)
     }
 
     /// A local endpoint that has no flow with this remote one yet.
@@ -154,7 +159,9 @@ impl Play<'_> {
     pub fn happen(&mut self) -> Course {
         self.tally.happenings += 1;
         if self.calm {
-            return match self.dice.below(4) {
+            return match self.dice.below(6) {
+                4 => self.trespass(),
+                5 => self.hoard(),
                 0 => self.router_complains(),
                 1 => self.knock(),
                 2 => self.port_scan(),
@@ -165,7 +172,9 @@ impl Play<'_> {
                 }
             };
         }
-        match self.dice.below(20) {
+        match self.dice.below(22) {
+            20 => self.trespass(),
+            21 => self.hoard(),
             0 | 1 => self.new_rules(),
             2 | 3 => self.restart(),
             4 => self.begin(Trouble::Neighbours),
@@ -284,6 +293,9 @@ impl Play<'_> {
             .say(self.now, format!("the interface has {addresses:?}"));
         let nets = addresses.iter().map(|addr| Ipv4Net::new_assert(*addr, 24));
         self.world.set_external(nets.collect());
+        if self.present.is_empty() && !addresses.is_empty() {
+            self.connected_at = self.now;
+        }
         self.present = addresses;
         let before = self.rules.shared;
         self.rules.follow(&self.present);

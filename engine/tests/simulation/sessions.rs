@@ -16,6 +16,8 @@ const SLACK_MS: u64 = 4_100;
 #[derive(Clone, Debug)]
 pub struct Session {
     pub external: End,
+    /// When the packet came that began it.
+    pub since: u64,
     /// When packets came that went out, and in; 0 for never.
     pub out_at: u64,
     pub in_at: u64,
@@ -27,6 +29,8 @@ pub struct Session {
     pub reset: bool,
     /// Its far end is inside, too.
     pub hairpin: bool,
+    /// It surely counts in its client's quota.
+    pub counted: bool,
     /// It was made when an internal endpoint had one mapping.
     pub eim: bool,
 }
@@ -38,13 +42,20 @@ impl Session {
 }
 
 /// A session that may be there.
+#[derive(Default)]
 pub struct Trial {
     pub at: u64,
     /// The trial before.
     pub before: u64,
+    /// When something came in by the session that kept nothing alive.
+    pub heard: u64,
     pub external: Option<End>,
     /// Only a forward can have let it in.
     pub by_forward: bool,
+    /// The other side may have opened it.
+    pub by_outside: bool,
+    /// It was ended. Its mapping lives as long as it would have.
+    pub ended: bool,
 }
 
 impl Oracle {
@@ -63,6 +74,16 @@ impl Oracle {
         self.all_rules().map(of).max().unwrap_or(0)
     }
 
+    /// The shortest that a session may live after its last packet.
+    pub fn shortest_ms(&self, proto: Proto) -> u64 {
+        let timers = self.rules.timers;
+        match proto {
+            Proto::Udp => timers.udp,
+            Proto::Icmp => timers.icmp,
+            Proto::Tcp => timers.open.min(timers.close).min(timers.idle),
+        }
+    }
+
     pub fn surely_lives(&self, now: u64, proto: Proto, session: &Session) -> bool {
         // Half-open from outside, it gives way to others.
         let [_, syn_in, _, ack_in] = session.shakes;
@@ -77,10 +98,8 @@ impl Oracle {
             session.out_at
         };
         let timeout = match proto {
-            Proto::Udp => timers.udp,
-            Proto::Icmp => timers.icmp,
             Proto::Tcp if session.is_established() => timers.idle,
-            Proto::Tcp => timers.open.min(timers.close).min(timers.idle),
+            _ => self.shortest_ms(proto),
         };
         last > 0 && now - last < timeout
     }
@@ -106,27 +125,34 @@ impl Oracle {
     pub fn try_out(&mut self, now: u64, proto: Proto, internal: End, remote: End) {
         let longest = self.longest_ms(proto);
         let settled = self.earlier.is_empty();
-        let trial = self
-            .trials
-            .entry((proto, internal, remote))
-            .or_insert(Trial {
-                at: 0,
-                before: 0,
-                external: None,
-                by_forward: false,
-            });
+        let known = self.is_external_known(now, proto, internal, remote);
+        let trial = self.trials.entry((proto, internal, remote)).or_default();
         trial.by_forward &= settled && now - trial.at <= longest;
-        if !settled {
+        trial.by_outside &= now - trial.at <= longest;
+        if !settled || !known {
             trial.external = None;
         }
-        (trial.before, trial.at) = (trial.at, now);
+        (trial.before, trial.at, trial.ended) = (trial.at, now, false);
+    }
+
+    /// Does an internal endpoint surely have the external one to this remote endpoint that it had?
+    fn is_external_known(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
+        let mut of_endpoint = self.sessions.range(at_endpoint(proto, internal));
+        of_endpoint.any(|((.., far), session)| {
+            (session.eim || *far == remote) && self.surely_lives(now, proto, session)
+        })
     }
 
     /// If a session begins with the packet at hand: is it surely an `eim` one?
     pub fn is_eim_now(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
+        self.rules.eim && self.is_new(now, proto, internal, remote)
+    }
+
+    /// If a session begins with the packet at hand: surely by the rules of now, and not before?
+    pub fn is_new(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
         let trial = self.trials.get(&(proto, internal, remote));
         let old = trial.is_some_and(|trial| now - trial.before <= self.longest_ms(proto));
-        self.rules.eim && self.earlier.is_empty() && !old
+        self.earlier.is_empty() && !old
     }
 
     /// Did the gateway judge what came then by the rules of now alone?
@@ -134,21 +160,30 @@ impl Oracle {
         self.earlier.is_empty() && at >= self.settled_at
     }
 
-    /// A session began, or one that surely lived no more goes on. `sure`: it is known by which
-    /// rules.
-    pub fn begin(&mut self, sure: bool, proto: Proto, internal: End, remote: End, external: End) {
-        if !sure {
+    /// A session began, or one that surely lived no more goes on. `since`: when, if it is known by
+    /// which rules.
+    pub fn begin(
+        &mut self,
+        since: Option<u64>,
+        proto: Proto,
+        internal: End,
+        remote: End,
+        external: End,
+    ) {
+        let Some(since) = since else {
             self.sessions.remove(&(proto, internal, remote));
             return;
-        }
+        };
         let session = Session {
             external,
+            since,
             out_at: 0,
             in_at: 0,
             shakes: [false; 4],
             ends: false,
             reset: false,
             hairpin: self.in_pool(*remote.ip()),
+            counted: false,
             eim: self.is_eim_now(self.now, proto, internal, remote),
         };
         self.sessions.insert((proto, internal, remote), session);
@@ -172,20 +207,19 @@ impl Oracle {
     pub fn try_in(&mut self, now: u64, settled: bool, key: Pair, external: End) {
         let (proto, internal, remote) = key;
         let by_session = self.may_live(now, proto, internal, remote);
-        let by_forward = self.is_forwarded(proto, external, internal, *remote.ip());
+        let by_forward = self.is_forwarded(now, proto, external, internal, *remote.ip());
         let by_mapping = self.may_be_open(now, proto, internal, external, remote);
         let refreshes = proto == Proto::Tcp || self.all_rules().any(|rules| rules.inbound_refresh);
+        if by_session && let Some(trial) = self.trials.get_mut(&key) {
+            trial.heard = now;
+        }
         if by_forward || by_mapping || by_session && refreshes {
-            let trial = self.trials.entry(key).or_insert(Trial {
-                at: 0,
-                before: 0,
-                external: None,
-                by_forward: false,
-            });
+            let trial = self.trials.entry(key).or_default();
+            trial.by_outside |= by_forward || by_mapping;
             if !by_session {
                 trial.by_forward = settled && !by_mapping;
             }
-            (trial.at, trial.external) = (now, Some(external));
+            (trial.at, trial.external, trial.ended) = (now, Some(external), false);
         }
     }
 
@@ -203,23 +237,35 @@ impl Oracle {
         internals.extend(forwards.map(|forward| forward.target));
         let settled = self.is_of_now(at);
         for internal in internals {
-            self.try_in(at, settled, (proto, internal, remote), external);
+            let key = (proto, internal, remote);
+            let known = self.trials.get(&key).and_then(|trial| trial.external);
+            self.try_in(at, settled, key, external);
+            // It may have been for a session that had this endpoint earlier, and was lost.
+            if let Some(trial) = self.trials.get_mut(&key)
+                && known.is_some_and(|known| known != external)
+            {
+                trial.external = None;
+            }
         }
     }
 
     pub fn may_live(&self, now: u64, proto: Proto, internal: End, remote: End) -> bool {
         let trial = self.trials.get(&(proto, internal, remote));
-        trial.is_some_and(|trial| now - trial.at <= self.longest_ms(proto))
+        trial.is_some_and(|trial| {
+            !trial.ended && now.saturating_sub(trial.at) <= self.longest_ms(proto)
+        })
     }
 
+    /// Did a forward lead there, at this time or since?
     pub fn is_forwarded(
         &self,
+        at: u64,
         proto: Proto,
         external: End,
         internal: End,
         remote: Ipv4Addr,
     ) -> bool {
-        self.all_rules().any(|rules| {
+        self.rules_since(at).any(|rules| {
             let forward = rules.forward_at(proto, external);
             forward.is_some_and(|forward| forward.target == internal && forward.allows(remote))
         })
@@ -235,7 +281,7 @@ impl Oracle {
         remote: End,
     ) -> bool {
         let filtering = |filtering| {
-            self.all_rules()
+            self.rules_since(now)
                 .any(|rules| rules.eim && rules.filtering == filtering)
         };
         let (eif, adf) = (filtering(Filtering::Eif), filtering(Filtering::Adf));
@@ -244,7 +290,8 @@ impl Oracle {
         proto != Proto::Icmp
             && trials.any(|((.., other), trial)| {
                 let fits = trial.external.is_none_or(|known| known == external);
-                fits && now - trial.at <= longest && (eif || adf && other.ip() == remote.ip())
+                fits && now.saturating_sub(trial.at) <= longest
+                    && (eif || adf && other.ip() == remote.ip())
             })
     }
 }

@@ -1,5 +1,8 @@
 //! What strangers do to a gateway, outside and inside.
 
+use std::net::Ipv4Addr;
+use std::ops::Range;
+
 use engine::world::EXTERNAL;
 
 use super::fragments::cut;
@@ -7,7 +10,8 @@ use super::network::Event;
 use super::oracle::Side;
 use super::packet::{ACK, Draft, End, FIN, Kind, Proto, RST, SYN, Seen, Segment, Sum};
 use super::play::{Course, NO_FLOW, Play};
-use super::script::{PORTS, SERVERS};
+use super::rules::DENIED;
+use super::script::{GREEDY, PORTS, SERVERS};
 
 impl Play<'_> {
     /// Packets of strangers to external endpoints that are in use.
@@ -110,28 +114,66 @@ impl Play<'_> {
     /// A host inside asks very many at once, and waits for nobody.
     pub fn crowd(&mut self) -> Course {
         let host = self.dice.pick(&self.hosts);
+        let count = self.dice.between(10, 90) as u16;
+        self.ask_many(host, 0..count)
+    }
+
+    /// A host inside opens sessions until it has more than its quota, and goes on.
+    pub fn hoard(&mut self) -> Course {
+        let Some(quota) = self.rules.quota else {
+            return Ok(());
+        };
+        let host = if self.calm {
+            GREEDY
+        } else {
+            self.dice.pick(&self.hosts)
+        };
+        let count = quota as u16 + 6;
+        self.ask_many(host, 0..count)
+    }
+
+    /// A host inside asks one that it may not reach.
+    pub fn trespass(&mut self) -> Course {
         let proto = self.dice.pick(&[Proto::Udp, Proto::Tcp, Proto::Icmp]);
-        let (own, remote) = (self.dice.chance(500), self.server(proto));
-        for number in 0..self.dice.between(10, 90) as u16 {
-            let local = End::new(host, 45_000 + if own { number } else { 0 });
-            let port = if own { remote.port() } else { 30_000 + number };
-            let port = if proto == Proto::Icmp { 0 } else { port };
-            let mut draft = Draft::new(proto, local, End::new(*remote.ip(), port), Kind::Attack);
-            draft.tag.flow = NO_FLOW;
-            if proto == Proto::Icmp {
-                draft.tag.kind = Kind::Request;
-                draft.tag.sum = Sum::Wrong;
-            }
-            if proto == Proto::Tcp {
-                draft.segment = Some(Segment {
-                    seq: 1,
-                    ack: 0,
-                    flags: SYN,
-                });
-            }
-            self.send(Side::Inside, draft);
+        let local = End::new(self.dice.pick(&self.hosts), self.dice.pick(&PORTS));
+        for _ in 0..self.dice.between(1, 4) {
+            self.ask(proto, local, End::new(DENIED, 7));
         }
         Ok(())
+    }
+
+    fn ask_many(&mut self, host: Ipv4Addr, numbers: Range<u16>) -> Course {
+        let proto = self.dice.pick(&[Proto::Udp, Proto::Tcp, Proto::Icmp]);
+        let (own, remote) = (self.dice.chance(500), self.server(proto));
+        for number in numbers {
+            let local = End::new(host, 45_000 + if own { number } else { 0 });
+            let port = if own { remote.port() } else { 30_000 + number };
+            self.ask(proto, local, End::new(*remote.ip(), port));
+        }
+        Ok(())
+    }
+
+    /// One packet from inside that opens a session, and whose answer nobody waits for.
+    fn ask(&mut self, proto: Proto, local: End, remote: End) {
+        let port = if proto == Proto::Icmp {
+            0
+        } else {
+            remote.port()
+        };
+        let mut draft = Draft::new(proto, local, End::new(*remote.ip(), port), Kind::Attack);
+        draft.tag.flow = NO_FLOW;
+        if proto == Proto::Icmp {
+            draft.tag.kind = Kind::Request;
+            draft.tag.sum = Sum::Wrong;
+        }
+        if proto == Proto::Tcp {
+            draft.segment = Some(Segment {
+                seq: 1,
+                ack: 0,
+                flags: SYN,
+            });
+        }
+        self.send(Side::Inside, draft);
     }
 
     /// A router outside has something to say of the next packets; no session minds.
