@@ -509,4 +509,4 @@ fn right_cell(policy: &Policy, census: &Census, place: Place, cell: Cell) -> boo
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests;
+pub(crate) mod tests;

@@ -267,6 +267,29 @@ mod tests {
         work(&ports);
     }
 
+    /// How many kinds are tried before all ports are, for TCP from port 80.
+    fn wishes(ranges: Ranges, keep_class: bool) -> usize {
+        let set = set_of(ranges);
+        let mut policy = crate::check::tests::policy();
+        policy.preserve_port_class = keep_class;
+        Kinds::of(&policy, TCP, &set, 80).wishes().len()
+    }
+
+    /// Where all ports are of one class there is nothing to prefer, and nothing to look for twice.
+    #[test]
+    fn the_class_is_a_wish_only_where_there_are_two() {
+        let cases: [(Ranges, usize); 4] = [
+            (&[(1, 65_535)], 1),
+            (&[(1023, 1024)], 1),
+            (&[(1024, 65_535)], 0),
+            (&[(1, 1023)], 0),
+        ];
+        for (ranges, count) in cases {
+            assert_eq!(wishes(ranges, true), count, "{ranges:?}");
+            assert_eq!(wishes(ranges, false), 0);
+        }
+    }
+
     fn random(state: &mut u64) -> u64 {
         *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

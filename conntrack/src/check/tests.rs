@@ -36,7 +36,7 @@ struct Rig {
 }
 
 /// Ports 1000 to 1999 of one address, `eim` but for TCP, a forward, quotas.
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     let mut ports = PortSet::empty();
     ports.insert_range(1000, 1999);
     let mut quotas = Quotas::NONE;
