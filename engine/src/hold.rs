@@ -84,18 +84,13 @@ impl HoldQueue {
     }
 
     /// Takes out the first frame that has waited too long or that `judge` releases; the order of
-    /// the others stays. `true` beside the frame: its time ran out.
-    pub fn take(
-        &mut self,
-        now: Time,
-        judge: impl Fn(HopNumber) -> Outcome,
-    ) -> Option<(Held, bool)> {
+    /// the others stays.
+    pub fn take(&mut self, now: Time, judge: impl Fn(HopNumber) -> Outcome) -> Option<Held> {
         let late = |held: &Held| now.0.saturating_sub(held.since.0) >= HELD_TIMEOUT_MS;
         let at = self
             .held
             .iter()
             .position(|held| late(held) || judge(held.hop) == Outcome::Release)?;
-        let expired = judge(self.held[at].hop) == Outcome::Wait;
-        Some((self.held.remove(at), expired))
+        Some(self.held.remove(at))
     }
 }

@@ -212,7 +212,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             Verdict::Unanswered(reason) => {
                 if let Ok(packet) = &prepared.parsed {
                     let bytes = self.device.bytes(&frame);
-                    if packet.fragment.is_none() && icmp::may_answer(bytes, packet) {
+                    if packet.fragment.is_none() && self.may_answer(bytes, packet) {
                         self.unanswered.remember(bytes, packet, ingress, now);
                     }
                 }
@@ -300,6 +300,13 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         }
     }
 
+    /// May a packet be answered, as far as the addresses on it tell?
+    fn may_answer(&self, frame: &[u8], packet: &packet::Packet) -> bool {
+        let links = self.gateway.links();
+        let ends = [packet.ipv4.source, packet.ipv4.destination];
+        icmp::may_answer(frame, packet) && !ends.iter().any(|&addr| links.is_broadcast(addr))
+    }
+
     /// Answers with an ICMP error where rules and rate limit allow. The answer is written into the
     /// frame it answers, and goes back where that came from.
     fn reply(
@@ -316,9 +323,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         };
         let links = self.gateway.links();
         let source = links.source_towards(ingress, packet.ipv4.source);
-        let to_all = [packet.ipv4.source, packet.ipv4.destination];
-        let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
-            && !to_all.iter().any(|&addr| links.is_broadcast(addr))
+        let allowed = self.may_answer(self.device.bytes(&frame), packet)
             && source.is_some()
             && self.limiters.of(ingress, kind).allow(now);
         let Some(source) = source.filter(|_| allowed) else {
@@ -365,7 +370,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         let (Ok(packet), Some(mac)) = (&prepared.parsed, link.map(|link| link.mac)) else {
             return self.drop(frame, reason);
         };
-        let allowed = icmp::may_answer(self.device.bytes(&frame), packet)
+        let allowed = self.may_answer(self.device.bytes(&frame), packet)
             && self
                 .limiters
                 .of(ingress, ErrorKind::HostUnreachable)
@@ -490,7 +495,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             HopState::Unresolved => Outcome::Wait,
             HopState::Resolved | HopState::Failed => Outcome::Release,
         };
-        while let Some((held, _)) = self.hold.take(now, judge) {
+        while let Some(held) = self.hold.take(now, judge) {
             self.stats.released.add(1);
             let hop = shared.forwarding.hops().load(held.hop);
             if hop.state != HopState::Resolved {

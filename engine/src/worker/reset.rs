@@ -8,8 +8,9 @@ pub const RESET_FRAME_LEN: usize = IP + ipv4::HEADER_LEN + tcp::HEADER_LEN;
 
 /// Turns a segment's frame into the RST that its receiver would send if it knew no such connection
 /// (RFC 9293 section 3.10.7.1): with the number that the segment acknowledges, or, if it acknowledges
-/// nothing, acknowledging all of it. It goes back to where the segment came from, from `mac`. False, and nothing was written, for what is no whole TCP segment,
-/// and for a RST, which is never answered.
+/// nothing, acknowledging all of it. It goes back to where the segment came from, from `mac`. False,
+/// and nothing was written, for what is no whole TCP segment or has a wrong checksum, and for a RST,
+/// which is never answered.
 pub fn write(frame: &mut [u8], packet: &Packet, mac: [u8; 6], identification: u16) -> bool {
     let segment = frame.get(packet.l4..packet.frame_len());
     let Some((segment, header)) = segment.and_then(|s| Some((s, tcp::Header::new(s)?))) else {
@@ -17,6 +18,11 @@ pub fn write(frame: &mut [u8], packet: &Packet, mac: [u8; 6], identification: u1
     };
     let flags = header.flags();
     if packet.fragment.is_some() || flags & tcp::RST != 0 || frame.len() < RESET_FRAME_LEN {
+        return false;
+    }
+    let ends = (packet.ipv4.source, packet.ipv4.destination);
+    let pseudo = checksum::pseudo_header(ends.0, ends.1, 6, segment.len() as u16);
+    if checksum::fold(pseudo + u64::from(checksum::sum(segment))) != 0xffff {
         return false;
     }
     let data = segment.len().saturating_sub(header.header_len()) as u32;
@@ -100,5 +106,16 @@ mod tests {
         assert_eq!(answer(tcp::FIN, b"data"), Some((0, 6, BOTH)));
         assert_eq!(answer(tcp::RST, b""), None);
         assert_eq!(answer(BOTH, b""), None);
+    }
+
+    /// It may say anything: what it says is not what was sent.
+    #[test]
+    fn a_segment_with_a_wrong_checksum_is_not_answered() {
+        let envelope = Envelope::new(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let mut frame = envelope.tcp(1000, 80, tcp::ACK, b"data");
+        *frame.last_mut().unwrap() ^= 1;
+        let (before, packet) = (frame.clone(), parse(&frame).unwrap());
+        assert!(!write(&mut frame, &packet, [2, 0, 0, 0, 0, 9], 7));
+        assert_eq!(frame, before);
     }
 }
