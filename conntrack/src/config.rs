@@ -279,7 +279,7 @@ impl Quotas {
     };
 
     /// Is there any?
-    pub(crate) fn any(&self) -> bool {
+    pub fn any(&self) -> bool {
         let counts = self.sessions.iter().chain(&self.ports);
         self.mappings_per_second.is_some() || counts.flatten().next().is_some()
     }

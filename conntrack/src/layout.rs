@@ -98,7 +98,8 @@ pub(crate) mod header {
     pub const MAPPINGS: usize = 48;
     /// Ports of dynamic mappings, by protocol.
     pub const PORTS_IN_USE: usize = 49;
-    /// A forward that had more half-open connections than its part.
+    /// Where a forward with many half-open connections is sought next, in the upper 32 bits; the one
+    /// with the most that was found, in the lower.
     pub const GREEDY: usize = 52;
 }
 
@@ -130,6 +131,12 @@ impl TableSize {
     /// All memory divided by `sessions_max`.
     pub fn bytes_per_session(&self) -> f64 {
         self.bytes() as f64 / f64::from(self.sessions_max)
+    }
+
+    /// Subscribers that quotas surely have room to count for: the places that they have, less what
+    /// two lines a subscriber leave unused.
+    pub fn subscribers_max(&self) -> u32 {
+        (subscribers_for(self.sessions_max) / 4 * 3) as u32
     }
 
     /// Are both numbers in their ranges?

@@ -63,8 +63,9 @@ impl<W: Word> Nat<'_, W> {
         }
     }
 
-    /// Has another worker made the session of this packet meanwhile? It holds the lock from before
-    /// it takes anything for it until the session is complete.
+    /// Has another worker made the session of this packet meanwhile? In `edm` it holds this lock from
+    /// before it takes anything for the session until that is complete. In `eim` what a mapping takes
+    /// is taken under the mapping's lock, and whoever comes later finds the mapping.
     pub(crate) fn is_made(&self, at: &At, arrival: &Arrival) -> Result<bool, Refusal> {
         let _held = self.locks.hold([arrival.hash])?;
         let found = self.find(arrival.tuple, arrival.hash)?;

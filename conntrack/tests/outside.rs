@@ -252,6 +252,28 @@ fn floods_at_some_forwards_leave_others_their_part() {
     rig.check();
 }
 
+/// The flooded ones are found among a thousand.
+#[test]
+fn floods_at_four_of_a_thousand_forwards() {
+    let mut policy = policy(EDM, EDF);
+    let at = |port: u16| format!("198.51.100.1:{port}");
+    policy.forwards = (2000..3000)
+        .map(|port| forward(TCP, &at(port), &format!("10.0.0.2:{port}"), &[]))
+        .collect();
+    let mut rig = rig(policy, 1 << 14);
+    for i in 0..10_000 {
+        let port = 2900 + (i % 4) as u16;
+        rig.from(forged(i), TcpSyn, &at(port)).unwrap();
+    }
+    assert_eq!(rig.nat.totals().sessions_half_open, 2048);
+    for port in (2000..2900).step_by(7) {
+        let remote = client(port.into());
+        rig.enter(remote, &at(port), &format!("10.0.0.2:{port}"))
+            .unwrap();
+    }
+    rig.check();
+}
+
 #[test]
 fn udp_to_a_forward_stops_at_its_limit() {
     let mut policy = policy(EDM, EDF);

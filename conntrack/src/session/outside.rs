@@ -12,8 +12,8 @@
 //! `tcp-trans-open`. The oldest, not any: an honest handshake needs one round trip, and gets
 //! `limit / rate` of time whatever else happens, while with a victim drawn by lot some are lost at
 //! any rate. Because of this the timer of half-open connections need not be shorter than RFC 5382
-//! REQ-5 asks. Where a share that forwards have in common is used up, and this one has no more than
-//! its part of it, another's gives way: else floods at four forwards would shut all others. Everything else that meets a limit is refused; nothing that was open ever gives way.
+//! REQ-5 asks. Where a share that forwards have in common is used up, the one with the most half-open
+//! connections gives way: else floods at four forwards would shut all others. Everything else that meets a limit is refused; nothing that was open ever gives way.
 //!
 //! | word | upper 32 bits | lower 32 bits |
 //! | --- | --- | --- |
@@ -45,6 +45,8 @@ const COUNTS: usize = 1;
 const ENDS: usize = 2;
 const LOCK: usize = 3;
 
+/// Forwards that one SYN looks at for one that should give way.
+const GREEDY_LOOKS: u32 = 64;
 /// Half-open connections that one SYN may push out: more than one only if another worker takes the
 /// room.
 const EVICTIONS_MAX: usize = 3;
@@ -260,29 +262,40 @@ impl<W: Word> Nat<'_, W> {
 
     /// Ends a half-open connection in favour of a new one of this forward that met a limit.
     fn make_way(&self, at: &At, forward: u32, limit: Refusal) -> bool {
-        let (_, half_open) = self.forwards.counts(forward);
-        let part = self.share(8) / (at.policy.forwards.len().max(1) as u32);
         let own = match limit {
             Refusal::ForwardInboundLimit => true,
-            Refusal::InboundLimit => half_open > part,
-            Refusal::HalfOpenLimit => half_open > part || half_open >= self.half_open_max(at),
+            Refusal::HalfOpenLimit => self.forwards.counts(forward).1 >= self.half_open_max(at),
+            Refusal::InboundLimit => false,
             _ => return false,
         };
-        let greedy = || self.greedy_forward(part).unwrap_or(forward);
+        let greedy = || self.greediest(forward);
         self.evict_half_open(at, if own { forward } else { greedy() })
     }
 
-    /// A forward with more half-open connections than this, the one found last if it still has.
-    fn greedy_forward(&self, part: u32) -> Option<u32> {
-        let hint = &self.header[header::GREEDY];
-        let is_greedy = |number: &u32| self.forwards.counts(*number).1 > part;
-        let last = hint.load(Relaxed) as u32;
-        let last = Some(last).filter(|&number| self.forwards.is_valid(number));
-        last.filter(is_greedy).or_else(|| {
-            let found = (1..=FORWARDS_MAX as u32).find(is_greedy)?;
-            hint.store(found.into(), Relaxed);
-            Some(found)
-        })
+    /// The forward with the most half-open connections: of this one, the one found last, and some
+    /// others, each time different ones. To look at all would be a flood's way to cost time.
+    fn greediest(&self, forward: u32) -> u32 {
+        if self.header[header::HALF_OPEN].load(Relaxed) == 0 {
+            return forward;
+        }
+        let max = FORWARDS_MAX as u32;
+        let word = &self.header[header::GREEDY];
+        let last = word.load(Relaxed);
+        let (cursor, last) = ((last >> 32) as u32 % max, last as u32 % (max + 1));
+        let half_open = |number: u32| match number {
+            0 => 0,
+            _ => self.forwards.counts(number).1,
+        };
+        let mut greediest = forward;
+        let others = (0..GREEDY_LOOKS).map(|look| 1 + (cursor + look) % max);
+        for number in others.chain([last]) {
+            if half_open(number) > half_open(greediest) {
+                greediest = number;
+            }
+        }
+        let next = (cursor + GREEDY_LOOKS) % max;
+        word.store(u64::from(next) << 32 | u64::from(greediest), Relaxed);
+        greediest
     }
 
     /// Half-open connections that a forward may have.

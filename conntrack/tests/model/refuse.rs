@@ -100,8 +100,8 @@ impl Reference {
         met
     }
 
-    /// Half-open connections that a SYN pushed out, live or over: its forward's, or, while that has no
-    /// more than its part of what all may have, those of one that has.
+    /// Half-open connections that a SYN pushed out, live or over: its forward's, or those of one that
+    /// has more.
     pub fn give_way(&mut self, packet: &Packet, after: &World, made: Option<u32>) -> Judged {
         let evicted = after.totals.evicted - self.evicted;
         for _ in 0..evicted {
@@ -120,9 +120,7 @@ impl Reference {
                 half_open.filter(|&at| at == forward).count() as u32
             };
             if of != own {
-                let forwards = self.policy.forwards.len() as u32;
-                let part = (self.sessions_max / 8).max(1) / forwards;
-                ensure(has(of) > part && has(own) <= part, || {
+                ensure(has(of) > has(own), || {
                     format!("{own} had {}, but {of} with {} gave way", has(own), has(of))
                 })?;
                 self.seen("half-open of another forward evicted");

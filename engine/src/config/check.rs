@@ -31,6 +31,8 @@ pub(super) fn check(config: &Config, problems: &Problems) {
         forwards(config, &mut found);
     }
     workers(config, &mut found);
+    denied_in_vain(config, &mut found);
+    bursts(config, &mut found);
     problems.borrow_mut().append(&mut found);
 }
 
@@ -64,6 +66,50 @@ fn overlapping_prefixes(config: &Config, found: &mut Vec<Problem>) {
                 .fix(fix);
             found.push(problem.at(prefix.span));
         }
+    }
+}
+
+/// What the kernel carries does not come by conntrack.
+fn denied_in_vain(config: &Config, found: &mut Vec<Problem>) {
+    let others = [(&config.internal, "internal"), (&config.bypass, "bypass")];
+    for denied in &config.deny {
+        for (list, key) in others {
+            let Some(other) = list.iter().find(|o| overlap(&o.value, &denied.value)) else {
+                continue;
+            };
+            let what = format!(
+                "{} in `deny` overlaps {} in `{key}`",
+                denied.value, other.value
+            );
+            let why = match key {
+                "internal" => "what clients send to internal addresses is left to the kernel",
+                _ => "what is bypassed is left to the kernel",
+            };
+            let problem = Problem::warning("denied-in-vain", what).why(why);
+            let fix = "deny that part in the kernel's FORWARD rules";
+            found.push(problem.fix(fix).at(denied.span));
+        }
+    }
+}
+
+/// The clock of a worker counts milliseconds: in one of them no more come through than the burst.
+fn bursts(config: &Config, found: &mut Vec<Problem>) {
+    let quotas = config.limits.quotas;
+    let Some(rate) = quotas.mappings_per_second else {
+        return;
+    };
+    if quotas.mapping_burst < rate.div_ceil(1000) {
+        let what = format!(
+            "`limits.mapping_burst_per_subscriber` is {}, with {rate} a second",
+            quotas.mapping_burst
+        );
+        let why = "time is counted in milliseconds: the rate is not reached with so small a burst";
+        let problem = Problem::warning("burst-too-small", what).why(why);
+        let fix = format!(
+            "write {} or more, or leave the key out",
+            rate.div_ceil(1000)
+        );
+        found.push(problem.fix(fix));
     }
 }
 

@@ -49,6 +49,12 @@ impl<'i> Reader<'_, 'i> {
             return [self.integer(key, min, max).map(|at| at.value); 3];
         };
         let mut values = [None; 3];
+        if table.is_empty() {
+            let what = format!("`{}` is an empty table", self.path(key));
+            let problem = Problem::error("empty-table", what).why("it sets nothing");
+            let fix = "write a number for a protocol, or leave the key out";
+            self.complain(problem.fix(fix).at(self.span_of(key)));
+        }
         for (protocol, value) in self.protocols(key, table) {
             let number = self.integer_of(key, value, min, max);
             values[protocol.index()] = number.map(|at| at.value);

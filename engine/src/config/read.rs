@@ -54,7 +54,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
         internal: internal?,
         interfaces,
         bypass,
-        deny: root.list("deny", values::prefix).unwrap_or_default(),
+        deny: root.list("deny", values::deny_prefix).unwrap_or_default(),
         pool,
         nat,
         timer_profile,
@@ -269,7 +269,7 @@ fn read_quotas(table: Option<&Reader<'_, '_>>) -> Quotas {
     let rate = |key| table.integer(key, 1, MAPPINGS_PER_SECOND_MAX);
     let mappings_per_second = rate("mappings_per_second_per_subscriber");
     let burst = rate("mapping_burst_per_subscriber");
-    if let (Some(_), None) = (&burst, &mappings_per_second) {
+    if burst.is_some() && !table.has("mappings_per_second_per_subscriber") {
         let what = "`limits.mapping_burst_per_subscriber` is set without a rate";
         let problem = Problem::error("burst-without-rate", what);
         let problem = problem.why("a burst is what may come before the rate is felt");

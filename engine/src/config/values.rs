@@ -186,6 +186,17 @@ pub(super) fn bypass_prefix(text: &str) -> Result<Ipv4Net, Problem> {
     Ok(net)
 }
 
+/// A destination prefix that clients may not reach.
+pub(super) fn deny_prefix(text: &str) -> Result<Ipv4Net, Problem> {
+    let net = prefix(text)?;
+    if net.prefix_len() == 0 {
+        let what = format!("\"{text}\" in `deny` is every destination");
+        let problem = Problem::error("bad-prefix", what).why("then nothing would be translated");
+        return Err(problem.fix("name only the destinations that clients may not reach"));
+    }
+    Ok(net)
+}
+
 /// A port or a range of ports.
 pub(super) fn port_range(text: &str) -> Result<PortRange, Problem> {
     let problem = |what: String| {

@@ -106,6 +106,30 @@ pub(super) fn check_memory(
     }
 }
 
+/// Quotas are counted by client, and there is room for so many.
+pub(super) fn subscribers(config: &Config, sessions_max: u32, found: &mut Vec<Problem>) {
+    let size = TableSize {
+        sessions_max,
+        addresses_max: 1,
+    };
+    let room = u64::from(size.subscribers_max());
+    let nets = config.internal.iter();
+    let clients: u64 = nets.map(|net| 1_u64 << (32 - net.value.prefix_len())).sum();
+    if !config.limits.quotas.any() || clients <= room {
+        return;
+    }
+    let what = format!("there are quotas, and {clients} internal addresses");
+    let why = format!(
+        "{sessions_max} sessions have room to count for {room} clients at a time: the others would \
+         be refused (subscribers_full)"
+    );
+    let problem = Problem::warning("many-subscribers", what).why(why);
+    let fix = "narrow `internal` to the clients that there are, or raise tables.sessions_max: a \
+               client for every 22 sessions";
+    let span = config.internal.first().and_then(|net| net.span);
+    found.push(problem.fix(fix).at(span));
+}
+
 /// The CPUs of the workers, one each; empty: the workers run where the system puts them, when the
 /// CPUs could not be read. `queues` is the smallest queue count of the interfaces, if known.
 pub(super) fn workers(

@@ -96,6 +96,7 @@ impl Plan {
         let sessions_max = sessions.unwrap_or_else(|| default_sessions(host.ram_bytes));
         let table_bytes = table_bytes(sessions_max, addresses_max);
         budget::check_memory(config, host, table_bytes, sessions_max, &mut found);
+        budget::subscribers(config, sessions_max, &mut found);
         let queues = facts.iter().flatten().map(|facts| facts.rx_queues);
         let queues = queues.filter(|&queues| queues > 0).min();
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
