@@ -253,8 +253,9 @@ impl Limits {
 
 /// What one subscriber, an internal address, may have (RFC 6888 REQ-4, REQ-5). Counted is what it
 /// opens itself: what comes from outside has limits of its own, or the outside could use up a
-/// subscriber's quota. While none is set, nothing is counted; what was made before one is set never
-/// is.
+/// subscriber's quota. (A port counts as long as its mapping lives, and with
+/// [`Policy::inbound_refresh`] the outside can make that long.) While none is set, nothing is counted;
+/// what was made before one is set never is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quotas {
     /// Sessions, by [`Protocol::index`], at least 1; none: any number.

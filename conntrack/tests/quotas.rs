@@ -227,9 +227,25 @@ fn quotas_that_come_and_go() {
     let more = rig.out(Udp, "10.0.0.1:6002", SERVER);
     assert_eq!(more, Err(Refusal::SubscriberSessions));
     rig.check();
+    // A mapping is there for each of these, so ports have a number of their own.
+    for (ports_max, from, opens) in [
+        (2, "10.0.0.1:6002", false),
+        (3, "10.0.0.1:6002", true),
+        (3, "10.0.0.1:6003", false),
+        (4, "10.0.0.1:6003", true),
+    ] {
+        rig.policy.limits.quotas = ports(1, ports_max);
+        rig.apply();
+        let opened = rig.out(Udp, from, SERVER);
+        match opens {
+            true => drop(opened.unwrap()),
+            false => assert_eq!(opened, Err(Refusal::SubscriberPorts), "{ports_max}"),
+        }
+        rig.check();
+    }
     rig.policy.limits.quotas = Quotas::NONE;
     rig.apply();
-    rig.udp("10.0.0.1:6002", SERVER);
+    rig.udp("10.0.0.1:6004", SERVER);
     rig.check();
     rig.wait(400_000);
     rig.sweep();

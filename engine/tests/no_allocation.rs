@@ -16,11 +16,13 @@ const LAN: usize = 0;
 const WAN: usize = 1;
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
 const OTHER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
+const DENIED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 250);
 const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
 
-const CONFIG: &str = "internal = \"10.77.0.0/24\"\n\
+const CONFIG: &str = "internal = \"10.77.0.0/24\"\ndeny = \"192.0.2.250/32\"\n\
     [[interfaces]]\nname = \"lan0\"\nrole = \"internal\"\n\
     [[interfaces]]\nname = \"wan0\"\nrole = \"external\"\n\
+    [limits]\nsessions_per_subscriber = 100000\n\
     [icmp]\nerrors_per_second = 1000000\n\
     [pool]\nports = \"20000-20999\"\n\
     [tables]\nsessions_max = 2048\n\
@@ -109,6 +111,10 @@ fn refusals() -> Frames {
         ..out()
     };
     vec![
+        (
+            LAN,
+            Envelope::new(CLIENT, DENIED).udp(20_000, 53, b"question"),
+        ),
         (LAN, out().tcp(20_000, 81, ACK, b"midstream")),
         (WAN, back().tcp(4000, 22, SYN, b"")),
         (WAN, Envelope::new(CLIENT, EXTERNAL).udp(1, 2, b"spoofed")),
@@ -226,6 +232,7 @@ fn a_worker_allocates_nothing_after_warm_up() {
         DropReason::NeighbourUnreachable,
         DropReason::HoldFull,
         DropReason::NotIpv4,
+        DropReason::DestinationDenied,
     ] {
         assert!(dropped(reason) > 0, "{}", reason.name());
     }
