@@ -423,7 +423,7 @@ error: "0.0.0.0/0" in `bypass` is every destination
  3 | bypass = "0.0.0.0/0"
    |          ^^^^^^^^^^^
    = why: then nothing would be translated
-   = fix: name only the destinations that the kernel is to forward
+   = fix: name only the destinations that are meant
 "#,
     );
 }

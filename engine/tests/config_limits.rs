@@ -137,7 +137,7 @@ error: "0.0.0.0/0" in `deny` is every destination
  3 | deny = "0.0.0.0/0"
    |        ^^^^^^^^^^^
    = why: then nothing would be translated
-   = fix: name only the destinations that clients may not reach
+   = fix: name only the destinations that are meant
 "#,
     );
 }

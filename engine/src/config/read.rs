@@ -33,7 +33,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
     }
     let interfaces = read_interfaces(root, &mut given);
     let bypass = root
-        .list("bypass", values::bypass_prefix)
+        .list("bypass", values::destination_prefix("bypass"))
         .unwrap_or_default();
     let pool = read_pool(root, &mut given);
     let nat = read_nat(root, &mut given);
@@ -54,7 +54,9 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
         internal: internal?,
         interfaces,
         bypass,
-        deny: root.list("deny", values::deny_prefix).unwrap_or_default(),
+        deny: root
+            .list("deny", values::destination_prefix("deny"))
+            .unwrap_or_default(),
         pool,
         nat,
         timer_profile,

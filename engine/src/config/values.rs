@@ -175,26 +175,18 @@ pub(super) fn internal_prefix(text: &str) -> Result<Ipv4Net, Problem> {
     }
 }
 
-/// A destination prefix to leave to the kernel.
-pub(super) fn bypass_prefix(text: &str) -> Result<Ipv4Net, Problem> {
-    let net = prefix(text)?;
-    if net.prefix_len() == 0 {
-        let what = format!("\"{text}\" in `bypass` is every destination");
-        let problem = Problem::error("bad-prefix", what).why("then nothing would be translated");
-        return Err(problem.fix("name only the destinations that the kernel is to forward"));
+/// A destination prefix of this list, which must not be all destinations.
+pub(super) fn destination_prefix(list: &str) -> impl Fn(&str) -> Result<Ipv4Net, Problem> {
+    move |text| {
+        let net = prefix(text)?;
+        if net.prefix_len() == 0 {
+            let what = format!("\"{text}\" in `{list}` is every destination");
+            let problem = Problem::error("bad-prefix", what);
+            let problem = problem.why("then nothing would be translated");
+            return Err(problem.fix("name only the destinations that are meant"));
+        }
+        Ok(net)
     }
-    Ok(net)
-}
-
-/// A destination prefix that clients may not reach.
-pub(super) fn deny_prefix(text: &str) -> Result<Ipv4Net, Problem> {
-    let net = prefix(text)?;
-    if net.prefix_len() == 0 {
-        let what = format!("\"{text}\" in `deny` is every destination");
-        let problem = Problem::error("bad-prefix", what).why("then nothing would be translated");
-        return Err(problem.fix("name only the destinations that clients may not reach"));
-    }
-    Ok(net)
 }
 
 /// A port or a range of ports.
