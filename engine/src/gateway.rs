@@ -149,13 +149,18 @@ impl<R: Random> Gateway<R> {
         }
     }
 
-    /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
-    /// expired, at a pace at which all workers together visit the whole table once in `cycle_ms`.
-    pub fn sweep(&mut self, now: Time, elapsed_ms: u64, cycle_ms: u64) {
+    /// Records that this worker has to visit in `elapsed_ms`, so that all workers together visit the
+    /// whole table once in `cycle_ms`.
+    pub fn sweep_share(&self, elapsed_ms: u64, cycle_ms: u64) -> u64 {
         let size = self.shared.size;
         let records = 2 * u64::from(size.sessions_max) + size.owned_words() as u64;
         let share = records / self.shared.rulebook.workers() as u64;
-        let budget = (share * elapsed_ms / cycle_ms).clamp(64, 65_536) as u32;
+        (share * elapsed_ms / cycle_ms).max(64)
+    }
+
+    /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
+    /// expired among the next `budget` records.
+    pub fn sweep(&mut self, now: Time, budget: u32) {
         self.shared.nat.sweep(&self.policy, now, budget);
         self.shared.rulebook.carry(&self.shared.nat, now);
     }

@@ -32,6 +32,9 @@ const SWEEP_INTERVAL_MS: u64 = 10;
 /// Time in which the whole table is swept once: an expired session is absent at once, but holds
 /// its memory and port for at most this long.
 const SWEEP_CYCLE_MS: u64 = 10_000;
+/// Records visited in one slice, some tenths of a millisecond: what a sleep has left over is made up
+/// for in rounds of its own.
+const SWEEP_SLICE_MAX: u64 = 65_536;
 
 /// Time between two looks at what the sockets count, which are system calls.
 const SOCKET_COUNTERS_INTERVAL_MS: u64 = 1000;
@@ -60,6 +63,8 @@ pub struct Worker<D, H, R> {
     /// A packet that is being cut into fragments.
     scratch: Vec<u8>,
     swept_at: Time,
+    /// Records that are due to be visited.
+    sweep_due: u64,
     published_at: Time,
 }
 
@@ -90,6 +95,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             queued: vec![0; interfaces],
             scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
+            sweep_due: 0,
             published_at: Time::default(),
         }
     }
@@ -108,8 +114,9 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.release_held(now);
         // Before sending: what it makes leaves in this round.
         if now.0.saturating_sub(self.swept_at.0) >= SWEEP_INTERVAL_MS {
-            self.sweep(now);
+            self.keep_house(now);
         }
+        self.sweep(now);
         self.send();
         if received > 0 {
             self.stats.rounds_busy.add(1);
@@ -119,7 +126,9 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
 
     /// Is something waiting that needs a round soon, without a frame arriving?
     pub fn is_waiting(&self) -> bool {
-        !self.hold.is_empty() || self.transmit.iter().any(|frames| !frames.is_empty())
+        self.sweep_due > 0
+            || !self.hold.is_empty()
+            || self.transmit.iter().any(|frames| !frames.is_empty())
     }
 
     /// The device, to feed it in tests and to wait on.
@@ -547,12 +556,22 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.device.flush();
     }
 
-    /// A slice of housekeeping: frees what has expired, so that a full cycle takes
-    /// [`SWEEP_CYCLE_MS`] however long the worker slept.
+    /// Frees what has expired, so that a full cycle takes [`SWEEP_CYCLE_MS`] however long the worker
+    /// slept.
     fn sweep(&mut self, now: Time) {
+        let slice = self.sweep_due.min(SWEEP_SLICE_MAX);
+        if slice > 0 {
+            self.sweep_due -= slice;
+            self.gateway.sweep(now, slice as u32);
+        }
+    }
+
+    /// What is done at intervals.
+    fn keep_house(&mut self, now: Time) {
         let elapsed_ms = now.0.saturating_sub(self.swept_at.0).min(SWEEP_CYCLE_MS);
         self.swept_at = now;
-        self.gateway.sweep(now, elapsed_ms, SWEEP_CYCLE_MS);
+        let share = |elapsed_ms| self.gateway.sweep_share(elapsed_ms, SWEEP_CYCLE_MS);
+        self.sweep_due = (self.sweep_due + share(elapsed_ms)).min(share(SWEEP_CYCLE_MS));
         self.expire_fragments(now);
         self.answer_syns(now);
         self.announce();

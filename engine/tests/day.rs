@@ -200,3 +200,26 @@ fn own_pool_with_eif_and_hold_down_and_a_bad_wire() {
     };
     day(&config, 1, own, faults);
 }
+
+/// However long a worker slept, what it left undone is made up for at once, in slices.
+#[test]
+fn a_long_sleep_is_made_up_for() {
+    let config = format!("{TOP}{TWO_ARM}[tables]\nsessions_max = 131072\n");
+    let mut world = World::with(&config, Setup::default()).unwrap();
+    for n in 0..70_000_u32 {
+        let client = Ipv4Addr::from(0x0a4d_0005 + n % 400);
+        let server = Ipv4Addr::from(0xcb00_7101 + n / 20_000);
+        let port = 20_000 + (n / 400) as u16;
+        assert!(world.inject(0, &Envelope::new(client, server).udp(port, 53, b"question")));
+        if n % 64 == 63 {
+            world.run();
+            world.take_sent(1);
+        }
+    }
+    world.run();
+    assert_eq!(world.totals().sessions, 70_000);
+    world.advance_ms(400_000);
+    world.pass_ms(10, 2);
+    assert_eq!(world.totals().sessions, 0);
+    world.check_invariants().unwrap();
+}
