@@ -1,10 +1,11 @@
 //! One worker: takes batches of frames from its device, has each judged by the gateway, and carries
 //! the verdict out. A round is one pass over all interfaces; the clock is an argument of it.
 
+mod answer;
 mod reset;
+mod transmit;
 mod unanswered;
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use conntrack::{Random, Time};
@@ -12,15 +13,12 @@ use crossbeam_utils::CachePadded;
 
 use crate::device::{Device, FRAME_SIZE, Frame};
 use crate::drop_reason::DropReason;
-use crate::fragment::{Ends, Splitter};
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome, Pushed};
-use crate::icmp::{self, ErrorKind, Limiters};
-use crate::neighbour::{Hop, HopNumber, HopState};
-use crate::packet;
+use crate::icmp::Limiters;
+use crate::neighbour::{HopNumber, HopState};
 use crate::stats::WorkerStats;
 use crate::wire::ethernet;
-use crate::worker::reset::RESET_FRAME_LEN;
 use crate::worker::unanswered::Unanswered;
 
 /// Frames taken from one interface in a round.
@@ -309,191 +307,6 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         }
     }
 
-    /// May a packet be answered, as far as the addresses on it tell?
-    fn may_answer(&self, frame: &[u8], packet: &packet::Packet) -> bool {
-        let links = self.gateway.links();
-        let ends = [packet.ipv4.source, packet.ipv4.destination];
-        icmp::may_answer(frame, packet) && !ends.iter().any(|&addr| links.is_broadcast(addr))
-    }
-
-    /// Answers with an ICMP error where rules and rate limit allow. The answer is written into the
-    /// frame it answers, and goes back where that came from.
-    fn reply(
-        &mut self,
-        mut frame: Frame,
-        prepared: &Prepared,
-        ingress: u8,
-        kind: ErrorKind,
-        reason: DropReason,
-        now: Time,
-    ) {
-        let Ok(packet) = &prepared.parsed else {
-            return self.drop(frame, reason);
-        };
-        let links = self.gateway.links();
-        let source = links.source_towards(ingress, packet.ipv4.source);
-        let allowed = self.may_answer(self.device.bytes(&frame), packet)
-            && source.is_some()
-            && self.limiters.of(ingress, kind).allow(now);
-        let Some(source) = source.filter(|_| allowed) else {
-            self.stats.errors_suppressed.add(1);
-            return self.drop(frame, reason);
-        };
-        let identification = self.identification(source, packet.ipv4.source, 1);
-        // The answer fits the link that it leaves by, however small.
-        let mtu = self
-            .gateway
-            .links()
-            .links
-            .get(usize::from(ingress))
-            .map_or(0, |link| link.mtu);
-        let quoted = usize::from(mtu).saturating_sub(icmp::QUOTE_OFFSET);
-        let (offset, len) = (self.device.offset(&frame), frame.len());
-        let len = len.min(ethernet::HEADER_LEN + quoted);
-        let slot = self.device.resize(&mut frame, offset, len);
-        let (offset, len) = icmp::write_error(
-            slot,
-            offset,
-            len,
-            &packet.ipv4,
-            kind,
-            source,
-            identification,
-        );
-        self.device.resize(&mut frame, offset, len);
-        self.stats.count_drop(reason);
-        self.stats.made.add(1);
-        self.enqueue(frame, ingress, None);
-    }
-
-    /// Answers a segment with a RST, within the rules and the rate limit of ICMP errors.
-    fn reset(
-        &mut self,
-        mut frame: Frame,
-        prepared: &Prepared,
-        ingress: u8,
-        reason: DropReason,
-        now: Time,
-    ) {
-        let link = self.gateway.links().links.get(usize::from(ingress));
-        let (Ok(packet), Some(mac)) = (&prepared.parsed, link.map(|link| link.mac)) else {
-            return self.drop(frame, reason);
-        };
-        let allowed = self.may_answer(self.device.bytes(&frame), packet)
-            && self
-                .limiters
-                .of(ingress, ErrorKind::HostUnreachable)
-                .allow(now);
-        let ipv4 = &packet.ipv4;
-        let identification = self.identification(ipv4.destination, ipv4.source, ipv4.protocol);
-        if !allowed || !reset::write(self.device.bytes_mut(&frame), packet, mac, identification) {
-            self.stats.errors_suppressed.add(1);
-            return self.drop(frame, reason);
-        }
-        let offset = self.device.offset(&frame);
-        self.device.resize(&mut frame, offset, RESET_FRAME_LEN);
-        self.stats.count_drop(reason);
-        self.stats.made.add(1);
-        self.enqueue(frame, ingress, None);
-    }
-
-    /// For a packet of our own.
-    fn identification(&self, source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) -> u16 {
-        let ends = Ends {
-            source,
-            destination,
-            protocol,
-        };
-        self.gateway.shared().identifications.fresh(&ends)
-    }
-
-    /// Answers the SYNs that have waited long enough and are still not wanted, from the address that
-    /// they were sent to.
-    fn answer_syns(&mut self, now: Time) {
-        let timeout_ms = self.gateway.policy().timers.tcp_in_syn_timeout_ms;
-        while let Some(syn) = self.unanswered.take_due(now, timeout_ms) {
-            let Some((about, tuple)) = syn.parse() else {
-                continue;
-            };
-            if !self.gateway.is_unwanted(&tuple, now) {
-                continue;
-            }
-            let kind = ErrorKind::PortUnreachable;
-            let frame = if self.limiters.of(syn.interface, kind).allow(now) {
-                self.device.allocate()
-            } else {
-                None
-            };
-            let Some(mut frame) = frame else {
-                self.stats.errors_suppressed.add(1);
-                continue;
-            };
-            let source = about.destination;
-            let identification = self.identification(source, about.source, 1);
-            let quoted = syn.frame();
-            let offset = self.device.offset(&frame);
-            let slot = self.device.resize(&mut frame, offset, quoted.len());
-            slot[offset..offset + quoted.len()].copy_from_slice(quoted);
-            let len = quoted.len();
-            let (offset, len) =
-                icmp::write_error(slot, offset, len, &about, kind, source, identification);
-            self.device.resize(&mut frame, offset, len);
-            self.stats.made.add(1);
-            self.push(frame, syn.interface);
-        }
-    }
-
-    /// Puts a translated frame into its egress queue, in fragments where the MTU asks for it.
-    fn enqueue(&mut self, frame: Frame, interface: u8, split_mtu: Option<u16>) {
-        match split_mtu {
-            None => self.push(frame, interface),
-            Some(mtu) => self.enqueue_split(frame, interface, mtu),
-        }
-    }
-
-    /// Cuts a packet up for the egress MTU. The first piece takes the packet's own frame.
-    fn enqueue_split(&mut self, frame: Frame, interface: u8, mtu: u16) {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let len = frame.len();
-        scratch[..len].copy_from_slice(self.device.bytes(&frame));
-        let packet = packet::parse(&scratch[..len]);
-        let splitter = packet.and_then(|packet| {
-            Splitter::new(&scratch[..len], &packet, usize::from(mtu))
-                .ok_or(DropReason::FragmentationNeeded)
-        });
-        match splitter {
-            Err(reason) => self.drop(frame, reason),
-            Ok(mut splitter) => {
-                let mut room = Some(frame);
-                while splitter.remaining() > 0 {
-                    let Some(mut piece) = room.take().or_else(|| self.device.allocate()) else {
-                        self.stats.made.add(1);
-                        self.stats.count_drop(DropReason::NoFrame);
-                        break;
-                    };
-                    let offset = self.device.offset(&piece);
-                    let slot = self.device.resize(&mut piece, offset, 0);
-                    let len = splitter.write(&mut slot[offset..]).unwrap_or(0);
-                    self.device.resize(&mut piece, offset, len);
-                    self.push(piece, interface);
-                    self.stats.made.add(1);
-                }
-                // Every piece was counted as made; the packet itself is none of them.
-                self.stats.split.add(1);
-            }
-        }
-        self.scratch = scratch;
-    }
-
-    fn push(&mut self, frame: Frame, interface: u8) {
-        let queue = &mut self.transmit[usize::from(interface)];
-        if queue.len() < TRANSMIT_MAX {
-            queue.push(frame);
-        } else {
-            self.drop(frame, DropReason::TxFull);
-        }
-    }
-
     /// Sends what waited for a next hop that is known now, and drops what waited in vain.
     fn release_held(&mut self, now: Time) {
         if self.hold.is_empty() {
@@ -517,43 +330,6 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             let too_big = held.frame.len() > ethernet::HEADER_LEN + usize::from(mtu);
             self.enqueue(held.frame, hop.interface, too_big.then_some(mtu));
         }
-    }
-
-    /// What a frame that has waited may have: a hop keeps the MTU that it was made with, and the
-    /// link's may be smaller by now.
-    fn mtu_now(&self, hop: &Hop) -> u16 {
-        let links = &self.gateway.links().links;
-        let link = links.get(usize::from(hop.interface));
-        link.map_or(hop.mtu, |link| link.mtu.min(hop.mtu))
-    }
-
-    /// Step 10: hands the queues to the device; what does not fit waits for the next round.
-    fn send(&mut self) {
-        let links = &self.gateway.links().links;
-        for (interface, queue) in self.transmit.iter_mut().enumerate() {
-            if queue.is_empty() {
-                continue;
-            }
-            if links.get(interface).is_some_and(|link| !link.present) {
-                // They would wait in the ring for ever.
-                let waited = std::mem::take(&mut self.queued[interface]);
-                self.stats.released.add(waited as u64);
-                for frame in queue.drain(..) {
-                    self.stats.count_drop(DropReason::NoRoute);
-                    self.device.free(frame);
-                }
-            } else {
-                let sent = self.device.transmit(interface, queue);
-                self.stats.transmitted[interface].add(sent as u64);
-                // The oldest go first.
-                let released = sent.min(self.queued[interface]);
-                let waited = self.queued[interface] - released;
-                self.stats.released.add(released as u64);
-                self.stats.held.add((queue.len() - waited) as u64);
-                self.queued[interface] = queue.len();
-            }
-        }
-        self.device.flush();
     }
 
     /// Frees what has expired, so that a full cycle takes [`SWEEP_CYCLE_MS`] however long the worker
