@@ -258,6 +258,12 @@ mod tests {
     }
 
     #[test]
+    fn the_layout_word_names_version_and_layout() {
+        assert_eq!((layout_word() >> 32) as u32, VERSION);
+        assert_ne!(layout_word() as u32, 0);
+    }
+
+    #[test]
     fn sections_follow_each_other_on_line_boundaries() {
         let layout = Layout::of(TableSize {
             sessions_max: 1000,

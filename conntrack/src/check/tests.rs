@@ -486,3 +486,27 @@ fn a_handshake_that_cannot_be_listed_leaves_nothing() {
     lock.store(0, Relaxed);
     assert_eq!(rig.nat.check(&rig.policy, NOW), Ok(()));
 }
+
+/// What a restart does where it finds no room to count a mapping.
+#[test]
+fn a_mapping_that_counts_no_more_is_otherwise_the_same() {
+    let rig = Rig::new();
+    let before = rig.nat.mappings.read(1).unwrap();
+    rig.nat.mappings.set_uncounted(1);
+    let after = rig.nat.mappings.read(1).unwrap();
+    assert!(before.counted() && !after.counted());
+    assert_eq!(
+        (
+            before.alive(),
+            before.shared(),
+            before.protocol(),
+            before.sessions()
+        ),
+        (
+            after.alive(),
+            after.shared(),
+            after.protocol(),
+            after.sessions()
+        )
+    );
+}

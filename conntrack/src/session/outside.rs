@@ -273,7 +273,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// The forward with the most half-open connections: of this one, the one found last, and some
-    /// others, each time different ones. To look at all would be a flood's way to cost time.
+    /// others, each time different ones. To look at all each time would be a flood's way to cost time.
     fn greediest(&self, forward: u32) -> u32 {
         if self.header[header::HALF_OPEN].load(Relaxed) == 0 {
             return forward;
@@ -286,14 +286,20 @@ impl<W: Word> Nat<'_, W> {
             0 => 0,
             _ => self.forwards.counts(number).1,
         };
-        let mut greediest = forward;
-        let others = (0..GREEDY_LOOKS).map(|look| 1 + (cursor + look) % max);
-        for number in others.chain([last]) {
+        let mut greediest = match half_open(last) > half_open(forward) {
+            true => last,
+            false => forward,
+        };
+        let mut looks = 0;
+        // Some forward has one: it is found, and known from then on.
+        while looks < GREEDY_LOOKS || looks < max && half_open(greediest) == 0 {
+            let number = 1 + (cursor + looks) % max;
             if half_open(number) > half_open(greediest) {
                 greediest = number;
             }
+            looks += 1;
         }
-        let next = (cursor + GREEDY_LOOKS) % max;
+        let next = (cursor + looks) % max;
         word.store(u64::from(next) << 32 | u64::from(greediest), Relaxed);
         greediest
     }
