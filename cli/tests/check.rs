@@ -67,6 +67,7 @@ fn the_sample_is_valid_and_shows_the_defaults() {
         "internal",
         "interface",
         "bypass",
+        "deny",
         "pool.exclude_ports",
         "forwards",
     ];
