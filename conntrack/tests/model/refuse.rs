@@ -105,18 +105,30 @@ impl Reference {
     pub fn give_way(&mut self, packet: &Packet, after: &World, made: Option<u32>) -> Judged {
         let evicted = after.totals.evicted - self.evicted;
         for _ in 0..evicted {
-            let gone = self.sessions.iter().position(|s| {
-                let listed = made != Some(s.number)
-                    && after.listing.iter().any(|view| {
-                        view.number == s.number && view.inbound.tuple == s.sides[1].tuple
-                    });
-                !listed && s.half_open().is_some() && s.sides[1].tuple != packet.tuple
-            });
+            let gone = |of: Option<Endpoint>| {
+                self.sessions.iter().position(|s| {
+                    let listed = made != Some(s.number)
+                        && after.listing.iter().any(|view| {
+                            view.number == s.number && view.inbound.tuple == s.sides[1].tuple
+                        });
+                    let half_open = s.half_open();
+                    let fits = half_open.is_some() && (of.is_none() || of == half_open);
+                    !listed && fits && s.sides[1].tuple != packet.tuple
+                })
+            };
+            // One SYN may push out several: its own forward's, and then those of one that has more.
+            let own = packet.tuple.destination;
+            let gone = gone(Some(own)).or_else(|| gone(None));
             let gone = gone.ok_or_else(|| "evicted, but what?".to_owned())?;
             let of = self.sessions[gone].half_open().expect("half-open");
-            let own = packet.tuple.destination;
+            // One that was over and had this very tuple went before.
+            let others = || {
+                self.sessions
+                    .iter()
+                    .filter(|s| s.sides[1].tuple != packet.tuple)
+            };
             let has = |forward| {
-                let half_open = self.sessions.iter().filter_map(Session::half_open);
+                let half_open = others().filter_map(Session::half_open);
                 half_open.filter(|&at| at == forward).count() as u32
             };
             if of != own {
