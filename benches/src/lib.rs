@@ -1,5 +1,6 @@
 //! What the benches share: tables in memory, a policy, and flows to translate.
 
+pub mod core;
 pub mod figure;
 pub mod fill;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use egret_cli::bench::{self, BenchCommand};
 use egret_cli::check::{self, CheckArgs};
 use egret_cli::demo::{self, DemoOptions, root::become_root};
 use egret_cli::detach::{self, DetachArgs};
@@ -31,6 +32,9 @@ enum Command {
     Detach(DetachArgs),
     /// Send real traffic through the gateway in a lab of its own, and say what held
     Demo(DemoArguments),
+    /// Measure the packet path, and compare it with others in one run
+    #[command(subcommand)]
+    Bench(BenchCommand),
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +88,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Detach(arguments) => detach::run(&arguments),
         Command::Demo(arguments) => run_demo(arguments),
+        Command::Bench(command) => bench::run(&command),
     }
 }
 

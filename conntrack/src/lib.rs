@@ -62,6 +62,7 @@ pub use layout::TableSize;
 pub use lost::LostPorts;
 pub use meta::TimeoutClass;
 pub use nat::Nat;
+pub use prefetch::prefetch;
 pub use prefixes::Prefixes;
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};

@@ -3,7 +3,7 @@
 
 /// Asks for the cache line at the start of `line`. A hint: it reads nothing and cannot fault.
 #[inline(always)]
-pub(crate) fn prefetch<T: ?Sized>(line: &T) {
+pub fn prefetch<T: ?Sized>(line: &T) {
     let address = std::ptr::from_ref(line).cast::<u8>();
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is part of every x86-64 and only hints; the address is of a live

@@ -38,7 +38,7 @@ pub use facts::{
     Arm, EXTERNAL, UPSTREAM, host_for, mac_of, mac_of_interface, routes_for, unicast_route,
 };
 pub use inspect::{inspect, repair, transport_is_right};
-pub use setup::{Setup, WorldError};
+pub use setup::{Memory, Setup, WorldError};
 
 /// Every world's tables are of one boot.
 const IDENTITY: Identity = Identity {
@@ -145,7 +145,10 @@ impl World {
         };
         let mut places = Slots::new(size.addresses_max);
         let policy = policy_for(&config, plan.shared_address, &host, &mut places);
-        let (words, owned) = (words(size.words()), words(size.owned_words()));
+        let Memory { words, owned } = setup.memory.unwrap_or_else(|| Memory {
+            words: words(size.words()),
+            owned: words(size.owned_words()),
+        });
         let mut random = WorkerRandom::from_seed(setup.seed);
         let nat = Nat::create(words, owned, size, IDENTITY, &mut random)
             .expect("the words are of this size");
@@ -560,7 +563,7 @@ impl Drop for World {
     fn drop(&mut self) {
         self.workers.clear();
         // Somebody may still use the tables.
-        if Arc::strong_count(&self.shared) == 1 {
+        if Arc::strong_count(&self.shared) == 1 && self.setup.memory.is_none() {
             let mut free = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
             free.extend([self.words, self.owned]);
         }

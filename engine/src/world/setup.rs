@@ -1,5 +1,7 @@
 //! How a world is made.
 
+use std::sync::atomic::AtomicU64;
+
 use conntrack::Time;
 
 use super::facts::Arm;
@@ -24,6 +26,8 @@ pub struct Setup {
     /// Places for pool addresses; none: as many as the plan asks for, which is one more than there
     /// are addresses. Fewer than addresses panic.
     pub addresses_max: Option<u16>,
+    /// Memory for the tables; none: the heap. It must be as long as the tables' size asks.
+    pub memory: Option<Memory>,
     /// Next hops.
     pub hops_max: u32,
     /// Memory for fragments; their timeout is the configuration's.
@@ -51,6 +55,7 @@ impl Default for Setup {
             slots: 1024,
             sessions_max: 1024,
             addresses_max: None,
+            memory: None,
             hops_max: 256,
             fragments: FragmentLimits {
                 datagrams_max: 256,
@@ -67,6 +72,15 @@ impl Default for Setup {
             faults: Faults::default(),
         }
     }
+}
+
+/// Words for the tables of a world, all 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// For [`conntrack::TableSize::words`].
+    pub words: &'static [AtomicU64],
+    /// For [`conntrack::TableSize::owned_words`].
+    pub owned: &'static [AtomicU64],
 }
 
 /// Why there is no world for a configuration.

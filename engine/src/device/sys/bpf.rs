@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{chroot, fchdir};
 
 /// Commands of linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -55,6 +56,32 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     };
     // SAFETY: the path is a live string that ends in a zero byte.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: a descriptor just made, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Makes an array map of 8-byte values that can be mapped into memory (`BPF_F_MMAPABLE`, 5.5).
+pub fn mappable_array(words: usize) -> io::Result<OwnedFd> {
+    /// Start of the attributes of `BPF_MAP_CREATE`.
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        key_bytes: u32,
+        value_bytes: u32,
+        entries: u32,
+        flags: u32,
+    }
+    const ARRAY: u32 = 2;
+    const MMAPABLE: u32 = 1 << 10;
+    let mut attributes = Attributes {
+        kind: ARRAY,
+        key_bytes: 4,
+        value_bytes: 8,
+        entries: u32::try_from(words).map_err(io::Error::other)?,
+        flags: MMAPABLE,
+    };
+    // SAFETY: no pointers.
+    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes) }?;
     // SAFETY: a descriptor just made, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -69,6 +69,15 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Zeroed memory of `len` bytes in ordinary pages, whatever the system's wish for huge ones.
+    pub fn small(len: usize) -> io::Result<Mapping> {
+        let mapping = Mapping::map(len, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)?;
+        // SAFETY: the range is the mapping just made; the advice changes no contents. A kernel
+        // without huge pages refuses it, which is as good.
+        unsafe { libc::madvise(mapping.base.as_ptr().cast(), len, libc::MADV_NOHUGEPAGE) };
+        Ok(mapping)
+    }
+
     /// First byte.
     pub fn base(&self) -> NonNull<u8> {
         self.base

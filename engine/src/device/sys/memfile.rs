@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 
 use nix::fcntl::{Flock, FlockArg, posix_fallocate};
 
+use super::bpf;
 use super::mapping::Mapping;
 
 /// What the file was when it was opened.
@@ -117,6 +118,28 @@ impl MemFile {
     /// Words in ordinary memory, for tests and where nothing shall outlive the process.
     pub fn anonymous(words: usize) -> io::Result<MemFile> {
         let words = Mapping::anonymous(words * 8)?.leak_words(words);
+        Ok(MemFile {
+            words,
+            found: Found::Created,
+            _lock: None,
+        })
+    }
+
+    /// Words in ordinary memory of small pages, to compare with.
+    pub fn small(words: usize) -> io::Result<MemFile> {
+        let words = Mapping::small(words * 8)?.leak_words(words);
+        Ok(MemFile {
+            words,
+            found: Found::Created,
+            _lock: None,
+        })
+    }
+
+    /// Words in a memory-mappable BPF array, which a program in the kernel could read. The map lives
+    /// as long as the mapping: until the process ends.
+    pub fn bpf_array(words: usize) -> io::Result<MemFile> {
+        let map = bpf::mappable_array(words)?;
+        let words = Mapping::shared(map.as_fd(), words * 8, 0)?.leak_words(words);
         Ok(MemFile {
             words,
             found: Found::Created,
