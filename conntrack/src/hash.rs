@@ -5,7 +5,7 @@ use crate::endpoint::{Endpoint, Protocol, Tuple};
 
 /// A tuple as the tables hold it: two words to compare, and the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Key {
+pub struct Key {
     /// Source address in the upper 32 bits, destination address in the lower.
     pub addresses: u64,
     /// Source port in the upper 16 bits, destination port in the lower.
@@ -15,6 +15,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    /// The key of a tuple.
     #[inline(always)]
     pub fn of(tuple: &Tuple) -> Key {
         Key {

@@ -28,6 +28,7 @@ mod fill;
 mod filter;
 mod half;
 mod hash;
+mod hit;
 mod index;
 mod layout;
 mod lock;
@@ -58,6 +59,8 @@ pub use config::{
     MappingBehaviour, Pairing, Policy, PortSet, Quotas, Timers,
 };
 pub use endpoint::{Endpoint, Protocol, Tuple};
+pub use hash::Key;
+pub use hit::{Candidate, Hit};
 pub use layout::TableSize;
 pub use lost::LostPorts;
 pub use meta::TimeoutClass;

@@ -135,10 +135,22 @@ impl<'m, W: Word> Nat<'m, W> {
     #[inline(always)]
     pub fn prefetch_half(&self, hash: u64) {
         let none: Option<()> = self.tuples.find(hash, |half| {
-            prefetch(&self.halves[half as usize]);
+            self.prefetch_pair(half);
             None
         });
         debug_assert!(none.is_none());
+    }
+
+    /// Asks for a half, and for the other one if it is inbound: then the stamp there decides, too.
+    #[inline(always)]
+    pub(crate) fn prefetch_pair(&self, half: u32) {
+        let half = half as usize;
+        if let Some(line) = self.halves.get(half) {
+            prefetch(line);
+        }
+        if let Some(even) = self.halves.get(half & !1) {
+            prefetch(even);
+        }
     }
 
     /// Translates a packet.
@@ -274,6 +286,6 @@ impl<'m, W: Word> Nat<'m, W> {
 /// May packets from this realm use this half? A packet from outside with an internal source must
 /// not pass as the internal host's.
 #[inline(always)]
-fn is_of(realm: Realm, snapshot: &Snapshot) -> bool {
+pub(crate) fn is_of(realm: Realm, snapshot: &Snapshot) -> bool {
     (snapshot.meta().direction() == Direction::Inbound) == (realm == Realm::External)
 }

@@ -22,6 +22,7 @@ use crate::packet::{self, Body, Embedded, Packet};
 use crate::rewrite;
 use crate::route::{Forwarding, NoRoute, Routes};
 use crate::rulebook::Rulebook;
+use crate::shortcut::View;
 use crate::stats::WorkerStats;
 use crate::wire::{ethernet, ipv4};
 
@@ -125,25 +126,32 @@ pub struct Gateway<R> {
     policy: Arc<Policy>,
     links: Arc<Links>,
     routes: Arc<Routes>,
+    view: View,
     random: R,
 }
 
 /// Takes up a newer snapshot, if there is one.
-fn renew<T>(current: &mut Arc<T>, newest: &ArcSwap<T>) {
+fn renew<T>(current: &mut Arc<T>, newest: &ArcSwap<T>) -> bool {
     let newest = newest.load();
-    if !Arc::ptr_eq(current, &newest) {
+    let newer = !Arc::ptr_eq(current, &newest);
+    if newer {
         *current = Arc::clone(&newest);
     }
+    newer
 }
 
 impl<R: Random> Gateway<R> {
     /// The gateway of worker number `worker` over the shared state, choosing ports by `random`.
     pub fn new(shared: Arc<Shared>, worker: usize, random: R) -> Gateway<R> {
+        let policy = Arc::clone(&shared.rulebook.load());
+        let links = shared.links.load_full();
+        let routes = shared.forwarding.routes().load_full();
         Gateway {
             worker,
-            policy: Arc::clone(&shared.rulebook.load()),
-            links: shared.links.load_full(),
-            routes: shared.forwarding.routes().load_full(),
+            view: View::new(&links, &policy, routes.generation()),
+            policy,
+            links,
+            routes,
             shared,
             random,
         }
@@ -167,12 +175,16 @@ impl<R: Random> Gateway<R> {
 
     /// Takes up the newest policy, links and routes. Called once a round.
     pub fn refresh(&mut self) {
-        self.shared.rulebook.renew(self.worker, &mut self.policy);
-        renew(&mut self.links, &self.shared.links);
-        renew(&mut self.routes, self.shared.forwarding.routes());
+        let policy = self.shared.rulebook.renew(self.worker, &mut self.policy);
+        let links = renew(&mut self.links, &self.shared.links);
+        let routes = renew(&mut self.routes, self.shared.forwarding.routes());
+        if policy || links || routes {
+            self.view = View::new(&self.links, &self.policy, self.routes.generation());
+        }
     }
 
     /// The policy of this round.
+    #[inline(always)]
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
@@ -182,7 +194,14 @@ impl<R: Random> Gateway<R> {
         &self.links
     }
 
+    /// What the shortcut sees of this round's policy, links and routes.
+    #[inline(always)]
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
     /// The shared state.
+    #[inline(always)]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }

@@ -2,6 +2,7 @@
 //!
 //! The route of one frame is one straight line; `gateway` is the only place that branches.
 
+pub mod batch;
 pub mod clock;
 pub mod config;
 pub mod control;
@@ -32,6 +33,7 @@ pub mod rewrite;
 pub mod route;
 pub mod rulebook;
 pub mod self_test;
+pub mod shortcut;
 mod staff;
 pub mod stats;
 pub mod status;

@@ -78,6 +78,23 @@ fn key_word(addr: Ipv4Addr, mtu: u16) -> u64 {
     u64::from(u32::from(addr)) << 32 | u64::from(mtu) << 16
 }
 
+/// What a cell's words say.
+#[inline]
+fn hop(link: u64, key: u64) -> Hop {
+    let [a, b, c, d, e, f, state, interface] = link.to_be_bytes();
+    Hop {
+        interface,
+        mac: [a, b, c, d, e, f],
+        state: match state {
+            1 => HopState::Resolved,
+            2 => HopState::Failed,
+            _ => HopState::Unresolved,
+        },
+        addr: Ipv4Addr::from((key >> 32) as u32),
+        mtu: (key >> 16) as u16,
+    }
+}
+
 /// All hops of a gateway. Memory: 24 to 32 bytes for each hop of each half, allocated at once.
 pub struct HopTable {
     /// Cell of hop number n is at n; both halves, the first starting at 1.
@@ -157,19 +174,16 @@ impl HopTable {
             };
         };
         let link = cell.link.load(Ordering::Relaxed);
-        let key = cell.key.load(Ordering::Relaxed);
-        let [a, b, c, d, e, f, state, interface] = link.to_be_bytes();
-        Hop {
-            interface,
-            mac: [a, b, c, d, e, f],
-            state: match state {
-                1 => HopState::Resolved,
-                2 => HopState::Failed,
-                _ => HopState::Unresolved,
-            },
-            addr: Ipv4Addr::from((key >> 32) as u32),
-            mtu: (key >> 16) as u16,
-        }
+        hop(link, cell.key.load(Ordering::Relaxed))
+    }
+
+    /// What is known of a hop, if the number names one: [`HopTable::contains`] and
+    /// [`HopTable::load`] in one.
+    #[inline]
+    pub(crate) fn known(&self, number: HopNumber) -> Option<Hop> {
+        let cell = self.cells.get(number.0 as usize)?;
+        let key = cell.key.load(Ordering::Acquire);
+        (key & !ASKED != 0).then(|| hop(cell.link.load(Ordering::Relaxed), key))
     }
 
     /// Asks the netlink thread to resolve a hop. Called for every frame that meets an unresolved

@@ -398,9 +398,16 @@ impl Forwarding {
     /// The hop that conntrack remembered, if it was made under this snapshot's generation (its
     /// low 14 bits).
     pub fn decode_if_current(&self, routes: &Routes, remembered: NextHop) -> Option<HopNumber> {
+        let number = self.decode(routes.generation, remembered)?;
+        self.hops.contains(number).then_some(number)
+    }
+
+    /// As [`Forwarding::decode_if_current`], but a number that no hop has is not refused.
+    #[inline]
+    pub(crate) fn decode(&self, generation: u32, remembered: NextHop) -> Option<HopNumber> {
         let number = HopNumber(remembered.0 & ((1 << HOP_BITS) - 1));
-        let current = remembered.0 >> HOP_BITS == routes.generation & (u32::MAX >> HOP_BITS);
-        (current && self.hops.contains(number)).then_some(number)
+        let current = remembered.0 >> HOP_BITS == generation & (u32::MAX >> HOP_BITS);
+        current.then_some(number)
     }
 
     /// Publishes a new snapshot under the next generation.

@@ -74,11 +74,12 @@ impl Rulebook {
         });
     }
 
-    /// Takes up the newest policy for a worker's next rounds.
-    pub fn renew(&self, worker: usize, policy: &mut Arc<Policy>) {
+    /// Takes up the newest policy for a worker's next rounds. Was there a newer one?
+    pub fn renew(&self, worker: usize, policy: &mut Arc<Policy>) -> bool {
         let version = self.version.load(Ordering::Acquire);
         let newest = self.current.load();
-        if !Arc::ptr_eq(policy, &newest) {
+        let newer = !Arc::ptr_eq(policy, &newest);
+        if newer {
             *policy = Arc::clone(&newest);
         }
         if let Some(seen) = self.seen.get(worker)
@@ -86,6 +87,7 @@ impl Rulebook {
         {
             seen.store(version, Ordering::Release);
         }
+        newer
     }
 
     /// Carries a slice of a pending change through, once all workers judge by its policy. Called by

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use conntrack::{Random, Time};
 use crossbeam_utils::CachePadded;
 
+use crate::batch::Batch;
 use crate::device::{Device, FRAME_SIZE, Frame};
 use crate::drop_reason::DropReason;
 use crate::gateway::{Gateway, Prepared, Verdict};
@@ -52,8 +53,8 @@ pub struct Worker<D, H, R> {
     limiters: Limiters,
     hold: HoldQueue,
     unanswered: Unanswered,
-    batch: Vec<Frame>,
-    prepared: Vec<Prepared>,
+    received: Vec<Frame>,
+    batch: Batch,
     /// Frames to send, by egress interface.
     transmit: Vec<Vec<Frame>>,
     /// How many of them found no room in the ring and are counted as held, by interface.
@@ -85,8 +86,8 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             limiters: Limiters::new(errors_per_second, interfaces),
             hold: HoldQueue::default(),
             unanswered: Unanswered::default(),
-            batch: Vec::with_capacity(BATCH),
-            prepared: Vec::with_capacity(BATCH),
+            received: Vec::with_capacity(BATCH),
+            batch: Batch::with_capacity(BATCH),
             transmit: (0..interfaces)
                 .map(|_| Vec::with_capacity(TRANSMIT_MAX))
                 .collect(),
@@ -104,7 +105,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.gateway.refresh();
         let mut received = 0;
         for interface in 0..self.transmit.len() {
-            let count = self.device.receive(interface, &mut self.batch, BATCH);
+            let count = self.device.receive(interface, &mut self.received, BATCH);
             self.stats.received[interface].add(count as u64);
             received += count;
             self.judge_batch(interface as u8, now);
@@ -161,23 +162,26 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.transmit.get(interface).map_or(0, Vec::len)
     }
 
-    /// Steps 3 to 9 for the frames in `batch`. Three passes, so that the tables' cache lines arrive
-    /// while other frames are parsed.
+    /// Steps 3 to 9 for the frames that were received.
     fn judge_batch(&mut self, ingress: u8, now: Time) {
-        for frame in &self.batch {
-            self.prepared
-                .push(self.gateway.prepare(self.device.bytes(frame)));
+        let frames = self.received.iter().map(|frame| self.device.bytes(frame));
+        self.batch.look(&self.gateway, frames);
+        let mut received = std::mem::take(&mut self.received);
+        for (place, mut frame) in received.drain(..).enumerate() {
+            let bytes = self.device.bytes_mut(&frame);
+            let sent = self
+                .batch
+                .shortcut(&self.gateway, place, bytes, ingress, now);
+            if let Some((interface, len)) = sent {
+                let offset = self.device.offset(&frame);
+                self.device.resize(&mut frame, offset, len);
+                self.push(frame, interface);
+            } else {
+                let prepared = self.batch.prepared(&self.gateway, place, bytes);
+                self.judge(frame, &prepared, ingress, now);
+            }
         }
-        for prepared in &self.prepared {
-            self.gateway.prefetch(prepared);
-        }
-        let mut batch = std::mem::take(&mut self.batch);
-        let mut prepared = std::mem::take(&mut self.prepared);
-        for (frame, prepared) in batch.drain(..).zip(prepared.drain(..)) {
-            self.judge(frame, &prepared, ingress, now);
-        }
-        self.batch = batch;
-        self.prepared = prepared;
+        self.received = received;
     }
 
     /// Judges one frame, and after a first fragment the fragments that waited for it.

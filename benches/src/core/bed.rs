@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use conntrack::{Endpoint, PacketFacts, Realm, Signal, TableSize, Time, Tuple};
 use crossbeam_utils::CachePadded;
+use engine::batch::Batch;
 use engine::device::{FRAME_SIZE, HEADROOM};
-use engine::gateway::{Gateway, Prepared, Verdict};
+use engine::gateway::{Gateway, Verdict};
 use engine::packet::{self, Body};
 use engine::random::WorkerRandom;
 use engine::stats::WorkerStats;
@@ -129,7 +130,7 @@ impl Bed {
         Hands {
             gateway: Gateway::new(shared, worker, WorkerRandom::from_seed(worker as u64)),
             memory: vec![0; SLICE * FRAME_SIZE],
-            prepared: Vec::with_capacity(BATCH),
+            batch: Batch::with_capacity(BATCH),
             stats: WorkerStats::new(2),
             writers: [INSIDE, OUTSIDE].map(writer),
         }
@@ -225,7 +226,7 @@ impl Bed {
 pub struct Hands {
     gateway: Gateway<WorkerRandom>,
     memory: Vec<u8>,
-    prepared: Vec<Prepared>,
+    batch: Batch,
     stats: CachePadded<WorkerStats>,
     writers: [FrameWriter; 2],
 }
@@ -244,24 +245,29 @@ impl Hands {
     fn work(&mut self, way: Way, count: usize, now: Time) -> (Duration, u64) {
         let ingress = ingress(way);
         let mut translated = 0;
+        let Hands {
+            gateway,
+            memory,
+            batch,
+            stats,
+            ..
+        } = self;
+        let frame = HEADROOM..HEADROOM + FRAME_BYTES;
         let started = Instant::now();
-        for batch in self.memory[..count * FRAME_SIZE].chunks_mut(BATCH * FRAME_SIZE) {
-            let frame = HEADROOM..HEADROOM + FRAME_BYTES;
-            for slot in batch.chunks_exact(FRAME_SIZE) {
-                self.prepared
-                    .push(self.gateway.prepare(&slot[frame.clone()]));
-            }
-            for prepared in &self.prepared {
-                self.gateway.prefetch(prepared);
-            }
-            for (slot, prepared) in batch
-                .chunks_exact_mut(FRAME_SIZE)
-                .zip(self.prepared.drain(..))
-            {
+        for memory in memory[..count * FRAME_SIZE].chunks_mut(BATCH * FRAME_SIZE) {
+            let slots = memory.chunks_exact(FRAME_SIZE);
+            batch.look(gateway, slots.map(|slot| &slot[frame.clone()]));
+            for (place, slot) in memory.chunks_exact_mut(FRAME_SIZE).enumerate() {
                 let bytes = &mut slot[frame.clone()];
-                let verdict = self
-                    .gateway
-                    .process(bytes, &prepared, ingress, now, &self.stats);
+                if batch
+                    .shortcut(gateway, place, bytes, ingress, now)
+                    .is_some()
+                {
+                    translated += 1;
+                    continue;
+                }
+                let prepared = batch.prepared(gateway, place, bytes);
+                let verdict = gateway.process(bytes, &prepared, ingress, now, stats);
                 let sent = matches!(verdict, Verdict::Transmit { .. } | Verdict::Hold { .. });
                 translated += u64::from(sent);
             }

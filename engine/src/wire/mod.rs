@@ -33,6 +33,18 @@ pub(crate) fn put32<const N: usize>(bytes: &mut [u8; N], at: usize, value: u32) 
     bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
 }
 
+/// The big-endian 64-bit word at `at`.
+#[inline]
+pub(crate) fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
+}
+
+/// Writes a big-endian 64-bit word at `at`.
+#[inline]
+pub(crate) fn put64<const N: usize>(bytes: &mut [u8; N], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
 /// The IPv4 address at `at`.
 #[inline]
 pub(crate) fn address<const N: usize>(bytes: &[u8; N], at: usize) -> Ipv4Addr {

@@ -1,0 +1,82 @@
+//! A batch on its way through step 4: all frames are looked at before the first is judged, so that the
+//! tables' cache lines arrive meanwhile.
+
+use conntrack::{Random, Time};
+
+use crate::gateway::{Gateway, Prepared};
+use crate::shortcut::Glance;
+
+/// What was seen of a batch's frames, in their order.
+#[derive(Debug, Default)]
+pub struct Batch {
+    glances: Vec<Option<Glance>>,
+    /// Of the frames that are no common ones.
+    prepared: Vec<Prepared>,
+}
+
+impl Batch {
+    /// Room for so many frames.
+    pub fn with_capacity(frames: usize) -> Batch {
+        Batch {
+            glances: Vec::with_capacity(frames),
+            prepared: Vec::with_capacity(frames),
+        }
+    }
+
+    /// Looks at a batch of frames, and asks for what their flows need of the tables.
+    #[inline(always)]
+    pub fn look<'a, R: Random>(
+        &mut self,
+        gateway: &Gateway<R>,
+        frames: impl Iterator<Item = &'a [u8]>,
+    ) {
+        self.glances.clear();
+        self.prepared.clear();
+        for frame in frames {
+            let glance = gateway.glance(frame);
+            if glance.is_none() {
+                self.prepared.push(gateway.prepare(frame));
+            }
+            self.glances.push(glance);
+        }
+        for glance in self.glances.iter_mut().flatten() {
+            gateway.look_ahead(glance);
+        }
+        for prepared in &self.prepared {
+            gateway.prefetch(prepared);
+        }
+        // Taken from the end, in the order of the frames.
+        self.prepared.reverse();
+    }
+
+    /// Sends frame number `place` by the shortcut: its egress interface, and its bytes without
+    /// padding. None, and the frame as it came: it goes the whole route.
+    #[inline(always)]
+    pub fn shortcut<R: Random>(
+        &self,
+        gateway: &Gateway<R>,
+        place: usize,
+        frame: &mut [u8],
+        ingress: u8,
+        now: Time,
+    ) -> Option<(u8, usize)> {
+        let glance = self.glances.get(place)?.as_ref()?;
+        let interface = gateway.shortcut(frame, glance, ingress, now)?;
+        Some((interface, glance.frame_len()))
+    }
+
+    /// Step 4 of the whole route for frame number `place`, which the shortcut did not take. Once a
+    /// frame, in their order.
+    pub fn prepared<R: Random>(
+        &mut self,
+        gateway: &Gateway<R>,
+        place: usize,
+        frame: &[u8],
+    ) -> Prepared {
+        let seen = match self.glances.get(place) {
+            Some(None) => self.prepared.pop(),
+            _ => None,
+        };
+        seen.unwrap_or_else(|| gateway.prepare(frame))
+    }
+}
