@@ -74,11 +74,13 @@ impl<W: Word> Nat<'_, W> {
     /// a hash, and for the other one where its stamp decides, too.
     #[inline(always)]
     pub fn candidate(&self, hash: u64) -> Candidate {
-        let half = self.tuples.find(hash, |half| {
-            self.prefetch_pair(half);
-            Some(half)
-        });
-        Candidate(half.unwrap_or(0))
+        match self.tuples.first(hash) {
+            Some(half) => {
+                self.prefetch_pair(half);
+                Candidate(half)
+            }
+            None => Candidate::default(),
+        }
     }
 
     /// The third step: the packet's half, if it is the candidate, its session lives, and a packet of

@@ -56,7 +56,7 @@ pub(crate) const SESSIONS_LIMIT: u32 = (1 << 26) - 2;
 /// "egretnat" in ASCII.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"egretnat");
 /// Bumped when the meaning of a word changes.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Word numbers of the header. What different packets write lies on different lines.
 pub(crate) mod header {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use conntrack::{Endpoint, PacketFacts, Realm, Signal, TableSize, Time, Tuple};
+use conntrack::{Candidate, Endpoint, Key, PacketFacts, Realm, Signal, TableSize, Time, Tuple};
 use crossbeam_utils::CachePadded;
 use engine::batch::Batch;
 use engine::device::{FRAME_SIZE, HEADROOM};
@@ -175,7 +175,6 @@ impl Bed {
     pub fn look_up(&self, tuples: &[Tuple]) -> Duration {
         let nat = &self.world.shared().nat;
         let (policy, now) = (self.world.policy(), self.now());
-        let mut random = WorkerRandom::from_seed(1);
         let facts = PacketFacts {
             signal: Signal::Udp,
             length: 46,
@@ -183,17 +182,23 @@ impl Bed {
             acknowledgement: 0,
         };
         let started = Instant::now();
-        let mut hashes = [0; BATCH];
+        let mut keys = [(Key::of(&tuples[0]), 0, Candidate::default()); BATCH];
         for batch in tuples.chunks(BATCH) {
-            for (hash, tuple) in hashes.iter_mut().zip(batch) {
-                *hash = nat.hash(tuple);
+            for ((key, hash, _), tuple) in keys.iter_mut().zip(batch) {
+                *key = Key::of(tuple);
+                *hash = nat.hash_key(key);
                 nat.prefetch(*hash);
             }
-            hashes.iter().for_each(|&hash| nat.prefetch_half(hash));
-            for (&hash, tuple) in hashes.iter().zip(batch) {
+            for (_, hash, candidate) in &mut keys {
+                *candidate = nat.candidate(*hash);
+            }
+            for (key, _, candidate) in &keys[..batch.len()] {
                 let realm = Realm::Internal;
-                let found = nat.translate(&policy, realm, tuple, hash, facts, now, &mut random);
-                black_box(found).ok();
+                let hit = nat.seek(&policy, realm, key, *candidate, Signal::Udp, now);
+                if let Some(hit) = hit {
+                    nat.count(&policy, &hit, facts, now);
+                    black_box(hit.addresses());
+                }
             }
         }
         started.elapsed()

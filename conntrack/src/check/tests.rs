@@ -389,14 +389,14 @@ fn whatever_is_spoilt_is_seen() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Fills both lines of a hash while something is done.
+/// Fills all lines of a hash while something is done.
 fn while_full<T>(
     index: &crate::index::Index<'_, AtomicU64>,
     hash: u64,
     numbers: std::ops::Range<u32>,
     act: impl FnOnce() -> T,
 ) -> T {
-    let stuffed: Vec<u32> = numbers.take_while(|&n| index.insert(hash, n)).collect();
+    let stuffed: Vec<u32> = numbers.cycle().take_while(|&n| index.insert(hash, n)).collect();
     let done = act();
     for number in stuffed {
         assert!(index.remove(hash, number));
