@@ -3,12 +3,15 @@
 //! Whoever gets `None` goes the long way ([`Nat::translate`]), which gives the same answer where there
 //! is one.
 
-use crate::age::At;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use crate::age::{At, idle_ms, refreshes};
 use crate::config::Policy;
 use crate::endpoint::Protocol;
+use crate::half::{Half, Snapshot};
 use crate::hash::Key;
 use crate::nat::{Nat, is_of};
-use crate::session::Seen;
 use crate::signal::{PacketFacts, Realm, Signal};
 use crate::tcp::State;
 use crate::time::Time;
@@ -20,50 +23,50 @@ use crate::word::Word;
 pub struct Candidate(u32);
 
 /// A live session's half, and what it does to a packet.
-#[derive(Clone, Copy)]
-pub struct Hit {
-    seen: Seen,
+pub struct Hit<'m, W = AtomicU64> {
+    half: Half<'m, W>,
+    snapshot: Snapshot,
 }
 
-impl Hit {
+impl<W> Hit<'_, W> {
     /// Addresses to write: the source in the upper 32 bits, the destination in the lower.
     #[inline(always)]
     pub fn addresses(&self) -> u64 {
-        self.seen.snapshot.new_addresses
+        self.snapshot.new_addresses
     }
 
     /// Ports to write: the source's in the upper 16 bits, the destination's in the lower.
     #[inline(always)]
     pub fn ports(&self) -> u32 {
-        self.seen.snapshot.ports as u32
+        self.snapshot.ports as u32
     }
 
     /// Delta of the IPv4 header checksum, as in [`crate::Rewrite::ip_delta`].
     #[inline(always)]
     pub fn ip_delta(&self) -> u16 {
-        (self.seen.snapshot.deltas >> 48) as u16
+        (self.snapshot.deltas >> 48) as u16
     }
 
     /// Delta of the transport checksum, as in [`crate::Rewrite::l4_delta`].
     #[inline(always)]
     pub fn l4_delta(&self) -> u16 {
-        (self.seen.snapshot.deltas >> 32) as u16
+        (self.snapshot.deltas >> 32) as u16
     }
 
     /// The next hop remembered for this half.
     #[inline(always)]
     pub fn next_hop(&self) -> NextHop {
-        NextHop(self.seen.snapshot.deltas as u32)
+        NextHop(self.snapshot.deltas as u32)
     }
 
     /// Which way the packet goes.
     #[inline(always)]
     pub fn direction(&self) -> Direction {
-        self.seen.snapshot.meta().direction()
+        self.snapshot.meta().direction()
     }
 }
 
-impl<W: Word> Nat<'_, W> {
+impl<'m, W: Word> Nat<'m, W> {
     /// The hash of a tuple in two words, as [`Nat::hash`].
     #[inline(always)]
     pub fn hash_key(&self, key: &Key) -> u64 {
@@ -94,33 +97,44 @@ impl<W: Word> Nat<'_, W> {
         candidate: Candidate,
         signal: Signal,
         now: Time,
-    ) -> Option<Hit> {
+    ) -> Option<Hit<'m, W>> {
         if candidate.0 == 0 {
             return None;
         }
-        let snapshot = self.half(candidate.0).read()?;
-        let seen = Seen {
-            half: candidate.0,
-            snapshot,
+        let half = Half {
+            words: self.halves.get(candidate.0 as usize)?,
         };
-        let unchanged = match key.protocol {
-            Protocol::Udp => true,
-            Protocol::Tcp => signal == Signal::TcpData && takes_data(snapshot.meta().state()),
-            Protocol::Icmp => false,
+        let snapshot = half.read()?;
+        let meta = snapshot.meta();
+        if !snapshot.carries(key) || !is_of(realm, &snapshot) {
+            return None;
+        }
+        let timeout_ms = match key.protocol {
+            Protocol::Udp => policy.timers.udp_timeout_ms,
+            Protocol::Tcp if signal == Signal::TcpData && takes_data(meta.state()) => {
+                policy.timers.tcp_idle_timeout_ms
+            }
+            _ => return None,
         };
-        let at = At { policy, now };
-        let found = unchanged && snapshot.carries(key) && is_of(realm, &snapshot);
-        (found && self.lives(&at, &seen)).then_some(Hit { seen })
+        let (now, refresh) = (now.0 as u32, policy.inbound_refresh);
+        // Usually the half's own packets keep it alive, and the other's line is not needed.
+        let alive = refreshes(key.protocol, meta.direction(), refresh)
+            && idle_ms(now, half.last_seen()) < timeout_ms
+            || self.is_alive(candidate.0, meta, now, timeout_ms, refresh);
+        // As in `is_current`: the stamps may be a younger session's.
+        W::fence(Acquire);
+        let current = half.words[0].load(Relaxed) == snapshot.control;
+        (alive && current).then_some(Hit { half, snapshot })
     }
 
     /// The last step: counts the packet and refreshes what it refreshes.
     #[inline(always)]
-    pub fn count(&self, policy: &Policy, hit: &Hit, facts: PacketFacts, now: Time) {
-        self.stamp(&At { policy, now }, &hit.seen, facts);
+    pub fn count(&self, policy: &Policy, hit: &Hit<'_, W>, facts: PacketFacts, now: Time) {
+        self.stamp_half(&At { policy, now }, hit.half, &hit.snapshot, facts);
     }
 }
 
-/// Does data leave a connection in the state that it is in?
+/// Does data leave a connection in the state that it is in? All of these are under `tcp-idle`.
 #[inline(always)]
 fn takes_data(state: State) -> bool {
     matches!(
@@ -132,6 +146,7 @@ fn takes_data(state: State) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::meta::TimeoutClass;
     use crate::tcp;
 
     #[test]
@@ -141,6 +156,8 @@ mod tests {
             {
                 let stays = tcp::next(state, initiator, outside, Signal::TcpData) == state;
                 assert!(stays || !takes_data(state), "{state:?}");
+                let idle = state.class() == TimeoutClass::TcpIdle;
+                assert!(idle || !takes_data(state), "{state:?}");
             }
         }
     }

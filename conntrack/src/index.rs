@@ -66,12 +66,17 @@ fn tag(hash: u64) -> u64 {
     u64::from((hash as u8).max(1))
 }
 
+/// The highest bit of each byte that is 0.
+#[inline(always)]
+fn marks(word: u64) -> u64 {
+    let low = ONES * 0x7f;
+    !(((word & low) + low) | word | low)
+}
+
 /// A bit for each byte that is 0, in the order of the bytes.
 #[inline(always)]
 fn zero_bytes(word: u64) -> u64 {
-    let low = ONES * 0x7f;
-    let zeros = !(((word & low) + low) | word | low) >> 7;
-    zeros.wrapping_mul(0x0102_0408_1020_4080) >> 56
+    (marks(word) >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
 }
 
 /// A bit for each place of a line whose tag is this one.
@@ -159,21 +164,30 @@ impl<'m, W: Word> Index<'m, W> {
     /// The first number that may be the hash's: usually its own, if it has one.
     #[inline(always)]
     pub fn first(&self, hash: u64) -> Option<u32> {
-        let places = self.places(hash);
-        let [one, two] = places.map(|place| tagged(&self.lines[place], tag(hash)));
-        let mut found = one | two << TAGGED;
+        let [one, two] = self.places(hash);
+        let lines = [&self.lines[one], &self.lines[two]];
+        let pattern = tag(hash) * ONES;
+        // Four bits a byte: places 0 to 7 of both lines, then 8 to 11.
+        let hits = |line: usize, word: usize| marks(lines[line][word].load(Relaxed) ^ pattern);
+        let low = hits(0, 0) >> 7 | hits(1, 0) >> 6;
+        let high = hits(0, 1) >> 5 | hits(1, 1) >> 4;
+        let mut found = low | high & 0xffff_ffff;
         while found != 0 {
-            let slot = found.trailing_zeros();
-            let second = slot >= TAGGED;
-            let place = if second { places[1] } else { places[0] };
-            let slot = if second { slot - TAGGED } else { slot };
-            let entry = self.read(place, slot);
+            let bit = found.trailing_zeros();
+            let slot = bit / 8 + (bit & 2) * 4;
+            let word = 2 + slot as usize / 2;
+            let entry = (lines[bit as usize & 1][word & 7].load(Relaxed) >> (slot % 2 * 32)) as u32;
             if let Some(number) = self.number(entry, hash) {
                 W::fence(Acquire);
                 return Some(number);
             }
             found &= found - 1;
         }
+        self.find_again(hash)
+    }
+
+    #[cold]
+    fn find_again(&self, hash: u64) -> Option<u32> {
         self.find(hash, Some)
     }
 

@@ -430,16 +430,26 @@ impl<'m, W: Word> Nat<'m, W> {
     /// Counts a packet of a half and refreshes what it refreshes.
     #[inline(always)]
     pub(crate) fn stamp(&self, at: &At, seen: &Seen, facts: PacketFacts) {
+        self.stamp_half(at, self.half(seen.half), &seen.snapshot, facts);
+    }
+
+    /// As [`Nat::stamp`], for a half at hand.
+    #[inline(always)]
+    pub(crate) fn stamp_half(
+        &self,
+        at: &At,
+        half: Half<'_, W>,
+        snapshot: &Snapshot,
+        facts: PacketFacts,
+    ) {
         let sequence = facts.sequence_high();
-        let (last, packets) = self
-            .half(seen.half)
-            .stamp(at.stamp(), facts.length, sequence);
-        let meta = seen.snapshot.meta();
+        let (last, packets) = half.stamp(at.stamp(), facts.length, sequence);
+        let meta = snapshot.meta();
         // A half that was only made with its session has not refreshed the mapping yet.
         if meta.shared() && (packets == 0 || tick_differs(last, at.stamp())) {
             let inbound = meta.direction() == Direction::Inbound;
             if !inbound || at.policy.inbound_refresh {
-                self.mappings.touch(seen.snapshot.mapping(), at.tick());
+                self.mappings.touch(snapshot.mapping(), at.tick());
             }
         }
     }

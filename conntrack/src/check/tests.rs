@@ -396,7 +396,10 @@ fn while_full<T>(
     numbers: std::ops::Range<u32>,
     act: impl FnOnce() -> T,
 ) -> T {
-    let stuffed: Vec<u32> = numbers.cycle().take_while(|&n| index.insert(hash, n)).collect();
+    let stuffed: Vec<u32> = numbers
+        .cycle()
+        .take_while(|&n| index.insert(hash, n))
+        .collect();
     let done = act();
     for number in stuffed {
         assert!(index.remove(hash, number));

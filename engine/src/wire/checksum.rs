@@ -33,6 +33,17 @@ pub fn sum(bytes: &[u8]) -> u16 {
     u16::from_be(fold(total))
 }
 
+/// The multiplicative inverse of 65,535 modulo 2^64.
+const INVERSE: u64 = 0xFFFE_FFFE_FFFE_FFFF;
+
+/// Does an unfolded sum fold to 0xFFFF (or is it 0)? Folding keeps the remainder by 65,535, and a
+/// number is a multiple of an odd one exactly if its product with the inverse is small: so this is
+/// two instructions.
+#[inline]
+pub const fn folds_to_ffff(sum: u64) -> bool {
+    sum.wrapping_mul(INVERSE) <= u64::MAX / 0xFFFF
+}
+
 /// Is the checksum that these bytes contain right? For messages without a pseudo-header.
 #[inline]
 pub fn is_right(bytes: &[u8]) -> bool {
@@ -65,7 +76,8 @@ pub fn delta_address(old: Ipv4Addr, new: Ipv4Addr) -> u64 {
 /// Right stays right and wrong stays wrong, for every checksum whose words are not all zero.
 #[inline]
 pub const fn apply(checksum: u16, delta: u16) -> u16 {
-    !fold(!checksum as u64 + delta as u64)
+    let sum = !checksum as u32 + delta as u32;
+    !((sum & 0xFFFF) + (sum >> 16)) as u16
 }
 
 /// [`apply`] for UDP over IPv4: 0 means "none" and stays 0; a checksum that comes out as 0 is
@@ -122,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn multiples_of_ffff_are_told_apart() {
+        assert_eq!(INVERSE.wrapping_mul(0xFFFF), 1);
+        for multiple in [1, 2, 3, 0x1_0001, 0x1_0000_0000, u64::MAX / 0xFFFF] {
+            let sum = multiple * 0xFFFF;
+            assert!(folds_to_ffff(sum) && fold(sum) == 0xFFFF, "{sum:#x}");
+            assert!(!folds_to_ffff(sum - 1) && !folds_to_ffff(sum.wrapping_add(1) | 1 << 40));
+        }
+    }
+
+    #[test]
     fn folding_the_largest_sum_leaves_no_carry() {
         assert_eq!(fold(u64::MAX), 0xFFFF);
         assert_eq!(fold(0), 0);
@@ -129,6 +151,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_sum_is_a_multiple_exactly_if_it_folds_so(sum in 1_u64..1 << 40) {
+            prop_assert_eq!(folds_to_ffff(sum), fold(sum) == 0xFFFF);
+        }
+
         #[test]
         fn sum_equals_the_literal_form(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             prop_assert_eq!(sum(&bytes), slow_sum(&bytes));
