@@ -16,6 +16,8 @@ const IP: usize = ethernet::HEADER_LEN;
 const UDP: usize = IP + ipv4::HEADER_LEN;
 /// Internal endpoints of one internal address.
 const ENDPOINTS_PER_ADDRESS: u32 = 64;
+/// Where the ports of internal endpoints begin, and how many there are: what Linux gives to clients.
+const CLIENT_PORTS: (u32, u32) = (32_768, 28_224);
 
 /// How many flows there are, and between whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,11 +58,15 @@ impl Flows {
     pub fn outbound(self, number: u32) -> Tuple {
         let (internal, remote) = (number % self.internal, number / self.internal);
         let addr = |base: u32, low: u32| Ipv4Addr::from_bits(base + low);
+        let (first_port, ports) = CLIENT_PORTS;
+        // Each address has its own, all over the range.
+        let port = internal % ENDPOINTS_PER_ADDRESS * (ports / ENDPOINTS_PER_ADDRESS)
+            + (internal / ENDPOINTS_PER_ADDRESS).wrapping_mul(0x9e37_79b1) % ports;
         Tuple {
             protocol: Protocol::Udp,
             source: Endpoint::new(
                 addr(0x0a4d_0002, internal / ENDPOINTS_PER_ADDRESS),
-                10_000 + (internal % ENDPOINTS_PER_ADDRESS) as u16,
+                (first_port + port % ports) as u16,
             ),
             destination: Endpoint::new(addr(0xcb00_7100, remote % 256), 5000 + remote as u16 / 256),
         }
