@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use crate::addresses::Addresses;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::prefixes::Prefixes;
 
@@ -316,7 +317,7 @@ pub struct Policy {
     /// (RFC 6888 REQ-8): 0 to 100.
     pub hold_down_max_percent: u8,
     /// The pool. Empty: nothing can be mapped.
-    pub addresses: Vec<ExternalAddress>,
+    pub addresses: Addresses,
     /// Destinations that the internal realm may not open sessions to.
     pub denied: Prefixes,
     /// Forwards, [`FORWARDS_MAX`] at most; no two share (protocol, external endpoint).
@@ -340,8 +341,9 @@ impl Policy {
     }
 
     /// The external address with these 32 bits.
+    #[inline]
     pub(crate) fn address(&self, addr: Ipv4Addr) -> Option<&ExternalAddress> {
-        self.addresses.iter().find(|address| address.addr == addr)
+        self.addresses.find(addr)
     }
 
     /// The external address in this slot.

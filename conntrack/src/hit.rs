@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, idle_ms, refreshes};
 use crate::config::Policy;
-use crate::endpoint::Protocol;
+use crate::endpoint::{Endpoint, Protocol};
 use crate::half::{Half, Snapshot};
-use crate::hash::Key;
+use crate::hash::{Key, pack_addresses, pack_ports, unpack};
 use crate::nat::{Nat, is_of};
+use crate::port::Place;
 use crate::signal::{PacketFacts, Realm, Signal};
 use crate::tcp::State;
 use crate::time::Time;
@@ -21,6 +22,14 @@ use crate::word::Word;
 /// A half that may be a tuple's: the first that the index names for its hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Candidate(u32);
+
+impl Candidate {
+    /// Is there none, so that the flow has no session yet?
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        self.0 == 0
+    }
+}
 
 /// A live session's half, and what it does to a packet.
 pub struct Hit<'m, W = AtomicU64> {
@@ -84,6 +93,33 @@ impl<'m, W: Word> Nat<'m, W> {
             }
             None => Candidate::default(),
         }
+    }
+
+    /// The second step for a packet from inside without a candidate: asks for what a new session of
+    /// its flow will most likely need. That is a guess; nothing depends on it.
+    #[inline(never)]
+    pub fn prefetch_new(&self, policy: &Policy, key: &Key) {
+        let (source, destination) = unpack(key.addresses, key.ports);
+        if policy.is_independent(key.protocol) {
+            let hash = self.mapping_hash(key.protocol, source);
+            self.mappings.index.prefetch(hash);
+            return;
+        }
+        let paired = policy.addresses.paired(source.addr);
+        let Some(address) = paired.and_then(|place| policy.addresses.get(place)) else {
+            return;
+        };
+        let external = Endpoint::new(address.addr, source.port);
+        self.tuples.prefetch(self.keys.hash(&Key {
+            addresses: pack_addresses(destination, external),
+            ports: pack_ports(destination, external),
+            protocol: key.protocol,
+        }));
+        self.ports.prefetch(Place {
+            slot: address.slot,
+            protocol: key.protocol,
+            port: source.port,
+        });
     }
 
     /// The third step: the packet's half, if it is the candidate, its session lives, and a packet of

@@ -20,6 +20,7 @@ pub mod tcp;
 pub mod time;
 pub mod verdict;
 
+mod addresses;
 mod age;
 mod check;
 mod choose;
@@ -52,6 +53,7 @@ mod status;
 mod subscriber;
 mod word;
 
+pub use addresses::Addresses;
 pub use age::Swept;
 pub use check::Violation;
 pub use config::{

@@ -267,7 +267,8 @@ fn policy_of(mapping: MappingBehaviour) -> Policy {
             slot: 0,
             kind: AddressKind::Own,
             ports: [ports.clone(), ports.clone(), ports],
-        }],
+        }]
+        .into(),
         denied: Prefixes::default(),
         forwards: vec![],
     }

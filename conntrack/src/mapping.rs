@@ -20,7 +20,7 @@ use crate::age::At;
 use crate::choose::{Kind, Kinds};
 use crate::config::{ExternalAddress, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
-use crate::hash::{Key, mix, pack_addresses, pack_ports, unpack};
+use crate::hash::{Key, pack_addresses, pack_ports, unpack};
 use crate::index::Index;
 use crate::layout::{MAPPING_WORDS, header};
 use crate::nat::Nat;
@@ -524,18 +524,8 @@ impl<W: Word> Nat<'_, W> {
 }
 
 impl Policy {
-    /// The external address that an internal one is paired with (RFC 4787 REQ-2), for all
-    /// protocols: its place in the pool. Rendezvous hashing, so that a change of the pool moves
-    /// only those whose address went away or whose new one came.
+    /// The place in the pool of the address that an internal one is paired with.
     pub(crate) fn paired_address(&self, internal: Ipv4Addr) -> Option<usize> {
-        let weight = |address: &ExternalAddress| {
-            mix(u64::from(internal.to_bits()) << 32 | u64::from(address.addr.to_bits()))
-        };
-        self.addresses
-            .iter()
-            .enumerate()
-            .filter(|(_, address)| address.ports.iter().any(|ports| !ports.is_empty()))
-            .max_by_key(|(_, address)| weight(address))
-            .map(|(place, _)| place)
+        self.addresses.paired(internal)
     }
 }

@@ -130,17 +130,6 @@ impl<'m, W: Word> Nat<'m, W> {
         self.tuples.prefetch(hash);
     }
 
-    /// Asks for the halves that the index names for a hash: the second step of a batch, after
-    /// [`Nat::prefetch`].
-    #[inline(always)]
-    pub fn prefetch_half(&self, hash: u64) {
-        let none: Option<()> = self.tuples.find(hash, |half| {
-            self.prefetch_pair(half);
-            None
-        });
-        debug_assert!(none.is_none());
-    }
-
     /// Asks for a half, and for the other one if it is inbound: then the stamp there decides, too.
     #[inline(always)]
     pub(crate) fn prefetch_pair(&self, half: u32) {
@@ -170,17 +159,19 @@ impl<'m, W: Word> Nat<'m, W> {
         random: &mut impl Random,
     ) -> Result<Rewrite, Refusal> {
         let at = At { policy, now };
-        if let Some(seen) = self.find(tuple, hash)?
+        let found = self.find(tuple, hash)?;
+        if let Some(seen) = &found
             && is_of(realm, &seen.snapshot)
-            && self.lives(&at, &seen)
-            && let Some(rewrite) = self.hit(&at, &seen, facts)?
+            && self.lives(&at, seen)
+            && let Some(rewrite) = self.hit(&at, seen, facts)?
         {
             return Ok(rewrite);
         }
-        self.miss(&at, realm, &Arrival { tuple, hash, facts }, random)
+        let arrival = Arrival { tuple, hash, facts };
+        self.miss(&at, realm, &arrival, found.is_some(), random)
     }
 
-    /// No live session: an expired one is ended, then a new one may be made.
+    /// No live session: an expired one, if any was found, is ended, then a new one may be made.
     #[cold]
     #[inline(never)]
     fn miss(
@@ -188,10 +179,11 @@ impl<'m, W: Word> Nat<'m, W> {
         at: &At,
         realm: Realm,
         arrival: &Arrival,
+        mut found: bool,
         random: &mut impl Random,
     ) -> Result<Rewrite, Refusal> {
         for round in 0..RETRIES {
-            if let Some(seen) = self.live(at, arrival.tuple, arrival.hash)? {
+            if found && let Some(seen) = self.live(at, arrival.tuple, arrival.hash)? {
                 if !is_of(realm, &seen.snapshot) {
                     return Err(Refusal::NoSession);
                 }
@@ -207,6 +199,7 @@ impl<'m, W: Word> Nat<'m, W> {
             if let Some(rewrite) = opened? {
                 return Ok(rewrite);
             }
+            found = true;
             W::pause(round);
         }
         Err(Refusal::Contended)

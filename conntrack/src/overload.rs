@@ -239,10 +239,18 @@ impl<W: Word> Nat<'_, W> {
         let external = Endpoint::new(address.addr, port);
         let sides = outbound_sides(tuple, external, target);
         let back = &sides[1].tuple;
-        match self.live(at, back, self.hash(back)) {
-            Ok(None) => {}
-            Ok(Some(_)) => return Tried::InUse,
-            Err(refusal) => return Tried::Refused(refusal),
+        let place = Place {
+            slot: address.slot,
+            protocol: tuple.protocol,
+            port,
+        };
+        // A free port has no session.
+        if self.ports.cell(place) != Cell::Free {
+            match self.live(at, back, self.hash(back)) {
+                Ok(None) => {}
+                Ok(Some(_)) => return Tried::InUse,
+                Err(refusal) => return Tried::Refused(refusal),
+            }
         }
         let own_mapping = Some(NewMapping {
             protocol: tuple.protocol,

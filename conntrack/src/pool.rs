@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
+use crate::prefetch::prefetch;
 use crate::word::Word;
 
 /// A stack in the tables. Numbers are 1 to `max`.
@@ -33,7 +34,11 @@ impl<W: Word> Pool<'_, W> {
             let next = self.link(head as u32).load(Relaxed) as u32;
             let new = changed(head, next);
             match self.head.compare_exchange(head, new, AcqRel, Acquire) {
-                Ok(_) => return Some(head as u32),
+                Ok(_) => {
+                    // The next one to be taken, by whoever.
+                    prefetch(self.link(next));
+                    return Some(head as u32);
+                }
                 Err(found) => head = found,
             }
         }

@@ -15,6 +15,7 @@ use crate::config::PortSet;
 use crate::endpoint::Protocol;
 use crate::fill::{Before, Fills};
 use crate::layout::{CELL_WORDS, PORT_WORDS, PROTOCOLS};
+use crate::prefetch::prefetch;
 use crate::word::Word;
 
 const KIND_SHIFT: u32 = 29;
@@ -123,6 +124,17 @@ impl<W: Word> Ports<'_, W> {
     pub fn cell(&self, place: Place) -> Cell {
         let (word, shift) = place.cell();
         Cell::unpack((self.cells[word].load(Acquire) >> shift) as u32)
+    }
+
+    /// Asks the processor for what a claim of a port needs.
+    #[inline(always)]
+    pub fn prefetch(&self, place: Place) {
+        if let Some(cell) = self.cells.get(place.cell().0) {
+            prefetch(cell);
+        }
+        if let Some(owned) = self.owned.get(place.bit().0) {
+            prefetch(owned);
+        }
     }
 
     /// Replaces a cell; the error is what was found instead.

@@ -22,7 +22,7 @@ fn rfc5382_3b_behaviours_of_tcp_and_udp_are_independent() {
 
     let mut mixed = policy(EIM, EDF);
     mixed.mapping = [EDM, EIM, EDM];
-    mixed.addresses = vec![external("198.51.100.1", 0, 4000, 4001)];
+    mixed.addresses = vec![external("198.51.100.1", 0, 4000, 4001)].into();
     let mut rig = Rig::new(mixed);
     // Two ports carry three TCP hosts to different remotes, but only two UDP endpoints.
     for host in 1..=3 {

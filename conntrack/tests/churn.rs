@@ -11,7 +11,8 @@ fn day(mapping: conntrack::MappingBehaviour, filtering: conntrack::FilteringBeha
     policy.addresses = vec![
         external("198.51.100.1", 0, 2000, 2399),
         external("198.51.100.2", 1, 3000, 3199),
-    ];
+    ]
+    .into();
     policy.forwards = vec![
         forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]),
         forward(UDP, "198.51.100.2:53", "10.0.0.3:53", &["203.0.113.0/28"]),

@@ -266,7 +266,7 @@ fn operations(policy: &Policy) -> Vec<Operation<'_>> {
 fn die_in_every_operation(quotas: Quotas) {
     for mapping in [EIM, EDM] {
         let mut policy = policy(mapping, EIF);
-        policy.addresses = vec![external("198.51.100.1", 0, 4990, 5005)];
+        policy.addresses = vec![external("198.51.100.1", 0, 4990, 5005)].into();
         policy.forwards = vec![forward(TCP, FORWARD, "10.0.0.8:80", &[])];
         policy.limits.half_open_per_forward = Some(1);
         policy.limits.quotas = quotas;

@@ -92,7 +92,8 @@ impl Pool {
         for &(first, last) in ranges {
             set.insert_range(first, last);
         }
-        policy.addresses[0].ports = [set.clone(), set.clone(), set];
+        let ports = [set.clone(), set.clone(), set];
+        policy.addresses.edit(|list| list[0].ports = ports);
         Pool::new(policy)
     }
 
@@ -172,7 +173,7 @@ fn rfc6888_13_the_last_port_is_found_and_none_is_known_at_once() {
 #[test]
 fn rfc6888_13_edm_is_exact_for_each_remote() {
     let mut rig = Rig::new(policy(EDM, EDF));
-    rig.policy.addresses = vec![external("198.51.100.1", 0, 3000, 3999)];
+    rig.policy.addresses = vec![external("198.51.100.1", 0, 3000, 3999)].into();
     for remote in ["203.0.113.1:53", "203.0.113.2:53", "203.0.113.1:54"] {
         let mut ports = HashSet::new();
         for host in 0..1000 {
@@ -192,7 +193,7 @@ fn rfc6888_13_edm_is_exact_for_each_remote() {
 fn rfc6888_13_a_released_port_is_found_again() {
     for (mapping, filtering) in [(EIM, EDF), (EIM, EIF), (EDM, EDF)] {
         let mut rig = Rig::new(policy(mapping, filtering));
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2009)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2009)].into();
         rig.apply();
         let full = |rig: &mut Rig, net: u8| {
             for host in 1..=10 {
@@ -209,7 +210,7 @@ fn rfc6888_13_a_released_port_is_found_again() {
         // Two of ten may be in hold-down with `eif`; they end unswept.
         rig.wait(122_000);
         full(&mut rig, 2);
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2010)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2010)].into();
         rig.apply();
         assert_eq!(rig.udp("10.9.0.1:9", "203.0.113.1:53").port, 2010);
         rig.check();

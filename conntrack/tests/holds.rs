@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicU64;
 fn rfc6888_8x_how_much_may_be_held_is_configurable() {
     for (percent, held) in [(0, 0), (25, 10), (50, 20), (100, 40)] {
         let mut policy = policy(EIM, EIF);
-        policy.addresses = vec![external("198.51.100.1", 0, 2000, 2039)];
+        policy.addresses = vec![external("198.51.100.1", 0, 2000, 2039)].into();
         policy.hold_down_max_percent = percent;
         policy.timers.hold_down_ms = 30_000;
         let mut rig = Rig::new(policy);
@@ -35,7 +35,8 @@ fn rfc6888_8_lost_state_holds_down_what_was_in_use() {
         two.addresses = vec![
             external("198.51.100.1", slots[0], 2000, 2099),
             external("198.51.100.2", slots[1], 2000, 2099),
-        ];
+        ]
+        .into();
         two.forwards = vec![forward(TCP, "198.51.100.1:443", "10.0.0.9:443", &[])];
         two
     };
@@ -80,7 +81,7 @@ fn rfc6888_8_lost_state_holds_down_what_was_in_use() {
     // A quarter of 100 TCP and UDP ports and of the identifiers, at each address.
     assert_eq!(rig.nat.hold_lost(&rig.policy, &lost, rig.now), 2 * 3 * 25);
     rig.check();
-    rig.policy.addresses.truncate(1);
+    rig.policy.addresses.edit(|list| list.truncate(1));
     rig.apply();
     assert_eq!(rig.nat.hold_lost(&rig.policy, &lost, rig.now), 0);
     rig.check();

@@ -20,7 +20,7 @@ fn two_forwards(sessions_max: u32) -> Rig {
 }
 
 fn rig(mut policy: Policy, sessions_max: u32) -> Rig {
-    policy.addresses = vec![external("198.51.100.1", 0, 1024, 65535)];
+    policy.addresses = vec![external("198.51.100.1", 0, 1024, 65535)].into();
     Rig::sized(policy, sessions_max)
 }
 

@@ -15,7 +15,7 @@ fn with_ports(policy: Policy, ranges: &[(u16, u16)]) -> Policy {
     let mut address = external("198.51.100.1", 0, 1, 1);
     address.ports = [set.clone(), set.clone(), set];
     Policy {
-        addresses: vec![address],
+        addresses: vec![address].into(),
         ..policy
     }
 }

@@ -118,7 +118,7 @@ fn ports_of_dependent_mappings() {
 fn a_port_that_is_not_to_be_had_does_not_count() {
     for mapping in [EIM, EDM] {
         let mut rig = rig(mapping, ports(9, 4));
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2001)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2001)].into();
         rig.apply();
         rig.udp("10.0.0.2:5000", SERVER);
         rig.udp("10.0.0.2:5001", SERVER);
@@ -188,14 +188,14 @@ fn a_smaller_burst_is_felt_at_once() {
 fn what_is_not_made_does_not_count_in_the_rate() {
     for mapping in [EIM, EDM] {
         let mut rig = rig(mapping, rate(1, 1));
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)].into();
         rig.apply();
         rig.udp("10.0.0.2:5000", SERVER);
         for _ in 0..3 {
             let none = rig.out(Udp, "10.0.0.1:5000", SERVER);
             assert_eq!(none, Err(Refusal::PortsExhausted));
         }
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2001)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2001)].into();
         rig.apply();
         rig.udp("10.0.0.1:5000", SERVER);
         rig.check();

@@ -153,7 +153,7 @@ fn queries_of_one_socket_are_never_refused() {
 fn one_new_flow_and_one_port_is_no_refusal() {
     for mapping in [EIM, EDM] {
         let mut rig = Rig::new(small(mapping));
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)].into();
         let now = rig.now;
         let rig = &rig;
         race(2000, |thread, round| {
@@ -196,7 +196,7 @@ fn flows_of_one_internal_endpoint_share_its_mapping() {
 #[test]
 fn overloading_gives_no_tuple_twice() {
     let mut rig = Rig::sized(small(EDM), 20_000);
-    rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000 + 2 * 1000 - 1)];
+    rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000 + 2 * 1000 - 1)].into();
     let now = rig.now;
     let rig = &rig;
     let made = race(1000, |thread, round| {
@@ -239,7 +239,7 @@ fn overloading_gives_no_tuple_twice() {
 fn churn_leaves_sound_tables() {
     for (mapping, filtering) in [(EIM, EDF), (EIM, ADF), (EIM, EIF), (EDM, EDF)] {
         let mut rig = Rig::sized(policy(mapping, filtering), 300);
-        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2100)];
+        rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2100)].into();
         rig.policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])];
         rig.policy.limits.half_open_per_forward = Some(3);
         rig.apply();

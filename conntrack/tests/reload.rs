@@ -9,15 +9,15 @@ use conntrack::Signal::{TcpData, TcpSyn, Udp};
 fn a_lost_address_takes_its_sessions_along() {
     for mapping in [EIM, EDM] {
         let mut policy = policy(mapping, EDF);
-        policy
-            .addresses
-            .push(external("198.51.100.2", 1, 1024, 65535));
+        let second = external("198.51.100.2", 1, 1024, 65535);
+        policy.addresses.edit(|list| list.push(second));
         let mut rig = Rig::new(policy);
         let before: Vec<_> = (1..=30)
             .map(|host| rig.udp(&format!("10.0.0.{host}:5000"), "203.0.113.1:53"))
             .collect();
         // The address changes; the new one is in the old one's slot.
-        rig.policy.addresses[1] = external("198.51.100.3", 1, 1024, 65535);
+        let other = external("198.51.100.3", 1, 1024, 65535);
+        rig.policy.addresses.edit(|list| list[1] = other);
         rig.apply();
         rig.check();
         let kept = before
@@ -98,7 +98,7 @@ fn behaviours_change_under_living_sessions() {
 fn a_smaller_pool_keeps_old_ports_and_gives_no_more_of_them() {
     let mut rig = Rig::new(policy(EDM, EDF));
     let old = rig.udp("10.0.0.1:5000", "203.0.113.1:53");
-    rig.policy.addresses = vec![external("198.51.100.1", 0, 40000, 40001)];
+    rig.policy.addresses = vec![external("198.51.100.1", 0, 40000, 40001)].into();
     rig.apply();
     assert_eq!(rig.udp("10.0.0.1:5000", "203.0.113.1:53"), old);
     for port in 1..=2 {
@@ -107,7 +107,7 @@ fn a_smaller_pool_keeps_old_ports_and_gives_no_more_of_them() {
     let more = rig.out(Udp, "10.0.0.2:3", "203.0.113.1:53");
     assert_eq!(more, Err(Refusal::PortsExhausted));
     // A larger pool lifts the exhaustion at once.
-    rig.policy.addresses = vec![external("198.51.100.1", 0, 40000, 40002)];
+    rig.policy.addresses = vec![external("198.51.100.1", 0, 40000, 40002)].into();
     rig.apply();
     assert_eq!(rig.udp("10.0.0.2:3", "203.0.113.1:53").port, 40002);
     rig.check();
@@ -116,7 +116,7 @@ fn a_smaller_pool_keeps_old_ports_and_gives_no_more_of_them() {
 #[test]
 fn no_pool_no_mapping() {
     let mut rig = Rig::new(policy(EIM, EDF));
-    rig.policy.addresses.clear();
+    rig.policy.addresses = Vec::new().into();
     rig.apply();
     let refused = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
     assert_eq!(refused, Err(Refusal::NoExternalAddress));
@@ -136,10 +136,10 @@ fn an_address_that_comes_back_leaves_one_mapping_for_an_endpoint() {
     for after in [vec![old.clone()], vec![old.clone(), new.clone()]] {
         let mut rig = Rig::new(policy(EIM, EDF));
         rig.udp("10.0.0.1:5000", "203.0.113.1:53");
-        rig.policy.addresses = vec![new.clone()];
+        rig.policy.addresses = vec![new.clone()].into();
         rig.udp("10.0.0.1:5000", "203.0.113.2:53");
         let both = after.len() == 2;
-        rig.policy.addresses = after;
+        rig.policy.addresses = after.into();
         rig.apply();
         rig.check();
         assert_eq!(rig.nat.totals().mappings, 1);

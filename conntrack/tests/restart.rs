@@ -176,7 +176,7 @@ fn no_corruption_survives_opening() {
 fn an_address_change_cut_short_leaves_one_mapping_for_an_endpoint() {
     let mut rig = Rig::new(policy(EIM, EDF));
     rig.udp("10.0.0.1:5000", "203.0.113.1:53");
-    rig.policy.addresses[0] = external("198.51.100.9", 1, 1024, 65535);
+    rig.policy.addresses = vec![external("198.51.100.9", 1, 1024, 65535)].into();
     let new = rig.udp("10.0.0.1:5000", "203.0.113.1:53");
     assert_eq!(new.addr, addr("198.51.100.1"), "its session goes on");
     let new = rig.udp("10.0.0.1:5000", "203.0.113.2:53");

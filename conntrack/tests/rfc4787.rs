@@ -20,9 +20,8 @@ fn rfc4787_1_one_external_endpoint_for_all_remotes() {
 fn rfc4787_2_pool_is_paired() {
     let mut policy = policy(EIM, EDF);
     for i in 2..=4 {
-        policy
-            .addresses
-            .push(external(&format!("198.51.100.{i}"), i - 1, 1024, 65535));
+        let more = external(&format!("198.51.100.{i}"), i - 1, 1024, 65535);
+        policy.addresses.edit(|list| list.push(more));
     }
     let mut rig = Rig::new(policy);
     let mut used = std::collections::HashSet::new();
@@ -49,7 +48,7 @@ fn rfc4787_2_pool_is_paired() {
 #[test]
 fn rfc4787_3_no_overloading_in_eim() {
     let mut policy = policy(EIM, EDF);
-    policy.addresses = vec![external("198.51.100.1", 0, 40000, 40009)];
+    policy.addresses = vec![external("198.51.100.1", 0, 40000, 40009)].into();
     let mut rig = Rig::new(policy);
     let mut used = std::collections::HashSet::new();
     for host in 1..=10 {
@@ -237,9 +236,8 @@ fn rfc4787_9_hairpin_is_filtered_by_the_address_that_will_be_seen() {
         (0, 30)
     );
     rig.wait(3_000);
-    rig.policy
-        .addresses
-        .push(external("198.51.100.2", 1, 1024, 65535));
+    let second = external("198.51.100.2", 1, 1024, 65535);
+    rig.policy.addresses.edit(|list| list.push(second));
     rig.apply();
     let mut moved = 0;
     for host in 1..=30 {
@@ -272,7 +270,7 @@ fn rfc4787_9_hairpin_is_filtered_by_the_address_that_will_be_seen() {
 fn rfc4787_11_deterministic_at_any_fill() {
     for (mapping, filtering) in [(EIM, EIF), (EIM, ADF), (EIM, EDF), (EDM, EDF)] {
         let mut policy = policy(mapping, filtering);
-        policy.addresses = vec![external("198.51.100.1", 0, 2000, 2199)];
+        policy.addresses = vec![external("198.51.100.1", 0, 2000, 2199)].into();
         let mut rig = Rig::new(policy);
         let mut behaviours = Vec::new();
         for flows in 1..=200 {

@@ -188,7 +188,7 @@ fn rfc5382_5_a_profile_that_is_reloaded_holds_at_once() {
 #[test]
 fn rfc5382_7_no_overloading_in_eim() {
     let mut policy = policy(EIM, EDF);
-    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)];
+    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)].into();
     let mut rig = Rig::new(policy);
     rig.connect(A, B);
     assert_eq!(

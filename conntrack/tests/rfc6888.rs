@@ -32,7 +32,7 @@ fn rfc6888_8_hold_down_only_without_an_exception() {
 #[test]
 fn rfc6888_8x_a_quarter_of_the_pool_at_most() {
     let mut policy = policy(EIM, EIF);
-    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2039)];
+    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2039)].into();
     let mut rig = Rig::new(policy);
     for host in 1..=40 {
         rig.udp(&format!("10.0.0.{host}:1000"), "203.0.113.1:53");
@@ -72,7 +72,7 @@ fn rfc6888_11_full_refuses_and_keeps_what_lives() {
 fn rfc6888_13_every_port_of_the_pool_is_used() {
     let mut policy = policy(EIM, EDF);
     policy.preserve_port = false;
-    policy.addresses = vec![external("198.51.100.1", 0, 1024, 9999)];
+    policy.addresses = vec![external("198.51.100.1", 0, 1024, 9999)].into();
     let mut rig = Rig::new(policy);
     for i in 0..8976 {
         rig.udp(

@@ -341,7 +341,7 @@ fn rfc7857_2_2_the_mark_survives_a_restart() {
 #[test]
 fn rfc7857_3_overloading_for_different_remotes_only() {
     let mut policy = policy(EDM, EDF);
-    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2002)];
+    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2002)].into();
     let mut rig = Rig::new(policy);
     for remote in 1..=200 {
         let remote = format!("203.0.113.{remote}:53");
@@ -364,7 +364,7 @@ fn rfc7857_3_overloading_for_different_remotes_only() {
 #[test]
 fn rfc7857_3_a_released_port_is_found_again() {
     let mut policy = policy(EDM, EDF);
-    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2999)];
+    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2999)].into();
     let mut rig = Rig::new(policy);
     for host in 0..1000 {
         rig.udp(
@@ -402,7 +402,8 @@ fn rfc7857_4_in_edm_the_pairing_is_soft() {
     policy.addresses = vec![
         external("198.51.100.1", 0, 2000, 2009),
         external("198.51.100.2", 1, 2000, 2009),
-    ];
+    ]
+    .into();
     let mut rig = Rig::new(policy);
     let mut first = None;
     for port in 1..=20 {

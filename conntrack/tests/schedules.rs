@@ -212,7 +212,7 @@ fn schedules(default: usize, test: impl Fn(Memory) + Send + Sync + 'static) {
 
 fn small(mapping: MappingBehaviour) -> Policy {
     let mut policy = policy(mapping, EDF);
-    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2007)];
+    policy.addresses = vec![external("198.51.100.1", 0, 2000, 2007)].into();
     policy.preserve_port = false;
     policy
 }
@@ -280,7 +280,7 @@ fn one_flow_and_one_port_is_no_refusal() {
     for mapping in [EIM, EDM] {
         schedules(400, move |memory| {
             let mut policy = small(mapping);
-            policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)];
+            policy.addresses = vec![external("198.51.100.1", 0, 2000, 2000)].into();
             let world = memory.world(policy);
             let flow = tuple(UDP, ep("10.0.0.1:5000"), ep(SERVER));
             race(&world, 2, move |world, _| {
@@ -297,7 +297,7 @@ fn the_last_ports_are_found() {
     for mapping in [EIM, EDM] {
         schedules(400, move |memory| {
             let mut policy = small(mapping);
-            policy.addresses = vec![external("198.51.100.1", 0, 2000, 2002)];
+            policy.addresses = vec![external("198.51.100.1", 0, 2000, 2002)].into();
             let world = memory.world(policy);
             let mut made = race(&world, 3, |world, thread| {
                 let host = Endpoint::new([10, 0, 0, thread as u8].into(), 5000);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use conntrack::{
-    AddressKind, Direction, Nat, PacketFacts, Policy, Protocol, Random, Realm, Refusal, Rewrite,
-    Signal, TableSize, Time, Tuple,
+    AddressKind, Direction, Key, Nat, PacketFacts, Policy, Protocol, Random, Realm, Refusal,
+    Rewrite, Signal, TableSize, Time, Tuple,
 };
 use crossbeam_queue::ArrayQueue;
 
@@ -148,7 +148,7 @@ impl<R: Random> Gateway<R> {
         let routes = shared.forwarding.routes().load_full();
         Gateway {
             worker,
-            view: View::new(&links, &policy, routes.generation()),
+            view: View::new(&links, routes.generation()),
             policy,
             links,
             routes,
@@ -175,11 +175,11 @@ impl<R: Random> Gateway<R> {
 
     /// Takes up the newest policy, links and routes. Called once a round.
     pub fn refresh(&mut self) {
-        let policy = self.shared.rulebook.renew(self.worker, &mut self.policy);
+        self.shared.rulebook.renew(self.worker, &mut self.policy);
         let links = renew(&mut self.links, &self.shared.links);
         let routes = renew(&mut self.routes, self.shared.forwarding.routes());
-        if policy || links || routes {
-            self.view = View::new(&self.links, &self.policy, self.routes.generation());
+        if links || routes {
+            self.view = View::new(&self.links, self.routes.generation());
         }
     }
 
@@ -224,8 +224,21 @@ impl<R: Random> Gateway<R> {
 
     /// Between [`Gateway::prepare`] and [`Gateway::process`] of a batch: asks for the session.
     pub fn prefetch(&self, prepared: &Prepared) {
-        if let Some(hash) = prepared.hash {
-            self.shared.nat.prefetch_half(hash);
+        let Some(hash) = prepared.hash else { return };
+        let candidate = self.shared.nat.candidate(hash);
+        let packet = prepared.parsed.as_ref().map(|packet| &packet.body);
+        if let (true, Ok(Body::Flow { tuple, .. })) = (candidate.is_none(), packet) {
+            self.prefetch_new(&Key::of(tuple));
+        }
+    }
+
+    /// Asks for what a new session will need, if it is the inside that opens it.
+    pub(crate) fn prefetch_new(&self, key: &Key) {
+        if self
+            .links
+            .is_internal(((key.addresses >> 32) as u32).into())
+        {
+            self.shared.nat.prefetch_new(&self.policy, key);
         }
     }
 
@@ -329,11 +342,7 @@ impl<R: Random> Gateway<R> {
     }
 
     fn kind_of(&self, addr: Ipv4Addr) -> Option<AddressKind> {
-        self.policy
-            .addresses
-            .iter()
-            .find(|own| own.addr == addr)
-            .map(|own| own.kind)
+        self.policy.addresses.find(addr).map(|own| own.kind)
     }
 
     /// Steps 5 and 6: the rewrite of a packet.

@@ -32,6 +32,7 @@ pub struct Rulebook {
 impl Rulebook {
     /// Begins with a policy that is in the tables already ([`settle`]).
     pub fn new(policy: Policy, workers: usize) -> Rulebook {
+        policy.addresses.prepare();
         Rulebook {
             current: ArcSwap::from_pointee(policy),
             version: AtomicU64::new(0),
@@ -55,6 +56,7 @@ impl Rulebook {
     /// Puts a new policy in force. One that was still on its way is replaced: the new one's way
     /// covers it.
     pub fn publish(&self, policy: Policy) {
+        policy.addresses.prepare();
         let policy = Arc::new(policy);
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         // It goes on where the one that it replaces is: changes that follow each other closely
@@ -74,12 +76,11 @@ impl Rulebook {
         });
     }
 
-    /// Takes up the newest policy for a worker's next rounds. Was there a newer one?
-    pub fn renew(&self, worker: usize, policy: &mut Arc<Policy>) -> bool {
+    /// Takes up the newest policy for a worker's next rounds.
+    pub fn renew(&self, worker: usize, policy: &mut Arc<Policy>) {
         let version = self.version.load(Ordering::Acquire);
         let newest = self.current.load();
-        let newer = !Arc::ptr_eq(policy, &newest);
-        if newer {
+        if !Arc::ptr_eq(policy, &newest) {
             *policy = Arc::clone(&newest);
         }
         if let Some(seen) = self.seen.get(worker)
@@ -87,7 +88,6 @@ impl Rulebook {
         {
             seen.store(version, Ordering::Release);
         }
-        newer
     }
 
     /// Carries a slice of a pending change through, once all workers judge by its policy. Called by

@@ -151,7 +151,11 @@ impl<R: Random> Gateway<R> {
     /// Between [`Gateway::glance`] and [`Gateway::shortcut`] of a batch: asks for the session.
     #[inline(always)]
     pub fn look_ahead(&self, glance: &mut Glance) {
-        glance.candidate = self.shared().nat.candidate(glance.hash);
+        let nat = &self.shared().nat;
+        glance.candidate = nat.candidate(glance.hash);
+        if glance.candidate.is_none() {
+            self.prefetch_new(&glance.key);
+        }
     }
 
     /// Steps 6 to 8 of the shortcut: the egress interface of a frame that was translated, or none and
@@ -164,9 +168,9 @@ impl<R: Random> Gateway<R> {
         ingress: u8,
         now: Time,
     ) -> Option<u8> {
-        let realm = self.view().realm(&glance.key, ingress)?;
         let nat = &self.shared().nat;
         let policy = self.policy();
+        let realm = self.view().realm(policy, &glance.key, ingress)?;
         let hit = nat.seek(
             policy,
             realm,

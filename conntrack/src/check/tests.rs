@@ -62,7 +62,8 @@ pub(crate) fn policy() -> Policy {
             slot: 0,
             kind: AddressKind::Own,
             ports: [ports.clone(), ports.clone(), ports],
-        }],
+        }]
+        .into(),
         denied: Prefixes::default(),
         forwards: vec![Forward {
             protocol: Protocol::Tcp,
@@ -239,7 +240,7 @@ const SPOILT: &[(&str, Spoil)] = &[
         rig.mapping(1, 2, 1);
     }),
     ("its address is not the policy's", |rig| {
-        rig.policy.addresses[0].slot = 1;
+        rig.policy.addresses.edit(|list| list[0].slot = 1);
     }),
     ("mapping 1: refreshed in the future", |rig| {
         rig.mapping(1, 3, 1 << 40);

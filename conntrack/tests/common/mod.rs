@@ -81,7 +81,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         timers: Timers::RFC,
         hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
-        addresses: vec![external("198.51.100.1", 0, 1024, 65535)],
+        addresses: vec![external("198.51.100.1", 0, 1024, 65535)].into(),
         denied: Prefixes::default(),
         forwards: vec![],
     }

@@ -253,7 +253,7 @@ impl Reference {
         world: &World,
     ) -> Judged {
         let mut paired = self.pairing(tuple.source.addr).clone();
-        let all: Vec<ExternalAddress> = self.policy.addresses.clone();
+        let all: Vec<ExternalAddress> = self.policy.addresses.to_vec();
         paired.retain(|&addr| {
             let start = all
                 .iter()

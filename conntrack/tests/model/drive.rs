@@ -279,7 +279,7 @@ impl<'m> Drive<'m> {
     fn packet(&mut self, packet: Packet) -> Judged {
         let hash = self.nat.hash(&packet.tuple);
         self.nat.prefetch(hash);
-        self.nat.prefetch_half(hash);
+        self.nat.candidate(hash);
         let (nat, now) = (&self.nat, self.now());
         let policy = &self.reference.policy;
         let Packet {
