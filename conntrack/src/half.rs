@@ -313,7 +313,8 @@ impl<'m, W: Word> Half<'m, W> {
         self.words[0].store(control, Release);
     }
 
-    /// Makes the sequence odd without a contest: only for the odd half, under the even one's bit.
+    /// Makes the sequence odd without a contest: only for the odd half under the even one's bit, and
+    /// for a session that is not valid.
     pub fn begin(self) {
         let control = self.words[0].load(Relaxed);
         self.words[0].store(advanced(control, Meta(control as u32)), Relaxed);

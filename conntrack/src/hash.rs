@@ -26,6 +26,19 @@ impl Key {
     }
 }
 
+impl Key {
+    /// The tuple of the key.
+    #[inline]
+    pub fn tuple(&self) -> Tuple {
+        let (source, destination) = unpack(self.addresses, self.ports);
+        Tuple {
+            protocol: self.protocol,
+            source,
+            destination,
+        }
+    }
+}
+
 #[inline(always)]
 pub(crate) fn pack_addresses(first: Endpoint, second: Endpoint) -> u64 {
     u64::from(first.addr.to_bits()) << 32 | u64::from(second.addr.to_bits())

@@ -183,7 +183,10 @@ impl<'m, W: Word> Index<'m, W> {
             }
             found &= found - 1;
         }
-        self.find_again(hash)
+        match (lines[0][1].load(Relaxed) | lines[1][1].load(Relaxed)) >> 32 {
+            0 => None,
+            _ => self.find_again(hash),
+        }
     }
 
     #[cold]

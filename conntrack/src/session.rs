@@ -200,11 +200,8 @@ impl<'m, W: Word> Nat<'m, W> {
             return Err(refused);
         }
         let halves = [self.half(2 * number), self.half(2 * number + 1)];
-        // Nobody else writes a session that is not valid, so the bit is always to be had.
-        let control = halves[0].words[0].load(Relaxed);
-        let locked = halves[0].lock(control);
-        debug_assert!(locked, "a free session was locked");
-        halves[1].begin();
+        // Nobody else writes a session that is not valid.
+        halves.into_iter().for_each(Half::begin);
         for (side, half) in halves.into_iter().enumerate() {
             half.fill(&plan.sides[side]);
             if side == plan.opener() {

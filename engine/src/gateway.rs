@@ -93,7 +93,7 @@ pub struct Prepared {
     /// The checked packet, or why it is none.
     pub parsed: Result<Packet, DropReason>,
     /// Hash of the flow's tuple; none for what is no flow.
-    hash: Option<u64>,
+    pub(crate) hash: Option<u64>,
 }
 
 impl Prepared {

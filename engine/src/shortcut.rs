@@ -8,9 +8,9 @@ use std::net::Ipv4Addr;
 use conntrack::{Candidate, Direction, Hit, Key, PacketFacts, Protocol, Random, Signal, Time};
 
 use crate::fragment::Ends;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Prepared};
 use crate::neighbour::{Hop, HopState};
-use crate::packet::{self, IP};
+use crate::packet::{self, Body, IP, Ipv4Facts, Packet};
 use crate::wire::{be16, be32, be64, checksum, ethernet, ipv4, put16, put32, put64, tcp, udp};
 
 mod view;
@@ -114,6 +114,31 @@ impl Glance {
     #[inline(always)]
     pub fn frame_len(&self) -> usize {
         IP + usize::from(self.total_len)
+    }
+
+    /// What [`Gateway::prepare`] makes of the frame that this is a glance of.
+    pub(crate) fn prepared(&self, frame: &[u8]) -> Option<Prepared> {
+        let header = ipv4::Header::new(frame.get(IP..)?)?;
+        let segment = || tcp::Header::new(frame.get(L4..)?);
+        let acknowledgement = match self.key.protocol {
+            Protocol::Tcp => segment()?.acknowledgement(),
+            _ => 0,
+        };
+        let packet = Packet {
+            ipv4: Ipv4Facts::of(header),
+            l4: L4,
+            fragment: None,
+            body: Body::Flow {
+                tuple: self.key.tuple(),
+                signal: self.signal,
+                sequence: self.sequence,
+                acknowledgement,
+            },
+        };
+        Some(Prepared {
+            parsed: Ok(packet),
+            hash: Some(self.hash),
+        })
     }
 
     fn facts(&self) -> PacketFacts {

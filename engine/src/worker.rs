@@ -130,6 +130,11 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             || self.transmit.iter().any(|frames| !frames.is_empty())
     }
 
+    /// Sends every frame by the whole route from now on, to compare.
+    pub fn set_whole_route(&mut self) {
+        self.batch.set_whole_route();
+    }
+
     /// The device, to feed it in tests and to wait on.
     pub fn device(&mut self) -> &mut D {
         &mut self.device

@@ -171,8 +171,8 @@ impl Bed {
         (sessions, started.elapsed())
     }
 
-    /// Looks these tuples up and stamps their sessions, in batches: conntrack's part of a hit.
-    pub fn look_up(&self, tuples: &[Tuple]) -> Duration {
+    /// Looks these flows up and stamps their sessions, in batches: conntrack's part of a hit.
+    pub fn look_up(&self, flows: &[Key]) -> Duration {
         let nat = &self.world.shared().nat;
         let (policy, now) = (self.world.policy(), self.now());
         let facts = PacketFacts {
@@ -182,17 +182,16 @@ impl Bed {
             acknowledgement: 0,
         };
         let started = Instant::now();
-        let mut keys = [(Key::of(&tuples[0]), 0, Candidate::default()); BATCH];
-        for batch in tuples.chunks(BATCH) {
-            for ((key, hash, _), tuple) in keys.iter_mut().zip(batch) {
-                *key = Key::of(tuple);
+        let mut looked = [(0, Candidate::default()); BATCH];
+        for batch in flows.chunks(BATCH) {
+            for ((hash, _), key) in looked.iter_mut().zip(batch) {
                 *hash = nat.hash_key(key);
                 nat.prefetch(*hash);
             }
-            for (_, hash, candidate) in &mut keys {
+            for (hash, candidate) in &mut looked {
                 *candidate = nat.candidate(*hash);
             }
-            for (key, _, candidate) in &keys[..batch.len()] {
+            for ((_, candidate), key) in looked.iter().zip(batch) {
                 let realm = Realm::Internal;
                 let hit = nat.seek(&policy, realm, key, *candidate, Signal::Udp, now);
                 if let Some(hit) = hit {

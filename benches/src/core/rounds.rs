@@ -5,12 +5,12 @@ use std::ops::RangeInclusive;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use conntrack::Tuple;
+use conntrack::Key;
 
 use super::bed::{Bed, SLICE, Way};
 use super::flows::Flows;
 use super::memory::Pages;
-use super::yardstick::{HIT_LINES, Map, Memory};
+use super::yardstick::{HIT_LINES, Map, MapKey, Memory, map_key};
 use crate::figure::Figure;
 
 /// External addresses of a run.
@@ -154,8 +154,8 @@ impl Bench {
             let (_, hit) = send(&bed, Way::Outbound, &numbers, workers);
             bed.set_dont_fragment(true);
             self.note("hit-outbound-no-df", pages, workers, hit);
-            let tuples: Vec<Tuple> = numbers.iter().map(|&n| self.flows.outbound(n)).collect();
-            let found = in_slices(&tuples, |tuples| bed.look_up(tuples));
+            let keys: Vec<Key> = numbers.iter().map(|&n| self.key(n)).collect();
+            let found = in_slices(&keys, |keys| bed.look_up(keys));
             self.note("lookup", pages, workers, found);
         }
         bed.advance_ms(LONG_MS);
@@ -175,12 +175,16 @@ impl Bench {
         let line = in_slices(&numbers, |slice| memory.touch::<1>(slice.len()));
         self.note("limit", Pages::Huge, 1, limit);
         self.note("limit-line", Pages::Huge, 1, line);
-        let tuples: Vec<Tuple> = numbers.iter().map(|&n| self.flows.outbound(n)).collect();
+        let keys: Vec<MapKey> = numbers.iter().map(|&n| map_key(&self.key(n))).collect();
         for place in 0..self.maps.len() {
             let (test, map) = &self.maps[place];
-            let (test, found) = (*test, in_slices(&tuples, |tuples| map.look_up(tuples)));
+            let (test, found) = (*test, in_slices(&keys, |keys| map.look_up(keys)));
             self.note(test, Pages::Huge, 1, found);
         }
+    }
+
+    fn key(&self, number: u32) -> Key {
+        Key::of(&self.flows.outbound(number))
     }
 
     /// The flows of the next test's packets.

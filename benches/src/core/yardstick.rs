@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use conntrack::{Random, Tuple, prefetch};
+use conntrack::{Key, Random, prefetch};
 use engine::device::sys::memfile::MemFile;
 use engine::worker::BATCH;
 
@@ -68,17 +68,13 @@ impl Memory {
     }
 }
 
-/// A tuple as the maps have it.
-type Key = (u64, u64);
+/// A flow's tuple as the maps have it.
+pub type MapKey = (u64, u64);
 
-fn key(tuple: &Tuple) -> Key {
-    let word =
-        |addr: std::net::Ipv4Addr, port: u16| u64::from(addr.to_bits()) << 16 | u64::from(port);
-    let (source, destination) = (tuple.source, tuple.destination);
-    (
-        word(source.addr, source.port) << 8 | tuple.protocol as u64,
-        word(destination.addr, destination.port),
-    )
+/// The key of a flow in the maps.
+pub fn map_key(key: &Key) -> MapKey {
+    let rest = u64::from(key.ports) << 8 | key.protocol as u64;
+    (key.addresses, rest)
 }
 
 /// What a session is to a packet: what to write, and the stamp and counters.
@@ -90,7 +86,7 @@ pub struct Session {
 }
 
 impl Session {
-    fn of(key: Key) -> Session {
+    fn of(key: MapKey) -> Session {
         Session {
             written: [key.1, key.0],
             ..Session::default()
@@ -107,9 +103,9 @@ impl Session {
 /// A concurrent map of sessions.
 pub enum Map {
     /// Sharded locks.
-    Dashmap(dashmap::DashMap<Key, Session, foldhash::fast::FixedState>),
+    Dashmap(dashmap::DashMap<MapKey, Session, foldhash::fast::FixedState>),
     /// Lock-free reads.
-    Papaya(papaya::HashMap<Key, Session, foldhash::fast::FixedState>),
+    Papaya(papaya::HashMap<MapKey, Session, foldhash::fast::FixedState>),
 }
 
 impl Map {
@@ -130,7 +126,7 @@ impl Map {
     /// Puts a session for every flow in.
     pub fn fill(&self, flows: Flows, order: &[u32]) {
         for &number in order {
-            let key = key(&flows.outbound(number));
+            let key = map_key(&Key::of(&flows.outbound(number)));
             match self {
                 Map::Dashmap(map) => drop(map.insert(key, Session::of(key))),
                 Map::Papaya(map) => drop(map.pin().insert(key, Session::of(key)).is_some()),
@@ -139,19 +135,19 @@ impl Map {
     }
 
     /// Looks the sessions of these flows up, and stamps them.
-    pub fn look_up(&self, tuples: &[Tuple]) -> Duration {
+    pub fn look_up(&self, keys: &[MapKey]) -> Duration {
         let started = Instant::now();
         match self {
             Map::Dashmap(map) => {
-                for tuple in tuples {
-                    let session = map.get_mut(&key(tuple));
+                for key in keys {
+                    let session = map.get_mut(key);
                     black_box(session.map(|session| session.stamp(7)));
                 }
             }
             Map::Papaya(map) => {
                 let map = map.pin();
-                for tuple in tuples {
-                    let session = map.get(&key(tuple));
+                for key in keys {
+                    let session = map.get(key);
                     black_box(session.map(|session| session.stamp(7)));
                 }
             }
