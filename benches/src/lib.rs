@@ -2,6 +2,9 @@
 
 pub mod figure;
 pub mod fill;
+pub mod instructions;
+pub mod rings;
+pub mod route;
 
 use std::sync::atomic::AtomicU64;
 
