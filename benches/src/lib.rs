@@ -3,6 +3,8 @@
 pub mod figure;
 pub mod fill;
 pub mod instructions;
+pub mod plot;
+pub mod results;
 pub mod rings;
 pub mod route;
 pub mod sessions;
