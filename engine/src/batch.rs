@@ -3,8 +3,9 @@
 
 use conntrack::{Random, Time};
 
-use crate::gateway::{Gateway, Prepared};
+use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::shortcut::Glance;
+use crate::stats::WorkerStats;
 
 /// What was seen of a batch's frames, in their order.
 #[derive(Debug, Default)]
@@ -74,6 +75,27 @@ impl Batch {
         let glance = self.glances.get(place)?.as_ref()?;
         let interface = gateway.shortcut(frame, glance, ingress, now)?;
         Some((interface, glance.frame_len()))
+    }
+
+    /// Steps 4 to 8 for frame number `place`, by whichever route. Once a frame, in their order.
+    #[inline(always)]
+    pub fn judge<R: Random>(
+        &mut self,
+        gateway: &mut Gateway<R>,
+        place: usize,
+        frame: &mut [u8],
+        ingress: u8,
+        now: Time,
+        stats: &WorkerStats,
+    ) -> Verdict {
+        if let Some((interface, _)) = self.shortcut(gateway, place, frame, ingress, now) {
+            return Verdict::Transmit {
+                interface,
+                split_mtu: None,
+            };
+        }
+        let prepared = self.prepared(gateway, place, frame);
+        gateway.process(frame, &prepared, ingress, now, stats)
     }
 
     /// Step 4 of the whole route for frame number `place`, which the shortcut did not take. Once a

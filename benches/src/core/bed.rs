@@ -263,15 +263,7 @@ impl Hands {
             batch.look(gateway, slots.map(|slot| &slot[frame.clone()]));
             for (place, slot) in memory.chunks_exact_mut(FRAME_SIZE).enumerate() {
                 let bytes = &mut slot[frame.clone()];
-                if batch
-                    .shortcut(gateway, place, bytes, ingress, now)
-                    .is_some()
-                {
-                    translated += 1;
-                    continue;
-                }
-                let prepared = batch.prepared(gateway, place, bytes);
-                let verdict = gateway.process(bytes, &prepared, ingress, now, stats);
+                let verdict = batch.judge(gateway, place, bytes, ingress, now, stats);
                 let sent = matches!(verdict, Verdict::Transmit { .. } | Verdict::Hold { .. });
                 translated += u64::from(sent);
             }

@@ -9,6 +9,7 @@ pub mod link;
 pub mod mapping;
 pub mod memfile;
 pub mod ring;
+pub mod schedule;
 pub mod socket;
 pub mod tap;
 pub mod umem;
