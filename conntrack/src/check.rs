@@ -250,7 +250,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     fn check_indexes(&self, census: &Census) -> Checked {
-        let mut entries = 0;
+        let (mut entries, mut strays) = (0, 0);
         for (line, entry, half) in self.tuples.entries() {
             entries += 1;
             let snapshot = self.half(half).read_held();
@@ -259,7 +259,11 @@ impl<W: Word> Nat<'_, W> {
             hold(right, || {
                 format!("tuple index: a stray entry of half {half}")
             })?;
+            strays += u64::from(self.tuples.is_stray(line, hash));
         }
+        hold(self.tuples.has_strays(strays), || {
+            format!("tuple index: {strays} entries in further lines, counted otherwise")
+        })?;
         let halves = census.tuples.len();
         hold(entries == halves, || {
             format!("tuple index: {entries} entries, {halves} halves")
@@ -277,6 +281,9 @@ impl<W: Word> Nat<'_, W> {
     fn check_lists(&self, census: &Census) -> Checked {
         let mut seen = HashSet::new();
         for (_, _, first) in self.filters.entries() {
+            hold(first != 0, || {
+                "filter index: a tag without an entry".to_owned()
+            })?;
             let key_of = |session| {
                 let [even, odd] = [2 * session, 2 * session + 1].map(|n| self.half(n).read_held());
                 self.filter_key(&even, &odd)

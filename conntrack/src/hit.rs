@@ -24,7 +24,7 @@ use crate::word::Word;
 pub struct Candidate(u32);
 
 impl Candidate {
-    /// Is there none, so that the flow has no session yet?
+    /// Is there none? Then the flow most likely has no session yet.
     #[inline(always)]
     pub fn is_none(self) -> bool {
         self.0 == 0

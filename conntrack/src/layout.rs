@@ -50,7 +50,7 @@ pub(crate) const CELL_WORDS: usize = 32_768;
 /// Protocols.
 pub(crate) const PROTOCOLS: usize = 3;
 
-/// Largest `sessions_max`: leaves five tag bits in an index entry.
+/// Largest `sessions_max`: leaves five bits of the hash in an index entry.
 pub(crate) const SESSIONS_LIMIT: u32 = (1 << 26) - 2;
 
 /// "egretnat" in ASCII.
@@ -101,6 +101,8 @@ pub(crate) mod header {
     /// Where a forward with many half-open connections is sought next, in the upper 32 bits; the one
     /// with the most that was found, in the lower.
     pub const GREEDY: usize = 52;
+    /// Entries in further lines of the tuple, filter and endpoint index.
+    pub const STRAYS: usize = 56;
 }
 
 /// What the tables are made for.

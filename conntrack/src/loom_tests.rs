@@ -108,6 +108,7 @@ impl Memory {
         let records = RECORDS as u32 + 1;
         let [tuples, filters, endpoints] = &self.indexes;
         let (sessions, mappings) = (&self.sessions, &self.mappings);
+        let strays = |index: usize| &self.header[header::STRAYS + index];
         Nat {
             size: TableSize {
                 sessions_max: RECORDS as u32,
@@ -120,14 +121,14 @@ impl Memory {
                 words: &self.memos,
                 epoch: &self.header[header::EPOCH],
             },
-            tuples: Index::new(tuples, 2 * records),
-            filters: Index::new(filters, records),
+            tuples: Index::new(tuples, strays(0), 2 * records),
+            filters: Index::new(filters, strays(1), records),
             halves: sessions.as_chunks().0,
             sessions: self.pool(header::FREE_SESSIONS, sessions, SESSION_WORDS, 5),
             mappings: Mappings {
                 records: mappings.as_chunks().0,
                 pool: self.pool(header::FREE_MAPPINGS, mappings, MAPPING_WORDS, 1),
-                index: Index::new(endpoints, records),
+                index: Index::new(endpoints, strays(2), records),
             },
             forwards: Forwards {
                 records: self.forwards.as_chunks().0,

@@ -65,6 +65,7 @@ impl<'m, W: Word> Nat<'m, W> {
         let records = size.sessions_max + 1;
         let sessions = &words[layout.sessions];
         let mappings = &words[layout.mappings];
+        let strays = |index: usize| &header[header::STRAYS + index];
         let pool = |at: usize, records, stride, link| Pool {
             head: &header[at],
             used: &header[at + 1],
@@ -84,8 +85,8 @@ impl<'m, W: Word> Nat<'m, W> {
                 words: &words[layout.memos],
                 epoch: &header[header::EPOCH],
             },
-            tuples: Index::new(&words[layout.tuples], 2 * records),
-            filters: Index::new(&words[layout.filters], records),
+            tuples: Index::new(&words[layout.tuples], strays(0), 2 * records),
+            filters: Index::new(&words[layout.filters], strays(1), records),
             halves: sessions.as_chunks().0,
             sessions: pool(header::FREE_SESSIONS, sessions, SESSION_WORDS, 5),
             mappings: Mappings {
@@ -96,7 +97,7 @@ impl<'m, W: Word> Nat<'m, W> {
                     crate::layout::MAPPING_WORDS,
                     1,
                 ),
-                index: Index::new(&words[layout.endpoints], records),
+                index: Index::new(&words[layout.endpoints], strays(2), records),
             },
             forwards: Forwards {
                 records: words[layout.forwards].as_chunks().0,

@@ -11,8 +11,10 @@ use crate::stats::WorkerStats;
 #[derive(Debug, Default)]
 pub struct Batch {
     glances: Vec<Option<Glance>>,
-    /// Of the frames that are no common ones.
-    prepared: Vec<Prepared>,
+    /// Of the frames that are no common ones, with their numbers, the last first.
+    prepared: Vec<(usize, Prepared)>,
+    /// Frames that took the shortcut, ever.
+    shortcuts: u64,
     /// Every frame goes the whole route.
     whole_route: bool,
 }
@@ -23,8 +25,14 @@ impl Batch {
         Batch {
             glances: Vec::with_capacity(frames),
             prepared: Vec::with_capacity(frames),
+            shortcuts: 0,
             whole_route: false,
         }
+    }
+
+    /// How many frames took the shortcut, ever.
+    pub fn shortcuts(&self) -> u64 {
+        self.shortcuts
     }
 
     /// Takes no shortcut from now on, to compare.
@@ -41,23 +49,23 @@ impl Batch {
     ) {
         self.glances.clear();
         self.prepared.clear();
-        for frame in frames {
+        for (place, frame) in frames.enumerate() {
             let glance = match self.whole_route {
                 false => gateway.glance(frame),
                 true => None,
             };
             if glance.is_none() {
-                self.prepared.push(gateway.prepare(frame));
+                self.prepared.push((place, gateway.prepare(frame)));
             }
             self.glances.push(glance);
         }
         for glance in self.glances.iter_mut().flatten() {
             gateway.look_ahead(glance);
         }
-        for prepared in &self.prepared {
+        for (_, prepared) in &self.prepared {
             gateway.prefetch(prepared);
         }
-        // Taken from the end, in the order of the frames.
+        // So that they are taken in the order of the frames.
         self.prepared.reverse();
     }
 
@@ -65,7 +73,7 @@ impl Batch {
     /// padding. None, and the frame as it came: it goes the whole route.
     #[inline(always)]
     pub fn shortcut<R: Random>(
-        &self,
+        &mut self,
         gateway: &Gateway<R>,
         place: usize,
         frame: &mut [u8],
@@ -74,6 +82,7 @@ impl Batch {
     ) -> Option<(u8, usize)> {
         let glance = self.glances.get(place)?.as_ref()?;
         let interface = gateway.shortcut(frame, glance, ingress, now)?;
+        self.shortcuts += 1;
         Some((interface, glance.frame_len()))
     }
 
@@ -108,7 +117,11 @@ impl Batch {
     ) -> Prepared {
         let seen = match self.glances.get(place) {
             Some(Some(glance)) => glance.prepared(frame),
-            Some(None) => self.prepared.pop(),
+            Some(None) => {
+                let next = self.prepared.pop_if(|(of, _)| *of <= place);
+                next.filter(|(of, _)| *of == place)
+                    .map(|(_, prepared)| prepared)
+            }
             None => None,
         };
         seen.unwrap_or_else(|| gateway.prepare(frame))

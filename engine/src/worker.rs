@@ -135,6 +135,11 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.batch.set_whole_route();
     }
 
+    /// How many frames took the shortcut, ever.
+    pub fn shortcuts(&self) -> u64 {
+        self.batch.shortcuts()
+    }
+
     /// The device, to feed it in tests and to wait on.
     pub fn device(&mut self) -> &mut D {
         &mut self.device

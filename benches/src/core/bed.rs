@@ -193,11 +193,11 @@ impl Bed {
             }
             for ((_, candidate), key) in looked.iter().zip(batch) {
                 let realm = Realm::Internal;
-                let hit = nat.seek(&policy, realm, key, *candidate, Signal::Udp, now);
-                if let Some(hit) = hit {
-                    nat.count(&policy, &hit, facts, now);
-                    black_box(hit.addresses());
-                }
+                let hit = nat
+                    .seek(&policy, realm, key, *candidate, Signal::Udp, now)
+                    .expect("every flow has a session");
+                nat.count(&policy, &hit, facts, now);
+                black_box(hit.addresses());
             }
         }
         started.elapsed()

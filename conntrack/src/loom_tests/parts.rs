@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 fn nothing(_: &Memory) {}
 
 fn index(memory: &Memory) -> Index<'_, AtomicU64> {
-    Index::new(&memory.indexes[0], 4)
+    Index::new(&memory.indexes[0], &memory.header[header::STRAYS], 4)
 }
 
 fn has(memory: &Memory, number: u32) -> bool {
@@ -129,6 +129,34 @@ fn loom_entries_of_one_word_do_not_disturb_each_other() {
             assert!(index(memory).remove(9, 2) && index(memory).entries().count() == 0);
         },
     );
+}
+
+/// Entry 12 shares its word with tags: an insertion there and a removal beside it do not disturb each
+/// other, and neither do the ways of one entry 12 out and another one in.
+#[test]
+fn loom_the_entry_without_a_tag_and_the_tags_of_its_word() {
+    let fill = |memory: &Memory| {
+        for hash in 100..112 {
+            assert!(index(memory).insert(hash, 3));
+        }
+    };
+    let insert = |memory: &Memory| {
+        assert!(index(memory).insert(9, 1));
+        assert!(has(memory, 1));
+    };
+    let beside = |memory: &Memory| assert!(index(memory).remove(108, 3));
+    race(Some(3), fill, insert, beside, |memory, (), ()| {
+        assert!(has(memory, 1) && index(memory).entries().count() == 12);
+    });
+    let full = |memory: &Memory| {
+        fill(memory);
+        assert!(index(memory).insert(9, 2));
+    };
+    let replace = |memory: &Memory| assert!(index(memory).remove(9, 2));
+    let try_insert = |memory: &Memory| index(memory).insert(9, 1);
+    race(Some(3), full, replace, try_insert, |memory, (), entered| {
+        assert!(!has(memory, 2) && has(memory, 1) == entered);
+    });
 }
 
 /// Stripes that are asked for in two orders exclude each other and never lock for good.
