@@ -1,9 +1,11 @@
 //! What the benches share: tables in memory, a policy, and flows to translate.
 
 pub mod core;
+pub mod date;
 pub mod figure;
 pub mod fill;
 pub mod instructions;
+pub mod page;
 pub mod plot;
 pub mod results;
 pub mod rings;

@@ -1,9 +1,10 @@
-//! Figures as a page of Markdown, with the machine that they were measured on.
+//! Figures as a section of a page of Markdown, with the machine that they were measured on.
 
 use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::Path;
 
+use crate::date::Date;
 use crate::figure::{Figure, digits};
 use crate::plot::{Bar, Chart, group_figures, is_charted};
 
@@ -103,28 +104,26 @@ fn caches(directory: &Path) -> String {
     known(&all.join(", "))
 }
 
-/// A page with the machine, the command that measured, the day, and every figure: those of a chart in
-/// a table as the chart has them, the others in a list.
-pub fn markdown(machine: &Machine, command: &str, date: &str, figures: &[Figure]) -> String {
-    let mut text = String::new();
+/// A section with the machine, the command that measured, the day, and every figure: those of a chart
+/// in a table as the chart has them, the others in a list. `title`: of the section, which is for a page
+/// with a title of its own.
+pub fn markdown(
+    title: &str,
+    machine: &Machine,
+    command: &str,
+    date: Date,
+    figures: &[Figure],
+) -> String {
+    let mut text = format!(
+        "## {title}\n\nMeasured on {date} with\n\n```sh\n{command}\n```\n\nMedian of the rounds of one \
+         run, and in brackets the lowest and the highest round.\n\n"
+    );
     // Writing to a string does not fail.
-    let _ = write_page(&mut text, machine, command, date, figures);
+    let _ = write_machine(&mut text, machine).and_then(|()| write_figures(&mut text, figures));
     text
 }
 
-fn write_page(
-    text: &mut String,
-    machine: &Machine,
-    command: &str,
-    date: &str,
-    figures: &[Figure],
-) -> fmt::Result {
-    writeln!(
-        text,
-        "# Results\n\nMeasured on {date} with\n\n```sh\n{command}\n```\n\nMedian of the rounds of one \
-         run, and in brackets the lowest and the highest round.\n\n## Machine\n"
-    )?;
-    write_machine(text, machine)?;
+fn write_figures(text: &mut String, figures: &[Figure]) -> fmt::Result {
     for chart in group_figures(figures) {
         write_chart(text, &chart)?;
     }
@@ -135,7 +134,7 @@ fn write_page(
     if !others.is_empty() {
         writeln!(
             text,
-            "\n## Others\n\n| figure | median | lowest | highest | unit |\n| --- | --- | --- | --- | --- |"
+            "\n### Others\n\n| figure | median | lowest | highest | unit |\n| --- | --- | --- | --- | --- |"
         )?;
     }
     for figure in others {
@@ -178,7 +177,11 @@ fn write_chart(text: &mut String, chart: &Chart) -> fmt::Result {
     let names = chart.names();
     let titles: Vec<String> = names.iter().map(|name| cell(name)).collect();
     let (title, unit) = (cell(&chart.title), cell(&chart.unit));
-    writeln!(text, "\n## {title}, {unit}\n\n| | {} |", titles.join(" | "))?;
+    writeln!(
+        text,
+        "\n### {title}, {unit}\n\n| | {} |",
+        titles.join(" | ")
+    )?;
     writeln!(text, "| --- |{}", " --- |".repeat(names.len()))?;
     for group in &chart.groups {
         let bar = |name: &&str| match group.bars.iter().find(|bar| bar.label == *name) {
@@ -249,13 +252,16 @@ mod tests {
         .into_iter()
         .flatten()
         .collect();
-        let text = markdown(&machine(), "egret bench path", "2030-01-02", &figures);
+        let (date, command) = (Date::today(), "egret bench path --json");
+        let text = markdown("Gateways", &machine(), command, date, &figures);
+        let measured = format!("Measured on {date} with");
         for line in [
-            "Measured on 2030-01-02 with",
-            "egret bench path",
+            "## Gateways",
+            &measured,
+            command,
             "| CPUs | 2, virtual |",
             "| memory | 4.0 GiB |",
-            "## path: udp-64, Mpps",
+            "### path: udp-64, Mpps",
             "| | egret | nftables |",
             "| 1k flows | 1.84 (1.00 to 2.00) | 0.900 (0.800 to 1.00) |",
             "| 1M flows | 12.5 (12.0 to 13.0) | - |",

@@ -1,6 +1,7 @@
 //! `egret bench`: measures, side by side and in one run.
 
 pub mod core;
+pub mod output;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
 //! `egret bench core`: the packet path in memory.
 
+use std::io;
 use std::process::ExitCode;
 
 use benches::core::flows::Flows;
@@ -8,7 +9,12 @@ use benches::core::{Options, run as measure};
 use benches::figure::Figure;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use thiserror::Error;
 
+use super::output::{OutputArgs, OutputError};
+
+/// What the command calls itself.
+const NAME: &str = "egret bench core";
 /// Rounds without `--rounds`: an odd number, so that the median is one of them.
 const ROUNDS: usize = 5;
 
@@ -27,9 +33,8 @@ pub struct CoreArgs {
     /// With one worker only
     #[arg(long)]
     one_worker: bool,
-    /// Print one JSON object a line, for machines
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 fn size(text: &str) -> Result<Flows, String> {
@@ -47,28 +52,43 @@ fn rounds(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Measures and prints.
+/// Measures and prints. Exit status: 0 all was measured and written, 2 not.
 pub fn run(arguments: &CoreArgs) -> ExitCode {
+    match measure_and_tell(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{NAME}: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Why there are no figures, or they could not be written.
+#[derive(Debug, Error)]
+enum CoreError {
+    #[error(transparent)]
+    Measure(#[from] io::Error),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+fn measure_and_tell(arguments: &CoreArgs) -> Result<(), CoreError> {
     let options = Options {
         sizes: arguments.sessions.clone(),
         rounds: arguments.rounds,
         all_pages: arguments.all_pages,
         two_workers: !arguments.one_worker,
     };
+    let output = &arguments.output;
+    output.prepare(NAME)?;
     let mut figures = Vec::new();
     let mut huge = 0;
-    let measured = measure(&options, |figure| {
+    measure(&options, |figure| {
         huge = huge.max(huge_bytes());
-        if arguments.json {
-            println!("{}", figure.to_json());
-        }
+        output.tell(&figure);
         figures.push(figure);
-    });
-    if let Err(error) = measured {
-        eprintln!("egret bench core: {error}");
-        return ExitCode::from(2);
-    }
-    if !arguments.json {
+    })?;
+    if !output.json {
         println!("{}", table(&figures));
         for line in comparisons(&figures) {
             println!("{line}");
@@ -78,7 +98,8 @@ pub fn run(arguments: &CoreArgs) -> ExitCode {
             mib => println!("Huge pages: {mib} MiB of the process's memory."),
         }
     }
-    ExitCode::SUCCESS
+    output.write(NAME, &figures)?;
+    Ok(())
 }
 
 fn table(figures: &[Figure]) -> Table {
