@@ -110,3 +110,34 @@ fn run_demo(arguments: DemoArguments) -> ExitCode {
         program: arguments.gateway_program.unwrap_or(program),
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The commands, options and arguments from here down that `--help` says nothing about.
+    fn undocumented(command: &clap::Command, name: &str) -> Vec<String> {
+        let arguments = command.get_arguments();
+        let mut found: Vec<String> = arguments
+            .filter(|argument| argument.get_help().is_none())
+            .map(|argument| format!("{name} {argument}"))
+            .collect();
+        for below in command.get_subcommands() {
+            let name = format!("{name} {}", below.get_name());
+            if below.get_about().is_none() {
+                found.push(name.clone());
+            }
+            found.extend(undocumented(below, &name));
+        }
+        found
+    }
+
+    #[test]
+    fn every_command_and_every_option_is_documented() {
+        let mut command = Cli::command();
+        command.build();
+        assert_eq!(undocumented(&command, "egret"), [""; 0]);
+    }
+}
