@@ -40,7 +40,7 @@ pub struct Hit<'m, W = AtomicU64> {
 impl<W> Hit<'_, W> {
     /// Addresses to write: the source in the upper 32 bits, the destination in the lower.
     #[inline(always)]
-    pub fn addresses(&self) -> u64 {
+    pub fn new_addresses(&self) -> u64 {
         self.snapshot.new_addresses
     }
 

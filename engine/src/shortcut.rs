@@ -232,8 +232,8 @@ impl<R: Random> Gateway<R> {
             return None;
         }
         let ends = Ends {
-            source: Ipv4Addr::from((hit.addresses() >> 32) as u32),
-            destination: Ipv4Addr::from(hit.addresses() as u32),
+            source: Ipv4Addr::from((hit.new_addresses() >> 32) as u32),
+            destination: Ipv4Addr::from(hit.new_addresses() as u32),
             protocol: glance.key.protocol.number(),
         };
         let identifications = &self.shared().identifications;
@@ -268,7 +268,7 @@ fn write(frame: &mut [u8], glance: &Glance, hit: &Hit, identification: Option<u1
     let ip_checksum = !checksum::fold(u64::from(!glance.ip_checksum) + delta);
     head[IP + ipv4::TTL] = glance.ttl - 1;
     put16(head, IP + ipv4::CHECKSUM, ip_checksum);
-    put64(head, IP + ipv4::SOURCE, hit.addresses());
+    put64(head, IP + ipv4::SOURCE, hit.new_addresses());
     put32(head, L4, hit.ports());
     Some(())
 }

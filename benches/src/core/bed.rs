@@ -197,7 +197,7 @@ impl Bed {
                     .seek(&policy, realm, key, *candidate, Signal::Udp, now)
                     .expect("every flow has a session");
                 nat.count(&policy, &hit, facts, now);
-                black_box(hit.addresses());
+                black_box(hit.new_addresses());
             }
         }
         started.elapsed()
