@@ -129,7 +129,7 @@ mod tests {
                 role: Role::Both,
                 mac: [2; 6],
                 mtu: 1500,
-                addresses: vec!["10.7.0.1/24".parse().unwrap()].into(),
+                addresses: vec!["10.7.0.1/24".parse().unwrap()],
                 present: true,
             }],
             internal: vec!["10.0.0.0/8".parse().unwrap()],
