@@ -1,23 +1,21 @@
 //! The whole route of frames through a gateway in memory, batch by batch as a worker goes it: parse,
 //! look-up, next hop, rewrite. Without a device, and without what a worker does with a verdict.
 
-use std::net::Ipv4Addr;
-
-use conntrack::{Protocol, Time};
+use conntrack::{Protocol, Time, Tuple};
 use engine::batch::Batch;
 use engine::gateway::{Gateway, Verdict};
 use engine::neighbour::HopState;
+use engine::packet::{self, Body};
 use engine::random::WorkerRandom;
 use engine::stats::WorkerStats;
 use engine::wire::build::Envelope;
+use engine::wire::ipv4;
 use engine::wire::tcp::{ACK, SYN};
-use engine::wire::{ethernet, ipv4};
+pub use engine::worker::BATCH;
 use engine::world::{Arm, Setup, World};
 
 use crate::flow;
 
-/// Frames of a batch, as a worker takes them.
-pub const BATCH: usize = 64;
 /// The interface that clients are behind.
 pub const INTERNAL: u8 = 0;
 /// The interface that leads outside.
@@ -53,9 +51,8 @@ impl Route {
             let mut frame = vec![route.opening(number)];
             assert_eq!(route.judge(&mut frame, INTERNAL), 1, "flow {number}");
             if protocol == Protocol::Tcp {
-                let (from, to) = endpoints(&frame[0]);
-                let answer = whole(to.0, from.0).tcp(to.1, from.1, SYN | ACK, b"");
-                assert_eq!(route.judge(&mut [answer], EXTERNAL), 1, "flow {number}");
+                let mut answer = [answer(&frame[0], SYN | ACK)];
+                assert_eq!(route.judge(&mut answer, EXTERNAL), 1, "flow {number}");
             }
         }
         route
@@ -118,15 +115,7 @@ impl Route {
     pub fn inbound(&mut self, sessions: u32) -> Frames {
         let mut sent = self.outbound(sessions);
         assert_eq!(self.judge(&mut sent, INTERNAL), BATCH);
-        let answer = |frame: &Vec<u8>| {
-            let ((external, port), (remote, remote_port)) = endpoints(frame);
-            let envelope = whole(remote, external);
-            match self.protocol {
-                Protocol::Tcp => envelope.tcp(remote_port, port, ACK, b""),
-                _ => envelope.udp(remote_port, port, &PAYLOAD),
-            }
-        };
-        let answers: Frames = sent.iter().map(answer).collect();
+        let answers: Frames = sent.iter().map(|frame| answer(frame, ACK)).collect();
         assert_eq!(self.judge(&mut answers.clone(), EXTERNAL), BATCH);
         answers
     }
@@ -143,21 +132,32 @@ impl Route {
     }
 
     fn packet(&self, number: u32, flags: u8) -> Vec<u8> {
-        let flow = flow(number);
-        let envelope = whole(flow.source.addr, flow.destination.addr);
-        let (from, to) = (flow.source.port, flow.destination.port);
-        match self.protocol {
-            Protocol::Tcp => envelope.tcp(from, to, flags, b""),
-            _ => envelope.udp(from, to, &PAYLOAD),
-        }
+        let tuple = Tuple {
+            protocol: self.protocol,
+            ..flow(number)
+        };
+        frame(&tuple, flags)
     }
 }
 
-/// What hosts send as a rule: a datagram that may not be fragmented.
-fn whole(source: Ipv4Addr, destination: Ipv4Addr) -> Envelope {
-    Envelope {
+/// What hosts send as a rule: a packet that may not be fragmented.
+fn frame(tuple: &Tuple, flags: u8) -> Vec<u8> {
+    let (source, destination) = (tuple.source, tuple.destination);
+    let envelope = Envelope {
         flags_offset: ipv4::DONT_FRAGMENT,
-        ..Envelope::new(source, destination)
+        ..Envelope::new(source.addr, destination.addr)
+    };
+    match tuple.protocol {
+        Protocol::Tcp => envelope.tcp(source.port, destination.port, flags, b""),
+        _ => envelope.udp(source.port, destination.port, &PAYLOAD),
+    }
+}
+
+/// The packet that answers this one.
+fn answer(sent: &[u8], flags: u8) -> Vec<u8> {
+    match packet::parse(sent).map(|packet| packet.body) {
+        Ok(Body::Flow { tuple, .. }) => frame(&tuple.reversed(), flags),
+        body => panic!("a frame of ours: {body:?}"),
     }
 }
 
@@ -167,18 +167,6 @@ fn arm(address: &str) -> Arm {
         addresses: vec![address.parse().expect("a prefix")],
         mtu: 1500,
     }
-}
-
-/// Source and destination of a frame without IPv4 options.
-fn endpoints(frame: &[u8]) -> ((Ipv4Addr, u16), (Ipv4Addr, u16)) {
-    let packet = &frame[ethernet::HEADER_LEN..];
-    let header = ipv4::Header::new(packet).expect("a frame of ours");
-    let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let transport = ipv4::HEADER_LEN;
-    (
-        (header.source(), port(transport)),
-        (header.destination(), port(transport + 2)),
-    )
 }
 
 #[cfg(test)]
