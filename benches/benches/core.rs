@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use benches::fill::Pool;
-use benches::flow;
 use benches::route::{BATCH, EXTERNAL, Frames, INTERNAL, Route};
-use benches::sessions::{Sessions, Visits};
+use benches::sessions::Sessions;
+use benches::{flow, shuffled};
 use conntrack::{MappingBehaviour, Protocol, Tuple};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use engine::packet;
@@ -52,7 +52,8 @@ fn sum(criterion: &mut Criterion) {
 fn full(criterion: &mut Criterion) {
     for (word, count) in SIZES {
         let mut sessions = Sessions::full(count);
-        let mut visits = Visits::new(count);
+        let order = shuffled(count, 5);
+        let mut visits = order.iter().cycle();
         let mut batch = |offset: u32| -> Vec<Tuple> {
             let numbers = visits.by_ref().take(BATCH);
             numbers.map(|number| flow(number + offset)).collect()

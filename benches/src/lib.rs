@@ -33,6 +33,17 @@ impl Random for Sequence {
     }
 }
 
+/// All numbers below `count`, in an order that no cache foresees.
+pub fn shuffled(count: u32, seed: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count).collect();
+    let mut random = Sequence(seed);
+    for last in (1..order.len()).rev() {
+        let other = ((random.next_u64() >> 32) as usize * (last + 1)) >> 32;
+        order.swap(last, other);
+    }
+    order
+}
+
 /// Memory on the heap for tables; it is never given back.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -110,5 +121,19 @@ pub fn flow(number: u32) -> Tuple {
             10_000 + (internal % 64) as u16,
         ),
         destination: Endpoint::new(addr([203, 0], remote), 53),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shuffled_order_has_each_number_once() {
+        let mut order = shuffled(60_000, 1);
+        let sorted: Vec<u32> = (0..60_000).collect();
+        assert_ne!(order, sorted);
+        order.sort_unstable();
+        assert_eq!(order, sorted);
     }
 }

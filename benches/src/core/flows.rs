@@ -2,10 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{Endpoint, Protocol, Random, Tuple};
+use conntrack::{Endpoint, Protocol, Tuple};
 use engine::wire::{checksum, ethernet, ipv4, udp};
-
-use crate::Sequence;
 
 /// Bytes of a frame: 64 on the wire, of which the last four are Ethernet's checksum.
 pub const FRAME_BYTES: usize = 60;
@@ -70,17 +68,6 @@ impl Flows {
             ),
             destination: Endpoint::new(addr(0xcb00_7100, remote % 256), 5000 + remote as u16 / 256),
         }
-    }
-
-    /// All flow numbers in an order that no cache foresees.
-    pub fn shuffled(self, seed: u64) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.count()).collect();
-        let mut random = Sequence(seed);
-        for last in (1..order.len()).rev() {
-            let other = (random.next_u64() >> 32) as usize * (last + 1) >> 32;
-            order.swap(last, other);
-        }
-        order
     }
 }
 
@@ -157,18 +144,13 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn flows_are_distinct_and_the_order_has_each_once() {
+    fn flows_are_distinct() {
         let flows = Flows {
             internal: 200,
             remotes: 300,
         };
         let tuples: HashSet<Tuple> = (0..flows.count()).map(|n| flows.outbound(n)).collect();
         assert_eq!(tuples.len(), 60_000);
-        let order = flows.shuffled(1);
-        assert_ne!(order, (0..flows.count()).collect::<Vec<_>>());
-        let mut sorted = order;
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..flows.count()).collect::<Vec<_>>());
     }
 
     #[test]

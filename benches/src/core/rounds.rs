@@ -12,6 +12,7 @@ use super::flows::Flows;
 use super::memory::Pages;
 use super::yardstick::{HIT_LINES, Map, MapKey, Memory, map_key};
 use crate::figure::Figure;
+use crate::shuffled;
 
 /// External addresses of a run.
 const ADDRESSES: u8 = 24;
@@ -91,7 +92,7 @@ impl Bench {
         let workers = if options.two_workers { 2 } else { 1 };
         let bed = |&pages| Ok((pages, Bed::new(flows, ADDRESSES, PORTS, pages, workers)?));
         let beds = pages.iter().map(bed).collect::<io::Result<Vec<_>>>()?;
-        let order = flows.shuffled(5);
+        let order = shuffled(flows.count(), 5);
         let maps = [
             ("dashmap", Map::dashmap(flows)),
             ("papaya", Map::papaya(flows)),
