@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use egret_cli::bench::{self, BenchCommand};
 use egret_cli::check::{self, CheckArgs};
 use egret_cli::demo::{self, DemoOptions, root::become_root};
 use egret_cli::detach::{self, DetachArgs};
@@ -29,6 +30,9 @@ enum Command {
     Status(StatusArgs),
     /// Remove what a dead gateway left attached
     Detach(DetachArgs),
+    /// Measure the gateway
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Send real traffic through the gateway in a lab of its own, and say what held
     Demo(DemoArguments),
 }
@@ -83,13 +87,14 @@ fn main() -> ExitCode {
         }),
         Command::Status(arguments) => status::run(&arguments),
         Command::Detach(arguments) => detach::run(&arguments),
+        Command::Bench(command) => bench::run(command),
         Command::Demo(arguments) => run_demo(arguments),
     }
 }
 
 fn run_demo(arguments: DemoArguments) -> ExitCode {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
-    if let Err(message) = become_root(&program, std::env::args_os().skip(1)) {
+    if let Err(message) = become_root("demo", &program, std::env::args_os().skip(1)) {
         eprintln!("egret demo: {message}");
         return ExitCode::from(2);
     }

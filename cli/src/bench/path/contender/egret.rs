@@ -1,0 +1,90 @@
+//! The real thing: `egret run` as a process.
+
+use std::fs;
+use std::path::Path;
+
+use super::Contender;
+use crate::bench::path::pin::{self, GATEWAY_CORE};
+use crate::bench::path::stage::{INTERNAL, PORTS, Stage};
+use crate::lab::{EngineProcess, Gateway, LabError};
+
+/// Sessions that the tables have room for: as many as the kernel's has.
+const SESSIONS_MAX: u32 = 4_194_304;
+
+/// `egret run` in the gateway's namespace, with one worker on the gateway's core.
+#[derive(Debug)]
+pub struct Egret {
+    process: EngineProcess,
+}
+
+impl Egret {
+    /// Starts it with empty tables.
+    ///
+    /// # Errors
+    /// It does not serve; the end of its log tells why.
+    pub fn start(stage: &Stage, program: &Path) -> Result<Egret, LabError> {
+        let directory = stage.directory();
+        // Sessions would be found again.
+        let _ = fs::remove_file(directory.join("tables"));
+        let config = config(stage);
+        let mut process = EngineProcess::within(&stage.gateway, directory, program, &config)?;
+        process.start()?;
+        for worker in pin::threads_of(process.pid().unwrap_or(0), "egret-worker") {
+            pin::prefer(worker)?;
+        }
+        Ok(Egret { process })
+    }
+}
+
+/// The configuration: as few words as on any other machine, but for the table, the ports that the
+/// kernel's NAT has, too, and the core.
+fn config(stage: &Stage) -> String {
+    let directory = stage.directory();
+    let (name, directory) = (stage.name(), directory.display());
+    let (inside, outside) = (&stage.inside, &stage.outside);
+    let (low, high) = PORTS;
+    format!(
+        r#"internal = "{INTERNAL}"
+instance = "{name}"
+
+[[interfaces]]
+name = "{inside}"
+role = "internal"
+
+[[interfaces]]
+name = "{outside}"
+role = "external"
+
+[pool]
+ports = ["{low}-{high}"]
+
+[tables]
+sessions_max = {SESSIONS_MAX}
+path = "{directory}/tables"
+
+[workers]
+count = 1
+cpus = [{GATEWAY_CORE}]
+
+[control]
+socket = "{directory}/control.sock"
+"#
+    )
+}
+
+impl Contender for Egret {
+    fn tracked(&self, stage: &Stage) -> Result<Option<u64>, LabError> {
+        let socket = stage.directory().join("control.sock");
+        let status = engine::control::ask(&socket, "status")
+            .map_err(LabError::system("asking the engine for its status"))?;
+        Ok(status["sessions"].as_u64())
+    }
+
+    fn fill_rate(&self) -> f64 {
+        2.5e5
+    }
+
+    fn stop(mut self: Box<Self>, _: &Stage) -> Result<(), LabError> {
+        self.process.stop()
+    }
+}

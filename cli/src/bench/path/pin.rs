@@ -1,0 +1,146 @@
+//! Who runs where: NAPI threads and workers on the gateway's core, everything else on the other.
+
+use std::fs;
+use std::io;
+use std::process::{Command, Stdio};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::unistd::Pid;
+
+use crate::lab::{LabError, Namespace};
+
+/// The core of the generator, the sink's counters and the bench itself.
+pub const SENDER_CORE: usize = 0;
+/// The core of the gateway: its worker, and the kernel threads that receive for it.
+pub const GATEWAY_CORE: usize = 1;
+/// Priority of a worker (SCHED_FIFO): above the NAPI threads it shares the core with, or it gets
+/// nothing done while frames keep arriving.
+pub const WORKER_PRIORITY: u8 = 50;
+
+/// Keeps a thread on one core; 0 is the calling one.
+///
+/// # Errors
+/// There is no such core or thread.
+pub fn to_core(thread: i32, core: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+}
+
+/// Lets a worker run before all ordinary threads.
+///
+/// # Errors
+/// chrt (util-linux) is missing, or the kernel's refusal.
+pub fn prefer(thread: i32) -> Result<(), LabError> {
+    let priority = WORKER_PRIORITY.to_string();
+    set_priority("chrt", &["--fifo", "--pid", &priority], thread)
+}
+
+/// Lets a thread go before those of other programs, and after workers: what else the machine does
+/// should not show in the figures.
+///
+/// # Errors
+/// renice (util-linux) is missing, or the kernel's refusal.
+pub fn favour(thread: i32) -> Result<(), LabError> {
+    set_priority("renice", &["--priority", "-20", "--pid"], thread)
+}
+
+fn set_priority(tool: &str, arguments: &[&str], thread: i32) -> Result<(), LabError> {
+    let mut command = Command::new(tool);
+    command
+        .args(arguments)
+        .arg(thread.to_string())
+        .stdout(Stdio::null());
+    let status = command.status().map_err(LabError::system(format!(
+        "running {tool} (Debian package util-linux)"
+    )))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(LabError::Gateway(format!(
+        "{tool} could not change the priority of thread {thread}"
+    )))
+}
+
+/// The threads of a process whose name begins so.
+pub fn threads_of(process: u32, name: &str) -> Vec<i32> {
+    named(&format!("/proc/{process}/task"), name)
+}
+
+/// Gives the NAPI of an interface threads of their own. One without NAPI is left alone.
+///
+/// # Errors
+/// No such interface, or a kernel before 5.12.
+pub fn use_napi_threads(namespace: &Namespace, link: &str) -> Result<(), LabError> {
+    let set = || {
+        // /sys shows the interfaces of the namespace it was mounted in: this thread gets its own.
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
+        match fs::write(format!("/sys/class/net/{link}/threaded"), "1") {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            written => written,
+        }
+    };
+    namespace
+        .run(set)
+        .map_err(LabError::system(format!("giving {link} NAPI threads")))
+}
+
+/// Puts the NAPI threads of an interface on a core; how many there are. Its name must be the only
+/// one of its kind on the machine.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn napi_to_core(link: &str, core: usize) -> Result<usize, LabError> {
+    let threads = named("/proc", &format!("napi/{link}-"));
+    for thread in &threads {
+        to_core(*thread, core).map_err(LabError::system(format!(
+            "putting the NAPI thread of {link} on core {core}"
+        )))?;
+        favour(*thread)?;
+    }
+    Ok(threads.len())
+}
+
+/// The processes or threads in a directory of /proc whose name begins so.
+fn named(directory: &str, name: &str) -> Vec<i32> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|id| {
+            fs::read_to_string(format!("{directory}/{id}/comm"))
+                .is_ok_and(|comm| comm.starts_with(name))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_found_by_name() {
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let (up, is_up) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("bench-pin-test".to_owned())
+            .spawn(move || {
+                up.send(nix::unistd::gettid().as_raw()).ok();
+                told.recv().ok();
+            })
+            .unwrap();
+        let id = is_up.recv().unwrap();
+        assert_eq!(threads_of(std::process::id(), "bench-pin-"), [id]);
+        assert!(threads_of(std::process::id(), "no-such-thread").is_empty());
+        drop(tell);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_core_that_is_not_there_is_an_error() {
+        assert!(to_core(0, 1_000_000).is_err());
+    }
+}
