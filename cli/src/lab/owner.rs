@@ -120,7 +120,8 @@ impl Drop for Owner {
         if self.keep {
             return;
         }
-        let mut registry = labs();
+        // After a signal somebody else removes it; to end before that is done would leave half of it.
+        let mut registry = open_registry();
         if let Some(names) = registry.as_mut() {
             names.retain(|name| *name != self.name);
             remove(&self.name);

@@ -17,6 +17,8 @@ pub const GATEWAY_CORE: usize = 1;
 /// Priority of a worker (SCHED_FIFO): above the NAPI threads it shares the core with, or it gets
 /// nothing done while frames keep arriving.
 pub const WORKER_PRIORITY: u8 = 50;
+/// Priority of the sender: other programs do not make gaps in its pace.
+pub const SENDER_PRIORITY: u8 = 1;
 
 /// Keeps a thread on one core; 0 is the calling one.
 ///
@@ -28,16 +30,15 @@ pub fn to_core(thread: i32, core: usize) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
 }
 
-/// Lets a worker run before all ordinary threads.
+/// Lets a thread run before all ordinary ones (SCHED_FIFO), and before those of lower priority.
 ///
 /// # Errors
 /// chrt (util-linux) is missing, or the kernel's refusal.
-pub fn prefer(thread: i32) -> Result<(), LabError> {
-    let priority = WORKER_PRIORITY.to_string();
-    set_priority("chrt", &["--fifo", "--pid", &priority], thread)
+pub fn prefer(thread: i32, priority: u8) -> Result<(), LabError> {
+    set_priority("chrt", &["--fifo", "--pid", &priority.to_string()], thread)
 }
 
-/// Lets a thread go before those of other programs, and after workers: what else the machine does
+/// Lets a kernel thread go before other programs, and after workers: what else the machine does
 /// should not show in the figures.
 ///
 /// # Errors

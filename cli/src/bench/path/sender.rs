@@ -10,7 +10,7 @@ use aya::programs::{TestRun, TestRunAttrs, TestRunOptions};
 use engine::device::sys::packet::{BATCH_MAX, PacketSocket};
 
 use super::load::{FRAME_BYTES, INTERNAL_BASE, Load, REMOTE_BASE, write_frame};
-use super::pin::{self, SENDER_CORE};
+use super::pin::{self, SENDER_CORE, SENDER_PRIORITY};
 use super::program::Object;
 use super::stage::{END, Stage};
 use crate::lab::{LabError, wait};
@@ -88,7 +88,8 @@ impl Sender {
             let sending = scope.spawn(move || {
                 stage.client.run(|| {
                     pin::to_core(0, SENDER_CORE)?;
-                    pin::favour(nix::unistd::gettid().as_raw()).map_err(io::Error::other)?;
+                    pin::prefer(nix::unistd::gettid().as_raw(), SENDER_PRIORITY)
+                        .map_err(io::Error::other)?;
                     let before = own_cpu_time()?;
                     let packets = match way {
                         Way::Frames => this.send_frames(load)?,

@@ -17,7 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::Contender;
-use crate::bench::path::pin::{self, GATEWAY_CORE};
+use crate::bench::path::pin::{self, GATEWAY_CORE, WORKER_PRIORITY};
 use crate::bench::path::program::Object;
 use crate::bench::path::stage::{END, Stage};
 use crate::lab::{LabError, Namespace};
@@ -75,7 +75,7 @@ impl XdpForward {
             _steering: (object, sockets),
         };
         let ended = |_| LabError::Gateway("the bare forwarder did not start".to_owned());
-        pin::prefer(told.recv().map_err(ended)?)?;
+        pin::prefer(told.recv().map_err(ended)?, WORKER_PRIORITY)?;
         Ok(forwarder)
     }
 }

@@ -2,14 +2,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use super::Contender;
-use crate::bench::path::pin::{self, GATEWAY_CORE};
+use crate::bench::path::pin::{self, GATEWAY_CORE, WORKER_PRIORITY};
 use crate::bench::path::stage::{INTERNAL, PORTS, Stage};
-use crate::lab::{EngineProcess, Gateway, LabError};
+use crate::lab::{EngineProcess, Gateway, LabError, wait};
 
 /// Sessions that the tables have room for: as many as the kernel's has.
 const SESSIONS_MAX: u32 = 4_194_304;
+
+/// How long a worker that has just started may take until it has its name.
+const NAME_LIMIT: Duration = Duration::from_secs(2);
 
 /// `egret run` in the gateway's namespace, with one worker on the gateway's core.
 #[derive(Debug)]
@@ -29,8 +33,17 @@ impl Egret {
         let config = config(stage);
         let mut process = EngineProcess::within(&stage.gateway, directory, program, &config)?;
         process.start()?;
-        for worker in pin::threads_of(process.pid().unwrap_or(0), "egret-worker") {
-            pin::prefer(worker)?;
+        let mut workers = Vec::new();
+        wait::until(NAME_LIMIT, || {
+            workers = pin::threads_of(process.pid().unwrap_or(0), "egret-worker");
+            !workers.is_empty()
+        });
+        if workers.is_empty() {
+            let why = "it has no thread of the name egret-worker0";
+            return Err(LabError::Gateway(why.to_owned()));
+        }
+        for worker in workers {
+            pin::prefer(worker, WORKER_PRIORITY)?;
         }
         Ok(Egret { process })
     }
@@ -75,8 +88,12 @@ socket = "{directory}/control.sock"
 impl Contender for Egret {
     fn tracked(&self, stage: &Stage) -> Result<Option<u64>, LabError> {
         let socket = stage.directory().join("control.sock");
-        let status = engine::control::ask(&socket, "status")
-            .map_err(LabError::system("asking the engine for its status"))?;
+        let status = engine::control::ask(&socket, "status").map_err(|error| {
+            let log = self.process.log_tail();
+            LabError::Gateway(format!(
+                "it does not answer: {error}; its log ends with\n{log}"
+            ))
+        })?;
         Ok(status["sessions"].as_u64())
     }
 

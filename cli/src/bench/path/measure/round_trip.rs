@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::Bench;
 use crate::bench::path::load::{FlowSet, Load};
-use crate::bench::path::pin::{self, SENDER_CORE};
+use crate::bench::path::pin::{self, SENDER_CORE, WORKER_PRIORITY};
 use crate::bench::path::rounds::Reading;
 use crate::bench::path::sender::Way;
 use crate::bench::path::stage::{SERVER, Stage};
@@ -82,7 +82,7 @@ fn ask(stage: &Stage, length: Duration) -> Result<Vec<Duration>, LabError> {
 /// Puts the calling thread on the generator's core, before the generator.
 fn before_others() -> Result<(), LabError> {
     pin::to_core(0, SENDER_CORE).map_err(LabError::system("choosing a core"))?;
-    pin::prefer(nix::unistd::gettid().as_raw())
+    pin::prefer(nix::unistd::gettid().as_raw(), WORKER_PRIORITY)
 }
 
 fn answer(socket: &UdpSocket, over: &AtomicBool) -> io::Result<()> {
