@@ -26,7 +26,7 @@ pub enum Test {
     /// Delivered at 1 to 10 times the capacity: the lowest against the highest
     #[value(name = "overload-10x")]
     Overload10x,
-    /// CPU time of the whole machine but the generator, a packet
+    /// CPU time of the gateway, its kernel threads included, a packet
     Cpu,
 }
 

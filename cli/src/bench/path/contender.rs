@@ -18,6 +18,9 @@ pub trait Contender {
     /// It should know and did not say.
     fn tracked(&self, stage: &Stage) -> Result<Option<u64>, LabError>;
 
+    /// The threads that work for it, beside those of the kernel.
+    fn threads(&self) -> Vec<i32>;
+
     /// New flows a second that it surely takes up, for filling its tables.
     fn fill_rate(&self) -> f64;
 

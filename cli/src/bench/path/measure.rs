@@ -138,7 +138,7 @@ impl Bench {
             Test::Tcp8 => self.tcp(test, 8),
             Test::Rtt => self.round_trips(set),
             Test::PortsExhausted => self.ports_exhausted(contender, set),
-            Test::Cpu => self.cpu(set),
+            Test::Cpu => self.cpu(contender, set),
         }?;
         if translates {
             self.check_translated(before, self.sink.read()?)?;
@@ -194,7 +194,7 @@ impl Bench {
         way: Way,
         load: &Load,
         watch: impl FnOnce() -> Result<T, LabError>,
-    ) -> Result<(T, super::sender::Sent), LabError> {
+    ) -> Result<(T, u64), LabError> {
         self.sender.during(&self.stage, way, load, watch)
     }
 
@@ -212,9 +212,9 @@ impl Bench {
         let set = FlowSet::from(Flows::Thousand);
         let rate = self.with(Test::Udp64Overload, rival, |bench, contender| {
             bench.fill(contender, set)?;
-            bench.delivered(Way::Frames, set, None)
+            bench.delivered(Way::Frames, set)
         })?;
-        let reference = rate * share;
+        let reference = rate.delivered * share;
         self.reference = Some(reference);
         eprintln!(
             "half of nft's overload rate is {:.0} packets a second",

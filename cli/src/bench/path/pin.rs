@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
@@ -17,6 +18,8 @@ pub const GATEWAY_CORE: usize = 1;
 /// Priority of a worker (SCHED_FIFO): above the NAPI threads it shares the core with, or it gets
 /// nothing done while frames keep arriving.
 pub const WORKER_PRIORITY: u8 = 50;
+/// Priority of the NAPI threads that receive for the gateway: below its worker.
+const RECEIVE_PRIORITY: u8 = 10;
 /// Priority of the sender: other programs do not make gaps in its pace.
 pub const SENDER_PRIORITY: u8 = 1;
 
@@ -30,37 +33,24 @@ pub fn to_core(thread: i32, core: usize) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
 }
 
-/// Lets a thread run before all ordinary ones (SCHED_FIFO), and before those of lower priority.
+/// Lets a thread run before all ordinary ones (SCHED_FIFO), and before those of lower priority: what
+/// else the machine does should not show in the figures.
 ///
 /// # Errors
 /// chrt (util-linux) is missing, or the kernel's refusal.
 pub fn prefer(thread: i32, priority: u8) -> Result<(), LabError> {
-    set_priority("chrt", &["--fifo", "--pid", &priority.to_string()], thread)
-}
-
-/// Lets a kernel thread go before other programs, and after workers: what else the machine does
-/// should not show in the figures.
-///
-/// # Errors
-/// renice (util-linux) is missing, or the kernel's refusal.
-pub fn favour(thread: i32) -> Result<(), LabError> {
-    set_priority("renice", &["--priority", "-20", "--pid"], thread)
-}
-
-fn set_priority(tool: &str, arguments: &[&str], thread: i32) -> Result<(), LabError> {
-    let mut command = Command::new(tool);
-    command
-        .args(arguments)
+    let mut chrt = Command::new("chrt");
+    chrt.args(["--fifo", "--pid", &priority.to_string()])
         .arg(thread.to_string())
         .stdout(Stdio::null());
-    let status = command.status().map_err(LabError::system(format!(
-        "running {tool} (Debian package util-linux)"
-    )))?;
+    let status = chrt
+        .status()
+        .map_err(LabError::system("running chrt (Debian package util-linux)"))?;
     if status.success() {
         return Ok(());
     }
     Err(LabError::Gateway(format!(
-        "{tool} could not change the priority of thread {thread}"
+        "chrt could not give thread {thread} priority {priority}"
     )))
 }
 
@@ -90,20 +80,41 @@ pub fn use_napi_threads(namespace: &Namespace, link: &str) -> Result<(), LabErro
         .map_err(LabError::system(format!("giving {link} NAPI threads")))
 }
 
-/// Puts the NAPI threads of an interface on a core; how many there are. Its name must be the only
-/// one of its kind on the machine.
+/// The NAPI threads of an interface, whose name must be the only one of its kind on the machine.
+pub fn napi_threads(link: &str) -> Vec<i32> {
+    named("/proc", &format!("napi/{link}-"))
+}
+
+/// Puts the NAPI threads of an interface on a core, where they go before other programs.
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn napi_to_core(link: &str, core: usize) -> Result<usize, LabError> {
-    let threads = named("/proc", &format!("napi/{link}-"));
-    for thread in &threads {
-        to_core(*thread, core).map_err(LabError::system(format!(
+pub fn napi_to_core(link: &str, core: usize) -> Result<(), LabError> {
+    for thread in napi_threads(link) {
+        to_core(thread, core).map_err(LabError::system(format!(
             "putting the NAPI thread of {link} on core {core}"
         )))?;
-        favour(*thread)?;
+        prefer(thread, RECEIVE_PRIORITY)?;
     }
-    Ok(threads.len())
+    Ok(())
+}
+
+/// CPU time that a thread of this number, a kernel's or a process's, has used.
+///
+/// # Errors
+/// There is no such thread.
+pub fn cpu_time(thread: i32) -> io::Result<Duration> {
+    // /proc knows every thread by its number, though it lists processes only.
+    let text = fs::read_to_string(format!("/proc/{thread}/task/{thread}/schedstat"))?;
+    let ns = text.split_whitespace().next();
+    ns.and_then(|word| word.parse().ok())
+        .map(Duration::from_nanos)
+        .ok_or_else(|| io::Error::other("schedstat has no CPU time"))
+}
+
+/// The thread that does what interrupts on a core leave for later.
+pub fn softirq_threads(core: usize) -> Vec<i32> {
+    named("/proc", &format!("ksoftirqd/{core}"))
 }
 
 /// The processes or threads in a directory of /proc whose name begins so.
@@ -138,6 +149,17 @@ mod tests {
         assert!(threads_of(std::process::id(), "no-such-thread").is_empty());
         drop(tell);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_busy_thread_uses_cpu_time() {
+        let own = nix::unistd::gettid().as_raw();
+        let before = cpu_time(own).unwrap();
+        let begun = std::time::Instant::now();
+        while cpu_time(own).unwrap() == before {
+            assert!(begun.elapsed() < Duration::from_secs(5));
+        }
+        assert!(cpu_time(i32::MAX).is_err());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Who sends the load: a BPF program that makes frames in the client's kernel, or a packet socket
 //! that sends them as socket buffers.
 
-use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -29,15 +28,6 @@ pub enum Way {
     Frames,
     /// As socket buffers, like a pod.
     Buffers,
-}
-
-/// What a run of the generator came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sent {
-    /// Packets handed over.
-    pub packets: u64,
-    /// CPU time of the thread that sent them.
-    pub cpu: Duration,
 }
 
 /// Sends loads from the client to the gateway.
@@ -71,7 +61,7 @@ impl Sender {
     }
 
     /// Sends `load` for its time, and meanwhile does `watch`, which begins when the first packet
-    /// is sent. Returns when both are over.
+    /// is sent. Returns when both are over; also how many packets were handed over.
     ///
     /// # Errors
     /// The kernel's refusal, or what `watch` returns.
@@ -81,7 +71,7 @@ impl Sender {
         way: Way,
         load: &Load,
         watch: impl FnOnce() -> Result<T, LabError>,
-    ) -> Result<(T, Sent), LabError> {
+    ) -> Result<(T, u64), LabError> {
         self.prepare(load)?;
         let this = &*self;
         std::thread::scope(|scope| {
@@ -90,13 +80,10 @@ impl Sender {
                     pin::to_core(0, SENDER_CORE)?;
                     pin::prefer(nix::unistd::gettid().as_raw(), SENDER_PRIORITY)
                         .map_err(io::Error::other)?;
-                    let before = own_cpu_time()?;
-                    let packets = match way {
-                        Way::Frames => this.send_frames(load)?,
-                        Way::Buffers => this.send_buffers(load)?,
-                    };
-                    let cpu = own_cpu_time()?.saturating_sub(before);
-                    Ok(Sent { packets, cpu })
+                    match way {
+                        Way::Frames => this.send_frames(load),
+                        Way::Buffers => this.send_buffers(load),
+                    }
                 })
             });
             let begun = way == Way::Buffers
@@ -179,30 +166,5 @@ impl Sender {
             }
         }
         Ok(sent)
-    }
-}
-
-/// CPU time of the calling thread.
-fn own_cpu_time() -> io::Result<Duration> {
-    let text = fs::read_to_string("/proc/thread-self/schedstat")?;
-    let ns = text
-        .split_whitespace()
-        .next()
-        .and_then(|word| word.parse().ok());
-    ns.map(Duration::from_nanos)
-        .ok_or_else(|| io::Error::other("schedstat has no CPU time"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_busy_thread_uses_cpu_time() {
-        let before = own_cpu_time().unwrap();
-        let begun = Instant::now();
-        while own_cpu_time().unwrap() == before {
-            assert!(begun.elapsed() < Duration::from_secs(5));
-        }
     }
 }

@@ -36,6 +36,8 @@ const OUTSIDE: usize = 1;
 pub struct XdpForward {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<io::Result<()>>>,
+    /// The thread's number.
+    worker: i32,
     /// The program that steers, and its map.
     _steering: (Object, XskMap<MapData>),
 }
@@ -69,13 +71,18 @@ impl XdpForward {
             let _ = tell.send(nix::unistd::gettid().as_raw());
             forward(device, macs, &stopped)
         });
+        let started = told.recv();
         let forwarder = XdpForward {
             stop,
             thread: Some(thread),
+            worker: started.unwrap_or(0),
             _steering: (object, sockets),
         };
-        let ended = |_| LabError::Gateway("the bare forwarder did not start".to_owned());
-        pin::prefer(told.recv().map_err(ended)?, WORKER_PRIORITY)?;
+        if forwarder.worker == 0 {
+            let why = "the bare forwarder did not start";
+            return Err(LabError::Gateway(why.to_owned()));
+        }
+        pin::prefer(forwarder.worker, WORKER_PRIORITY)?;
         Ok(forwarder)
     }
 }
@@ -149,6 +156,10 @@ fn forward(mut device: XdpDevice, macs: [[u8; 6]; 2], stop: &AtomicBool) -> io::
 impl Contender for XdpForward {
     fn tracked(&self, _: &Stage) -> Result<Option<u64>, LabError> {
         Ok(None)
+    }
+
+    fn threads(&self) -> Vec<i32> {
+        vec![self.worker]
     }
 
     fn fill_rate(&self) -> f64 {

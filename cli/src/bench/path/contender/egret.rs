@@ -97,6 +97,10 @@ impl Contender for Egret {
         Ok(status["sessions"].as_u64())
     }
 
+    fn threads(&self) -> Vec<i32> {
+        pin::threads_of(self.process.pid().unwrap_or(0), "")
+    }
+
     fn fill_rate(&self) -> f64 {
         2.5e5
     }

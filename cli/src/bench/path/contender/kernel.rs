@@ -28,6 +28,10 @@ impl Contender for Forward {
         Ok(None)
     }
 
+    fn threads(&self) -> Vec<i32> {
+        Vec::new()
+    }
+
     fn fill_rate(&self) -> f64 {
         f64::INFINITY
     }
@@ -65,6 +69,10 @@ impl Nft {
 impl Contender for Nft {
     fn tracked(&self, stage: &Stage) -> Result<Option<u64>, LabError> {
         conntrack::count(&stage.gateway).map(Some)
+    }
+
+    fn threads(&self) -> Vec<i32> {
+        Vec::new()
     }
 
     fn fill_rate(&self) -> f64 {

@@ -8,6 +8,7 @@ use crate::bench::path::contender::Contender;
 use crate::bench::path::load::{FlowSet, Load};
 use crate::bench::path::rounds::Reading;
 use crate::bench::path::sender::Way;
+use crate::bench::path::sink::Arrived;
 use crate::lab::LabError;
 
 /// Endpoints of the second kind that find a port each.
@@ -16,6 +17,9 @@ const FEW_BITS: u32 = 8;
 const MANY_BITS: u32 = 20;
 /// Frames after which the ports of one destination are used up: every second one takes a port.
 const EXHAUSTED_AFTER: u64 = 2 * 72_000;
+
+/// New flows that may still get a port, as a share of the packets of existing ones.
+const REFUSED_MAX: f64 = 0.02;
 
 impl Bench {
     /// Half of the packets are of existing flows, half of others, as many as the contender has
@@ -31,25 +35,35 @@ impl Bench {
             second_bits: Some(FEW_BITS),
             ..Load::full(set, self.length)
         };
-        let capacity = self.rate(Way::Frames, &others_exist, |arrived| arrived.total())?;
+        let capacity = self
+            .rate(Way::Frames, &others_exist, Arrived::total)?
+            .delivered;
         let paced = Load {
             pace: Some(capacity),
             ..others_exist
         };
-        let before = self.rate(Way::Frames, &paced, |arrived| arrived.translated[0])?;
+        let existing = |arrived: Arrived| arrived.translated[0];
+        let before = self.rate(Way::Frames, &paced, existing)?.delivered;
         self.exhaust(contender, set)?;
         let refused = Load {
             second_bits: Some(MANY_BITS),
             first: EXHAUSTED_AFTER,
             ..paced
         };
-        let answers = self.answers.read()?;
-        let after = self.rate(Way::Frames, &refused, |arrived| arrived.translated[0])?;
-        let answers = (self.answers.read()? - answers) as f64 / self.length.as_secs_f64();
+        let (answers, others) = (self.answers.read()?, self.sink.read()?.translated[1]);
+        let after = self.rate(Way::Frames, &refused, existing)?.delivered;
+        let seconds = self.length.as_secs_f64();
+        let answers = (self.answers.read()? - answers) as f64 / seconds;
+        let others = (self.sink.read()?.translated[1] - others) as f64 / seconds;
+        if others > after * REFUSED_MAX {
+            return Err(LabError::Gateway(format!(
+                "{others:.0} new flows a second still found a port: none should be left"
+            )));
+        }
         let name = Test::PortsExhausted.name();
         Ok(vec![
-            Reading::new(format!("{name}-errors"), "M/s", answers / 1e6),
-            Reading::new(name, "ratio", after / before),
+            Reading::new(name.clone(), "ratio", after / before),
+            Reading::new(format!("{name}-errors"), "1/s", answers),
         ])
     }
 
