@@ -18,8 +18,6 @@ pub const GATEWAY_CORE: usize = 1;
 /// Priority of a worker (SCHED_FIFO): above the NAPI threads it shares the core with, or it gets
 /// nothing done while frames keep arriving.
 pub const WORKER_PRIORITY: u8 = 50;
-/// Priority of the NAPI threads that receive for the gateway: below its worker.
-const RECEIVE_PRIORITY: u8 = 10;
 /// Priority of the sender: other programs do not make gaps in its pace.
 pub const SENDER_PRIORITY: u8 = 1;
 
@@ -39,18 +37,29 @@ pub fn to_core(thread: i32, core: usize) -> io::Result<()> {
 /// # Errors
 /// chrt (util-linux) is missing, or the kernel's refusal.
 pub fn prefer(thread: i32, priority: u8) -> Result<(), LabError> {
-    let mut chrt = Command::new("chrt");
-    chrt.args(["--fifo", "--pid", &priority.to_string()])
+    set_priority("chrt", &["--fifo", "--pid", &priority.to_string()], thread)
+}
+
+/// Lets a kernel thread go before ordinary programs of other sessions. Not more: what it leaves to
+/// the kernel's softirq thread would never be done.
+fn favour(thread: i32) -> Result<(), LabError> {
+    set_priority("renice", &["--priority", "-20", "--pid"], thread)
+}
+
+fn set_priority(tool: &str, arguments: &[&str], thread: i32) -> Result<(), LabError> {
+    let mut command = Command::new(tool);
+    command
+        .args(arguments)
         .arg(thread.to_string())
         .stdout(Stdio::null());
-    let status = chrt
-        .status()
-        .map_err(LabError::system("running chrt (Debian package util-linux)"))?;
+    let status = command.status().map_err(LabError::system(format!(
+        "running {tool} (Debian package util-linux)"
+    )))?;
     if status.success() {
         return Ok(());
     }
     Err(LabError::Gateway(format!(
-        "chrt could not give thread {thread} priority {priority}"
+        "{tool} could not change the priority of thread {thread}"
     )))
 }
 
@@ -94,7 +103,7 @@ pub fn napi_to_core(link: &str, core: usize) -> Result<(), LabError> {
         to_core(thread, core).map_err(LabError::system(format!(
             "putting the NAPI thread of {link} on core {core}"
         )))?;
-        prefer(thread, RECEIVE_PRIORITY)?;
+        favour(thread)?;
     }
     Ok(())
 }

@@ -8,6 +8,9 @@ use super::measure::LOSS_MAX;
 use super::pin::{GATEWAY_CORE, SENDER_CORE};
 use super::rounds::Reading;
 
+/// The load average of a machine that does nothing else.
+const QUIET_MAX: f64 = 0.7;
+
 /// Says under which conditions the figures hold.
 pub fn conditions(receive_on_sender_core: bool) {
     let receives = if receive_on_sender_core {
@@ -20,6 +23,15 @@ pub fn conditions(receive_on_sender_core: bool) {
          ingress of the server's veth, for all contenders: no XDP program is on that veth. A rate \
          without loss is one with at most {LOSS_MAX} of the packets lost."
     );
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let others = load.split(' ').next().and_then(|word| word.parse().ok());
+    if others.is_some_and(|others: f64| others > QUIET_MAX) {
+        eprintln!(
+            "egret bench path: this machine is busy with something else (load {}): expect lower \
+             figures and a wide spread",
+            others.unwrap_or_default()
+        );
+    }
 }
 
 /// Says what one contender's turn came to.
