@@ -54,14 +54,19 @@ impl Figure {
 impl fmt::Display for Figure {
     /// The value to three digits or more, and its unit.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let decimals = match self.value.abs() {
-            value if value >= 100.0 => 0,
-            value if value >= 10.0 => 1,
-            value if value >= 1.0 => 2,
-            _ => 3,
-        };
-        write!(f, "{:.decimals$} {}", self.value, self.unit)
+        write!(f, "{} {}", digits(self.value), self.unit)
     }
+}
+
+/// A value to three digits or more.
+pub fn digits(value: f64) -> String {
+    let decimals = match value.abs() {
+        value if value >= 100.0 => 0,
+        value if value >= 10.0 => 1,
+        value if value >= 1.0 => 2,
+        _ => 3,
+    };
+    format!("{value:.decimals$}")
 }
 
 #[cfg(test)]

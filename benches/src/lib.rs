@@ -2,6 +2,12 @@
 
 pub mod figure;
 pub mod fill;
+pub mod instructions;
+pub mod plot;
+pub mod results;
+pub mod rings;
+pub mod route;
+pub mod sessions;
 
 use std::sync::atomic::AtomicU64;
 
@@ -24,29 +30,43 @@ impl Random for Sequence {
     }
 }
 
-/// Tables on the heap for `sessions_max` sessions; the memory is never given back.
+/// Memory on the heap for tables; it is never given back.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    words: &'static [AtomicU64],
+    owned: &'static [AtomicU64],
+    size: TableSize,
+}
+
+impl Memory {
+    /// Memory for so many sessions and external addresses.
+    pub fn new(sessions_max: u32, addresses_max: u16) -> Memory {
+        let size = TableSize {
+            sessions_max,
+            addresses_max,
+        };
+        let words = |count: usize| -> &'static [AtomicU64] {
+            Vec::leak((0..count).map(|_| AtomicU64::new(0)).collect())
+        };
+        Memory {
+            words: words(size.words()),
+            owned: words(size.owned_words()),
+            size,
+        }
+    }
+
+    /// Empty tables in it, whatever was there.
+    pub fn tables(&self) -> Nat<'static> {
+        let identity = Identity { boot_id: [1; 16] };
+        let mut random = Sequence(7);
+        Nat::create(self.words, self.owned, self.size, identity, &mut random)
+            .expect("the sizes are in range and the memory is large enough")
+    }
+}
+
+/// Empty tables in memory of their own.
 pub fn tables(sessions_max: u32, addresses_max: u16) -> Nat<'static> {
-    let size = TableSize {
-        sessions_max,
-        addresses_max,
-    };
-    let words = |count: usize| -> &'static [AtomicU64] {
-        Box::leak(
-            (0..count)
-                .map(|_| AtomicU64::new(0))
-                .collect::<Vec<_>>()
-                .into_boxed_slice(),
-        )
-    };
-    let identity = Identity { boot_id: [1; 16] };
-    Nat::create(
-        words(size.words()),
-        words(size.owned_words()),
-        size,
-        identity,
-        &mut Sequence(7),
-    )
-    .expect("the sizes are in range and the memory is large enough")
+    Memory::new(sessions_max, addresses_max).tables()
 }
 
 /// The two-line file's behaviour over `addresses` own addresses.

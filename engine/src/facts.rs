@@ -9,8 +9,9 @@ use nix::unistd::Pid;
 
 use crate::config::{Config, PortRange};
 use crate::device::sys::ethtool::{self, Offload};
+use crate::device::sys::schedule;
 use crate::host::{Host, HostPorts};
-use crate::plan::{Capabilities, DnatPorts, HostFacts, NicFacts, VlanOffload};
+use crate::plan::{Capabilities, DnatPorts, HostFacts, NicFacts, RealTime, VlanOffload};
 use crate::xdp_features;
 
 /// Numbers of the capabilities in `/proc/self/status` (linux/capability.h).
@@ -46,6 +47,7 @@ pub fn read(config: &Config) -> io::Result<HostFacts> {
         ram_bytes: ram_bytes(),
         tables_free_bytes: free_bytes(&config.tables.path.value),
         cpus: cpus(),
+        real_time: real_time(config),
         ..HostFacts::default()
     };
     put_ports(&mut facts, &host.ports);
@@ -153,6 +155,22 @@ fn cpus() -> Vec<u16> {
     (0..nix::sched::CpuSet::count() as u16)
         .filter(|&cpu| set.is_set(usize::from(cpu)).unwrap_or(false))
         .collect()
+}
+
+/// Tries the workers' priority, if they shall have one, on a thread that does nothing else.
+fn real_time(config: &Config) -> RealTime {
+    let wanted = config.workers.priority.map(|at| at.value);
+    let tried = wanted.map(|priority| {
+        std::thread::scope(|scope| {
+            let tried = scope.spawn(|| schedule::set_fifo(priority)).join();
+            tried.unwrap_or_else(|_| Err(io::Error::other("the attempt failed")))
+        })
+    });
+    let limit = std::fs::read_to_string("/proc/sys/kernel/sched_rt_runtime_us").ok();
+    RealTime {
+        refusal: tried.and_then(Result::err).map(|error| error.to_string()),
+        runtime_us: limit.and_then(|text| text.trim().parse().ok()),
+    }
 }
 
 /// Identifies this boot of the machine: tables of another boot are not reused, since time began

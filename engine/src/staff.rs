@@ -12,6 +12,7 @@ use tracing::{error, warn};
 
 use crate::clock;
 use crate::config::{Config, Poll};
+use crate::device::sys::schedule;
 use crate::device::xdp::XdpDevice;
 use crate::gateway::{Gateway, Shared};
 use crate::plan::Plan;
@@ -43,6 +44,7 @@ pub(crate) struct Staff {
     mode: PollMode,
     errors_per_second: u32,
     cpus: Vec<u16>,
+    priority: Option<u32>,
     threads: Vec<JoinHandle<()>>,
     wakers: Vec<Waker>,
 }
@@ -60,6 +62,7 @@ impl Staff {
             },
             errors_per_second: config.icmp.errors_per_second.div_ceil(plan.workers),
             cpus: plan.cpus.clone(),
+            priority: config.workers.priority.map(|at| at.value),
             threads: Vec::new(),
             wakers: Vec::new(),
         }
@@ -112,13 +115,17 @@ impl Staff {
         mut worker: Worker<XdpDevice, Kernel, WorkerRandom>,
         mut bed: Bed,
     ) -> io::Result<JoinHandle<()>> {
-        let (mode, cpu) = (self.mode, self.cpus.get(number).copied());
+        let (mode, priority) = (self.mode, self.priority);
+        let cpu = self.cpus.get(number).copied();
         let (stop, failed) = (Arc::clone(&self.stop), Arc::clone(&self.failed));
         std::thread::Builder::new()
             .name(format!("egret-worker{number}"))
             .spawn(move || {
                 if let Some(cpu) = cpu {
                     pin(cpu);
+                }
+                if let Some(priority) = priority {
+                    outrank(priority);
                 }
                 let guard = FailureGuard {
                     failed: &failed,
@@ -150,6 +157,18 @@ impl Drop for FailureGuard<'_> {
         if !self.asked.load(Ordering::Acquire) {
             self.failed.store(true, Ordering::Release);
         }
+    }
+}
+
+/// Puts the calling worker before all threads without a priority, such as those of NAPI on its CPU:
+/// else at overload these take all the time, and fill rings that nobody empties.
+fn outrank(priority: u32) {
+    if let Err(error) = schedule::set_fifo(priority) {
+        warn!(
+            priority,
+            %error,
+            "a worker runs without its priority: `egret check` says what `workers.priority` needs"
+        );
     }
 }
 

@@ -210,7 +210,7 @@ fn every_key_has_its_effect() {
          [icmp]\nerrors_per_second = 0\non_refusal = \"silent\"\n\
          unsolicited = \"silent\"\n\
          [tables]\nsessions_max = 1_000\npath = \"/dev/shm/t\"\n\
-         [workers]\ncount = 1\npoll = \"busy\"\ncpus = [0x1]\n\
+         [workers]\ncount = 1\npoll = \"busy\"\ncpus = [0x1]\npriority = 7\n\
          [device]\nmode = \"generic\"\n[control]\nsocket = \"/run/s\"\n"
     );
     let config = Config::parse("egret.toml", &text).unwrap_or_else(|error| panic!("{error}"));
@@ -275,6 +275,7 @@ fn every_key_has_its_effect() {
         Some(1000)
     );
     assert_eq!(config.workers.cpus[0].value, 1);
+    assert_eq!(config.workers.priority.map(|at| at.value), Some(7));
     assert_eq!(config.mode.value, DeviceMode::Generic);
     assert_eq!(config.control_socket.to_str(), Some("/run/s"));
     // Every timer below what the RFCs ask for but the one of 7 s has its warning.

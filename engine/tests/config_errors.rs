@@ -1288,6 +1288,7 @@ sessions_max = 5
 [workers]
 count = 0
 cpus = [1, 1, 70000]
+priority = 100
 [icmp]
 errors_per_second = 9999999
 "#,
@@ -1324,13 +1325,21 @@ error: `workers.cpus` is 70000
    = why: it takes 0 to 65535
    = fix: write 65535 or less
 
-error: `icmp.errors_per_second` is 9999999
-  --> egret.toml:9:21
+error: `workers.priority` is 100
+  --> egret.toml:8:12
    |
- 9 | errors_per_second = 9999999
-   |                     ^^^^^^^
-   = why: it takes 0 to 1000000
-   = fix: write 1000000 or less
+ 8 | priority = 100
+   |            ^^^
+   = why: it takes 1 to 99
+   = fix: write 99 or less
+
+error: `icmp.errors_per_second` is 9999999
+   --> egret.toml:10:21
+    |
+ 10 | errors_per_second = 9999999
+    |                     ^^^^^^^
+    = why: it takes 0 to 1000000
+    = fix: write 1000000 or less
 "#,
     );
 }

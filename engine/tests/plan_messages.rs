@@ -742,6 +742,103 @@ warning: poll = "busy" with 2 workers on 2 CPUs
 }
 
 #[test]
+fn a_priority_that_the_kernel_refuses() {
+    let host = host_with(|host| {
+        host.real_time.refusal = Some("Operation not permitted (os error 1)".to_owned());
+    });
+    says(
+        &format!("{MINIMAL}workers.priority = 5\n"),
+        &host,
+        r#"
+warning: `workers.priority` is 5
+  --> egret.toml:3:20
+   |
+ 3 | workers.priority = 5
+   |                    ^
+   = why: the kernel refuses it to this process (Operation not permitted (os error 1)): the workers run as if there were no such key
+   = fix: run it as root; or in the systemd unit: AmbientCapabilities=CAP_SYS_NICE or LimitRTPRIO=99; if root is refused, too, its CPU control group has no real-time time (cpu.rt_runtime_us); or leave the key out
+"#,
+    );
+}
+
+#[test]
+fn a_priority_that_nothing_limits() {
+    let limited = host_with(|host| host.real_time.runtime_us = Some(950_000));
+    let text = format!("{MINIMAL}workers.priority = 5\n");
+    says(&text, &limited, "");
+    let unlimited = host_with(|host| host.real_time.runtime_us = Some(-1));
+    says(
+        &text,
+        &unlimited,
+        r#"
+warning: `workers.priority` is 5, and sched_rt_runtime_us is -1
+  --> egret.toml:3:20
+   |
+ 3 | workers.priority = 5
+   |                    ^
+   = why: workers that have work all the time leave nothing of their CPUs to the kernel and the host: with 950000 these keep a twentieth
+   = fix: sysctl -w kernel.sched_rt_runtime_us=950000
+"#,
+    );
+}
+
+#[test]
+fn busy_with_a_priority() {
+    let host = host_with(|host| host.cpus = vec![0, 1, 2, 3]);
+    let text = |cpus: &str| {
+        format!("{MINIMAL}[workers]\ncount = 1\npoll = \"busy\"\npriority = 1\n{cpus}")
+    };
+    says(
+        &text(""),
+        &host,
+        r#"
+error: `workers.priority` is 1, and poll = "busy"
+  --> egret.toml:6:12
+   |
+ 6 | priority = 1
+   |            ^
+   = why: a worker that never sleeps and outranks all others leaves nothing of its CPU to the kernel and the host
+   = fix: write poll = "adaptive", or leave the priority out, or name CPUs for the workers alone in `workers.cpus`
+"#,
+    );
+    says(
+        &text("cpus = 3\n"),
+        &host,
+        r#"
+warning: `workers.priority` is 1, and poll = "busy"
+  --> egret.toml:6:12
+   |
+ 6 | priority = 1
+   |            ^
+   = why: nothing else runs on these CPUs, the kernel's own threads included, but while the kernel stops the workers: 50 ms of each second by default (sched_rt_runtime_us)
+   = fix: write poll = "adaptive", or leave the priority out
+"#,
+    );
+    let only = host_with(|host| host.cpus = vec![3]);
+    says(
+        &text("cpus = 3\n"),
+        &only,
+        r#"
+error: `workers.priority` is 1, and poll = "busy" on 1 of 1 CPUs
+  --> egret.toml:6:12
+   |
+ 6 | priority = 1
+   |            ^
+   = why: nothing would be left to the host and to Egret's own other threads
+   = fix: write poll = "adaptive", or leave the priority out, or leave a CPU out of `workers.cpus`
+
+warning: poll = "busy" with 1 workers on 1 CPUs
+  --> egret.toml:5:8
+   |
+ 5 | poll = "busy"
+   |        ^^^^^^
+   = why: workers that never sleep leave no CPU to the host: SSH may hang
+   = fix: write poll = "adaptive", or a smaller `workers.count`
+"#,
+    );
+}
+
+#[test]
 fn no_such_cpu() {
     let host = host();
     says(

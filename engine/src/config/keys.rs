@@ -271,6 +271,7 @@ pub const KEYS: &[Key] = &[
         "a CPU number, or a list of them",
         "those this process may use",
     ),
+    key("workers", "priority", "a number, 1 to 99", "none"),
     key("", "device", "a table, written [device]", "see its keys"),
     key(
         "device",

@@ -46,6 +46,8 @@ pub const MAPPINGS_PER_SECOND_MAX: u32 = 1_000_000;
 pub const INTERFACES_MAX: usize = 16;
 /// The most addresses of a pool: each costs port tables, used or not.
 pub const ADDRESSES_MAX: usize = 256;
+/// The highest priority of a real-time policy (sched(7)).
+pub const PRIORITY_MAX: u32 = 99;
 /// The most workers.
 pub const WORKERS_MAX: u32 = 256;
 
@@ -227,6 +229,8 @@ pub struct WorkersConfig {
     pub poll: At<Poll>,
     /// CPUs for them, one each; empty: those that the process may use.
     pub cpus: Vec<At<u16>>,
+    /// Their priority under SCHED_FIFO; none: they are scheduled as other threads are.
+    pub priority: Option<At<u32>>,
 }
 
 /// How AF_XDP sockets are bound.

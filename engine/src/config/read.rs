@@ -11,8 +11,8 @@ use super::reader::Reader;
 use super::values::{self, PoolEntry};
 use super::{
     Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, MAPPINGS_PER_SECOND_MAX,
-    Midstream, NatConfig, OnRefusal, Poll, PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN,
-    TablesConfig, Unsolicited, WORKERS_MAX, WorkersConfig, timers,
+    Midstream, NatConfig, OnRefusal, PRIORITY_MAX, Poll, PoolConfig, Role, SESSIONS_MAX,
+    SESSIONS_MIN, TablesConfig, Unsolicited, WORKERS_MAX, WorkersConfig, timers,
 };
 
 /// Reads every key. None when something is missing without which nothing else can be judged.
@@ -382,5 +382,6 @@ fn read_workers(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> WorkersC
         count: table.and_then(|table| table.integer("count", 1, WORKERS_MAX)),
         poll: poll.unwrap_or(At::default_value(Poll::Adaptive)),
         cpus: cpus.map(narrow).collect(),
+        priority: table.and_then(|table| table.integer("priority", 1, PRIORITY_MAX)),
     }
 }

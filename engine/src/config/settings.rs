@@ -139,6 +139,8 @@ impl Config {
             .map(|cpu| cpu.value.to_string())
             .collect();
         list.add("workers.cpus", format!("[{}]", cpus.join(", ")));
+        let priority = self.workers.priority.map(|at| at.value);
+        list.add("workers.priority", number_or(priority, "none"));
         list.add("device.mode", quoted(word(DEVICE_MODES, self.mode.value)));
         list.add("control.socket", quoted(self.control_socket.display()));
         list.list

@@ -29,6 +29,17 @@ pub struct HostFacts {
     pub tables_free_bytes: Option<u64>,
     /// CPUs that this process may run on. Empty: could not be read.
     pub cpus: Vec<u16>,
+    /// What `workers.priority` meets.
+    pub real_time: RealTime,
+}
+
+/// What the kernel says to threads with a real-time priority.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct RealTime {
+    /// Its answer, if it refused `workers.priority` to a thread of this process that tried.
+    pub refusal: Option<String>,
+    /// `kernel.sched_rt_runtime_us`: what they may take of each second; -1: everything. Microseconds.
+    pub runtime_us: Option<i64>,
 }
 
 /// One interface and what its driver can do.

@@ -7,6 +7,7 @@ mod budget;
 mod facts;
 mod interfaces;
 mod ports;
+mod priority;
 mod slots;
 
 use std::net::Ipv4Addr;
@@ -15,7 +16,7 @@ use conntrack::{Policy, Protocol};
 
 pub use addresses::shared_address;
 pub use budget::{default_sessions, table_bytes};
-pub use facts::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, VlanOffload};
+pub use facts::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, RealTime, VlanOffload};
 pub use interfaces::XDP_MTU_MAX;
 pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, port_clashes, sustainable_rate};
 pub use slots::Slots;
@@ -100,6 +101,7 @@ impl Plan {
         let queues = facts.iter().flatten().map(|facts| facts.rx_queues);
         let queues = queues.filter(|&queues| queues > 0).min();
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
+        priority::priority(config, host, workers, &mut found);
 
         found.sort_by_key(|problem| (problem.level, problem.span));
         if found.iter().any(|problem| problem.level == Level::Error) {

@@ -10,6 +10,7 @@ pub mod mapping;
 pub mod memfile;
 pub mod packet;
 pub mod ring;
+pub mod schedule;
 pub mod socket;
 pub mod tap;
 pub mod umem;

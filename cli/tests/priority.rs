@@ -1,0 +1,133 @@
+//! `workers.priority` on the real kernel: the workers have it, nobody else has, and where the kernel
+//! refuses it the gateway serves all the same.
+
+mod kernel;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use egret_cli::demo::check::at;
+use egret_cli::demo::setup::{self, Tuning};
+use egret_cli::lab::service::{UdpFlow, UdpService};
+use egret_cli::lab::{EngineProcess, Gateway, LabOptions, Topology};
+use kernel::{EGRET, Stand, build, command, have, is_root, run, skip};
+
+const PREFIX: &str = "egret-tp";
+const LIMIT: Duration = Duration::from_secs(20);
+/// Policies in `/proc/PID/task/TID/stat` (sched.h).
+const ORDINARY: u32 = 0;
+const FIFO: u32 = 1;
+
+/// A thread's name, priority and policy.
+type Thread = (String, u32, u32);
+
+/// All threads of a process.
+fn threads(pid: u32) -> Vec<Thread> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let thread = |task: fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("stat")).ok()?;
+        let (start, rest) = text.rsplit_once(')')?;
+        let name = start.split_once('(')?.1.to_owned();
+        // Fields 40 and 41 (proc(5)); the first after the name is 3.
+        let mut fields = rest.split_whitespace().skip(37);
+        Some((
+            name,
+            fields.next()?.parse().ok()?,
+            fields.next()?.parse().ok()?,
+        ))
+    };
+    tasks.flatten().filter_map(thread).collect()
+}
+
+/// May a thread of this process have a priority? Tried by `chrt`, which only asks for one.
+fn may_have_priority() -> bool {
+    let granted = command("chrt")
+        .args(["--fifo", "1", "true"])
+        .output()
+        .is_ok_and(|said| said.status.success());
+    if !granted {
+        skip("the kernel grants no real-time priority (CAP_SYS_NICE, cpu.rt_runtime_us)");
+    }
+    granted
+}
+
+fn tuning() -> Tuning {
+    Tuning {
+        more: "\n[workers]\npriority = 3\n".to_owned(),
+        ..Tuning::default()
+    }
+}
+
+fn assert_serves(stand: &Stand) {
+    let server = &stand.lab.servers[0];
+    let service = UdpService::start(&server.namespace, server.address, [7000]).expect("a server");
+    let flow = UdpFlow::open(&stand.lab.clients[0].namespace, 0, at(0, 7000)).expect("a flow");
+    flow.ask(b"question", 3, LIMIT / 20).expect("an answer");
+    drop(service);
+}
+
+#[test]
+fn workers_have_their_priority_and_other_threads_have_none() {
+    if !is_root() || !have(&[("chrt", "util-linux")]) || !may_have_priority() {
+        return;
+    }
+    let stand = Stand::start(LabOptions::new(PREFIX, Topology::TwoArm), &tuning());
+    let threads = threads(stand.engine.pid().expect("it runs"));
+    let (workers, others): (Vec<&Thread>, Vec<&Thread>) = threads
+        .iter()
+        .partition(|(name, ..)| name.starts_with("egret-worker"));
+    assert!(!workers.is_empty() && !others.is_empty(), "{threads:?}");
+    let ranked = |thread: &&Thread| (thread.1, thread.2);
+    assert!(
+        workers.iter().all(|t| ranked(t) == (3, FIFO)),
+        "{threads:?}"
+    );
+    assert!(
+        others.iter().all(|t| ranked(t) == (0, ORDINARY)),
+        "{threads:?}"
+    );
+    assert_serves(&stand);
+    stand.finish();
+}
+
+#[test]
+fn a_refused_priority_is_told_and_the_gateway_serves() {
+    if !is_root() || !have(&[("setpriv", "util-linux")]) {
+        return;
+    }
+    let lab = build(LabOptions::new(PREFIX, Topology::TwoArm));
+    let config = setup::config(&lab, &tuning());
+    let program = lab.directory().join("without-nice");
+    let text = format!(
+        "#!/bin/sh\nexec setpriv --bounding-set=-sys_nice --inh-caps=-sys_nice {EGRET} \"$@\"\n"
+    );
+    fs::write(&program, text).expect("a script");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).expect("an executable one");
+    let engine = EngineProcess::new(&lab, &program, &config).unwrap_or_else(|e| panic!("{e}"));
+    let mut stand = Stand { engine, lab };
+    stand.engine.start().unwrap_or_else(|e| panic!("{e}"));
+    let threads = threads(stand.engine.pid().expect("it runs"));
+    assert!(
+        threads
+            .iter()
+            .all(|&(_, rank, policy)| (rank, policy) == (0, ORDINARY))
+    );
+    assert_serves(&stand);
+    let log = fs::read_to_string(stand.lab.directory().join("engine.log")).expect("its log");
+    for words in [
+        "`workers.priority` is 3",
+        "a worker runs without its priority",
+    ] {
+        assert!(log.contains(words), "no {words:?} in\n{log}");
+    }
+    let file = stand.lab.directory().join("egret.toml");
+    let check = |program: &mut Command| {
+        let said = run(&stand.lab.gateway, program.arg("check").arg(&file), LIMIT);
+        said.text() + &said.stderr
+    };
+    let refused = check(&mut Command::new(&program));
+    assert!(refused.contains("CAP_SYS_NICE"), "{refused}");
+    stand.finish();
+}
