@@ -22,7 +22,7 @@ fn namespaces_of(process: u32) -> Vec<String> {
 }
 
 fn can_run() -> bool {
-    is_root() && have(&[("nft", "nftables"), ("chrt", "util-linux")]) && has_two_cores()
+    is_root() && have(&[("nft", "nftables"), ("renice", "bsdutils")]) && has_two_cores()
 }
 
 fn has_two_cores() -> bool {

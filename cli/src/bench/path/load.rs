@@ -92,6 +92,9 @@ pub struct Load {
     pub second_bits: Option<u32>,
     /// Packets a second; `None`: as many as it can.
     pub pace: Option<f64>,
+    /// Frames that are handed over together, as by a network card that waits a little before it
+    /// interrupts; 1 to 64.
+    pub burst: u32,
     /// How long it sends.
     pub duration: Duration,
     /// Number of the first frame.
@@ -105,6 +108,7 @@ impl Load {
             flows,
             second_bits: None,
             pace: None,
+            burst: 64,
             duration,
             first: 0,
         }
@@ -114,6 +118,7 @@ impl Load {
     pub fn paced(flows: FlowSet, pace: f64, duration: Duration) -> Load {
         Load {
             pace: Some(pace),
+            burst: 32,
             ..Load::full(flows, duration)
         }
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use engine::device::sys::schedule::set_fifo;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
@@ -17,49 +18,42 @@ pub const SENDER_CORE: usize = 0;
 pub const GATEWAY_CORE: usize = 1;
 /// Priority of a worker (SCHED_FIFO): above the NAPI threads it shares the core with, or it gets
 /// nothing done while frames keep arriving.
-pub const WORKER_PRIORITY: u8 = 50;
+pub const WORKER_PRIORITY: u32 = 50;
 /// Priority of the sender: other programs do not make gaps in its pace.
-pub const SENDER_PRIORITY: u8 = 1;
+pub const SENDER_PRIORITY: u32 = 1;
 
 /// Keeps a thread on one core; 0 is the calling one.
-///
-/// # Errors
-/// There is no such core or thread.
-pub fn to_core(thread: i32, core: usize) -> io::Result<()> {
+fn to_core(thread: i32, core: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
     Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
 }
 
-/// Lets a thread run before all ordinary ones (SCHED_FIFO), and before those of lower priority: what
-/// else the machine does should not show in the figures.
+/// Puts the calling thread on a core, where it runs before all ordinary threads (SCHED_FIFO) and
+/// before those of lower priority: what else the machine does should not show in the figures.
 ///
 /// # Errors
-/// chrt (util-linux) is missing, or the kernel's refusal.
-pub fn prefer(thread: i32, priority: u8) -> Result<(), LabError> {
-    set_priority("chrt", &["--fifo", "--pid", &priority.to_string()], thread)
+/// There is no such core, or the kernel's refusal.
+pub fn own(core: usize, priority: u32) -> io::Result<()> {
+    to_core(0, core)?;
+    set_fifo(priority)
 }
 
 /// Lets a kernel thread go before ordinary programs of other sessions. Not more: what it leaves to
 /// the kernel's softirq thread would never be done.
 fn favour(thread: i32) -> Result<(), LabError> {
-    set_priority("renice", &["--priority", "-20", "--pid"], thread)
-}
-
-fn set_priority(tool: &str, arguments: &[&str], thread: i32) -> Result<(), LabError> {
-    let mut command = Command::new(tool);
-    command
-        .args(arguments)
-        .arg(thread.to_string())
+    let mut renice = Command::new("renice");
+    renice
+        .args(["--priority", "-20", "--pid", &thread.to_string()])
         .stdout(Stdio::null());
-    let status = command.status().map_err(LabError::system(format!(
-        "running {tool} (Debian package util-linux)"
-    )))?;
+    let status = renice
+        .status()
+        .map_err(LabError::system("running renice (Debian package bsdutils)"))?;
     if status.success() {
         return Ok(());
     }
     Err(LabError::Gateway(format!(
-        "{tool} could not change the priority of thread {thread}"
+        "renice could not change the priority of thread {thread}"
     )))
 }
 

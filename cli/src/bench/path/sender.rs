@@ -77,9 +77,7 @@ impl Sender {
         std::thread::scope(|scope| {
             let sending = scope.spawn(move || {
                 stage.client.run(|| {
-                    pin::to_core(0, SENDER_CORE)?;
-                    pin::prefer(nix::unistd::gettid().as_raw(), SENDER_PRIORITY)
-                        .map_err(io::Error::other)?;
+                    pin::own(SENDER_CORE, SENDER_PRIORITY)?;
                     match way {
                         Way::Frames => this.send_frames(load),
                         Way::Buffers => this.send_buffers(load),
@@ -131,15 +129,10 @@ impl Sender {
     fn send_frames(&self, load: &Load) -> io::Result<u64> {
         let seconds = load.duration.as_secs_f64();
         let turns = load.pace.map_or(RATE_MAX, |pace| pace + IDLE_TURNS) * seconds;
-        // In small batches frames leave soon after the moment that the pace gives them.
-        let batch = match load.pace {
-            None => 64,
-            Some(pace) => (pace / 1e5).clamp(1.0, 32.0) as u32,
-        };
         let options = TestRunOptions {
             data_in: Some(&[0; FRAME_BYTES]),
             repeat: turns as u32,
-            attrs: TestRunAttrs::new().xdp_live_frames(batch),
+            attrs: TestRunAttrs::new().xdp_live_frames(load.burst),
             ..TestRunOptions::default()
         };
         let program = self.object.xdp("generate").map_err(io::Error::other)?;

@@ -67,22 +67,20 @@ impl XdpForward {
         let (tell, told) = std::sync::mpsc::channel();
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            pin::to_core(0, GATEWAY_CORE)?;
+            pin::own(GATEWAY_CORE, WORKER_PRIORITY)?;
             let _ = tell.send(nix::unistd::gettid().as_raw());
             forward(device, macs, &stopped)
         });
-        let started = told.recv();
-        let forwarder = XdpForward {
+        let mut forwarder = XdpForward {
             stop,
             thread: Some(thread),
-            worker: started.unwrap_or(0),
+            worker: 0,
             _steering: (object, sockets),
         };
-        if forwarder.worker == 0 {
-            let why = "the bare forwarder did not start";
-            return Err(LabError::Gateway(why.to_owned()));
+        match told.recv() {
+            Ok(worker) => forwarder.worker = worker,
+            Err(_) => forwarder.end()?,
         }
-        pin::prefer(forwarder.worker, WORKER_PRIORITY)?;
         Ok(forwarder)
     }
 }

@@ -2,18 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use super::Contender;
 use crate::bench::path::pin::{self, GATEWAY_CORE, WORKER_PRIORITY};
 use crate::bench::path::stage::{INTERNAL, PORTS, Stage};
-use crate::lab::{EngineProcess, Gateway, LabError, wait};
+use crate::lab::{EngineProcess, Gateway, LabError};
 
 /// Sessions that the tables have room for: as many as the kernel's has.
 const SESSIONS_MAX: u32 = 4_194_304;
-
-/// How long a worker that has just started may take until it has its name.
-const NAME_LIMIT: Duration = Duration::from_secs(2);
 
 /// `egret run` in the gateway's namespace, with one worker on the gateway's core.
 #[derive(Debug)]
@@ -33,24 +29,12 @@ impl Egret {
         let config = config(stage);
         let mut process = EngineProcess::within(&stage.gateway, directory, program, &config)?;
         process.start()?;
-        let mut workers = Vec::new();
-        wait::until(NAME_LIMIT, || {
-            workers = pin::threads_of(process.pid().unwrap_or(0), "egret-worker");
-            !workers.is_empty()
-        });
-        if workers.is_empty() {
-            let why = "it has no thread of the name egret-worker0";
-            return Err(LabError::Gateway(why.to_owned()));
-        }
-        for worker in workers {
-            pin::prefer(worker, WORKER_PRIORITY)?;
-        }
         Ok(Egret { process })
     }
 }
 
 /// The configuration: as few words as on any other machine, but for the table, the ports that the
-/// kernel's NAT has, too, and the core.
+/// kernel's NAT has, too, the core, and the worker's precedence on it.
 fn config(stage: &Stage) -> String {
     let directory = stage.directory();
     let (name, directory) = (stage.name(), directory.display());
@@ -78,6 +62,7 @@ path = "{directory}/tables"
 [workers]
 count = 1
 cpus = [{GATEWAY_CORE}]
+priority = {WORKER_PRIORITY}
 
 [control]
 socket = "{directory}/control.sock"

@@ -41,6 +41,7 @@ impl Bench {
             .delivered;
         let paced = Load {
             pace: Some(capacity),
+            burst: 32,
             ..others_exist
         };
         let existing = |arrived: Arrived| arrived.translated[0];

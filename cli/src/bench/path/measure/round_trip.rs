@@ -26,7 +26,11 @@ impl Bench {
     /// Round trips of a client's datagrams, one after the other, while the generator keeps the
     /// gateway busy with half of nft's overload rate.
     pub(super) fn round_trips(&mut self, set: FlowSet) -> Result<Vec<Reading>, LabError> {
-        let load = Load::paced(set, self.half_load()?, self.length);
+        let load = Load {
+            // Waiting for others is not the gateway's delay.
+            burst: 1,
+            ..Load::paced(set, self.half_load()?, self.length)
+        };
         let asking = self.length.saturating_sub(self.length / 5);
         let Bench { stage, sender, .. } = self;
         let stage = &*stage;
@@ -81,8 +85,7 @@ fn ask(stage: &Stage, length: Duration) -> Result<Vec<Duration>, LabError> {
 
 /// Puts the calling thread on the generator's core, before the generator.
 fn before_others() -> Result<(), LabError> {
-    pin::to_core(0, SENDER_CORE).map_err(LabError::system("choosing a core"))?;
-    pin::prefer(nix::unistd::gettid().as_raw(), WORKER_PRIORITY)
+    pin::own(SENDER_CORE, WORKER_PRIORITY).map_err(LabError::system("going before the generator"))
 }
 
 fn answer(socket: &UdpSocket, over: &AtomicBool) -> io::Result<()> {
