@@ -133,7 +133,7 @@ impl Agenda {
     }
 }
 
-/// Measures and prints; 0, or 2 if it could not be run.
+/// Measures and prints; 0, 1 if a measurement failed, 2 if nothing could be measured.
 pub fn run(arguments: PathArgs) -> ExitCode {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
     if let Err(message) = become_root("bench path", &program, std::env::args_os().skip(1)) {
@@ -144,17 +144,16 @@ pub fn run(arguments: PathArgs) -> ExitCode {
     let json = arguments.json;
     let told = |figures: &[Figure]| {
         if json {
-            figures
-                .iter()
-                .for_each(|figure| println!("{}", figure.to_json()));
+            let lines = figures.iter().map(Figure::to_json);
+            lines.for_each(|line| println!("{line}"));
         }
     };
-    match compare(&arguments, program, told) {
-        Ok(figures) => {
+    match compare(&Agenda::of(&arguments), program, told) {
+        Ok(outcome) => {
             if !json {
-                println!("{}", report::table(&figures));
+                println!("{}", report::table(&outcome.figures));
             }
-            ExitCode::SUCCESS
+            ExitCode::from(u8::from(outcome.failed))
         }
         Err(error) => {
             eprintln!("egret bench path: could not be run: {error}");
@@ -163,55 +162,73 @@ pub fn run(arguments: PathArgs) -> ExitCode {
     }
 }
 
+/// What all measurements came to.
+#[derive(Clone, Debug, Default)]
+struct Outcome {
+    figures: Vec<Figure>,
+    /// At least one measurement failed, and was told about.
+    failed: bool,
+}
+
 /// Measures; calls `tell` with the figures of each test when it is over, and returns all of them.
 fn compare(
-    arguments: &PathArgs,
+    agenda: &Agenda,
     program: PathBuf,
     tell: impl Fn(&[Figure]),
-) -> Result<Vec<Figure>, LabError> {
+) -> Result<Outcome, LabError> {
     clean_up_on_signals()?;
     for name in remove_leftovers(stage::PREFIX) {
         eprintln!("removed the namespaces {name} of an earlier run");
     }
-    let mut agenda = Agenda::of(arguments);
     let stage = Stage::build()?;
     report::conditions(agenda.receive_on_sender_core);
-    let mut bench = Bench::open(stage, program, &agenda)?;
-    agenda.rivals.retain(|&rival| bench.can_run(rival));
-    let mut figures = Vec::new();
+    pin::watch()?;
+    let mut bench = Bench::open(stage, program, agenda)?;
+    let mut outcome = Outcome::default();
     for (test, flows) in agenda.items() {
         if !measure::can_measure(test) {
             continue;
         }
-        let rounds = measure_rounds(&agenda, &mut bench, test, flows)?;
-        let measured = rounds.figures();
-        tell(&measured);
-        figures.extend(measured);
+        let (rounds, failed) = measure_rounds(agenda, &mut bench, test, flows);
+        let figures = rounds.figures();
+        tell(&figures);
+        outcome.figures.extend(figures);
+        outcome.failed |= failed;
     }
-    Ok(figures)
+    Ok(outcome)
 }
 
-/// All rounds of one test, the contenders in turn.
+/// All rounds of one test, the contenders in turn; also whether a measurement failed.
 fn measure_rounds(
     agenda: &Agenda,
     bench: &mut Bench,
     test: Test,
     flows: Option<Flows>,
-) -> Result<Rounds, LabError> {
-    let able = |rival: &&Rival| rival.ability() >= test.needs();
-    let rivals: Vec<Rival> = agenda.rivals.iter().filter(able).copied().collect();
+) -> (Rounds, bool) {
+    let rivals = agenda.rivals.iter().copied();
+    let rivals: Vec<Rival> = rivals
+        .filter(|&rival| rival.ability() >= test.needs() && bench.can_run(rival))
+        .collect();
     let mut rounds = Rounds::new(flows.map_or("0".to_owned(), Flows::name));
+    let mut failed = false;
     for round in 0..agenda.warm_up + agenda.rounds {
         let counts = round >= agenda.warm_up;
         for &rival in &rivals {
-            let readings = bench.measure(test, flows, rival)?;
-            report::progress(test, flows, rival, counts, &readings);
-            if counts {
-                rounds.add(rival, readings);
+            match bench.measure(test, flows, rival) {
+                Ok(readings) => {
+                    report::progress(test, flows, rival, counts, &readings);
+                    if counts {
+                        rounds.add(round, rival, readings);
+                    }
+                }
+                Err(error) => {
+                    failed = true;
+                    report::failure(test, flows, &error);
+                }
             }
         }
     }
-    Ok(rounds)
+    (rounds, failed)
 }
 
 #[cfg(test)]

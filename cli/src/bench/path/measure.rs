@@ -153,9 +153,15 @@ impl Bench {
     fn fill(&mut self, contender: &dyn Contender, set: FlowSet) -> Result<(), LabError> {
         let pace = contender.fill_rate().min(1e6);
         let duration = Duration::from_secs_f64(set.count() as f64 / pace * 1.05 + 0.02);
+        let mut first = 0;
         for _ in 0..FILL_PASSES {
-            let load = Load::paced(set, pace, duration);
-            self.send(Way::Frames, &load, || Ok(()))?;
+            // A sender that was held up has not come to the end: the next pass goes on there.
+            let load = Load {
+                first,
+                ..Load::paced(set, pace, duration)
+            };
+            let ((), sent) = self.send(Way::Frames, &load, || Ok(()))?;
+            first += sent;
             let tracked = contender.tracked(&self.stage)?;
             if tracked.is_none_or(|tracked| tracked >= set.count()) {
                 break;

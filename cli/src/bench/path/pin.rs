@@ -19,6 +19,8 @@ pub const GATEWAY_CORE: usize = 1;
 /// Priority of a worker (SCHED_FIFO): above the NAPI threads it shares the core with, or it gets
 /// nothing done while frames keep arriving.
 pub const WORKER_PRIORITY: u32 = 50;
+/// Priority of the thread that reads the counters: it must do so while the load lasts.
+const WATCHER_PRIORITY: u32 = 60;
 /// Priority of the sender: other programs do not make gaps in its pace.
 pub const SENDER_PRIORITY: u32 = 1;
 
@@ -37,6 +39,14 @@ fn to_core(thread: i32, core: usize) -> io::Result<()> {
 pub fn own(core: usize, priority: u32) -> io::Result<()> {
     to_core(0, core)?;
     set_fifo(priority)
+}
+
+/// Lets the calling thread, but no thread or process that it starts, read counters in time.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn watch() -> Result<(), LabError> {
+    set_fifo(WATCHER_PRIORITY).map_err(LabError::system("going before the load"))
 }
 
 /// Lets a kernel thread go before ordinary programs of other sessions. Not more: what it leaves to

@@ -7,6 +7,7 @@ use super::choice::{Flows, Rival, Test};
 use super::measure::LOSS_MAX;
 use super::pin::{GATEWAY_CORE, SENDER_CORE};
 use super::rounds::Reading;
+use crate::lab::LabError;
 
 /// The load average of a machine that does nothing else.
 const QUIET_MAX: f64 = 0.7;
@@ -50,6 +51,12 @@ pub fn progress(
     let kind = if counts { "" } else { " (warm-up)" };
     let (test, rival) = (test.name(), rival.name());
     eprintln!("{test} {flows} {rival}{kind}: {}", values.join(", "));
+}
+
+/// Says what one contender's turn failed at.
+pub fn failure(test: Test, flows: Option<Flows>, error: &LabError) {
+    let flows = flows.map(Flows::name).unwrap_or_default();
+    eprintln!("FAILED {} {flows} {error}", test.name());
 }
 
 /// All figures, one a row.

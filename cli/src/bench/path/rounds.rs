@@ -40,7 +40,8 @@ struct Series {
     test: String,
     unit: &'static str,
     rival: Rival,
-    values: Vec<f64>,
+    /// The number of each round in which it could be measured, and the value.
+    values: Vec<(u32, f64)>,
 }
 
 /// The readings of one test.
@@ -59,17 +60,17 @@ impl Rounds {
         }
     }
 
-    /// Takes the readings of a contender's next round.
-    pub fn add(&mut self, rival: Rival, readings: Vec<Reading>) {
+    /// Takes the readings of a contender in a round.
+    pub fn add(&mut self, round: u32, rival: Rival, readings: Vec<Reading>) {
         for Reading { test, unit, value } in readings {
             let known = |series: &&mut Series| series.rival == rival && series.test == test;
             match self.series.iter_mut().find(known) {
-                Some(series) => series.values.push(value),
+                Some(series) => series.values.push((round, value)),
                 None => self.series.push(Series {
                     test,
                     unit,
                     rival,
-                    values: vec![value],
+                    values: vec![(round, value)],
                 }),
             }
         }
@@ -79,7 +80,8 @@ impl Rounds {
     pub fn figures(&self) -> Vec<Figure> {
         let measured = self.series.iter().filter_map(|series| {
             let name = self.name(&series.test, &series.rival.name());
-            Figure::of(name, series.unit, series.values.clone())
+            let values = series.values.iter().map(|&(_, value)| value);
+            Figure::of(name, series.unit, values.collect())
         });
         let ratios = self.series.iter().flat_map(|series| {
             PAIRS
@@ -96,11 +98,12 @@ impl Rounds {
             .series
             .iter()
             .find(|base| base.rival == other && base.test == series.test)?;
-        let pairs = series.values.iter().zip(&base.values);
-        let ratios = pairs
-            .filter(|(_, base)| **base != 0.0)
-            .map(|(value, base)| value / base)
-            .collect();
+        let ratios = series.values.iter().filter_map(|(round, value)| {
+            let same = base.values.iter().find(|(other, _)| other == round);
+            let (_, base) = same.filter(|(_, base)| *base != 0.0)?;
+            Some(value / base)
+        });
+        let ratios = ratios.collect();
         let who = format!("{}-vs-{}", series.rival.name(), other.name());
         Figure::of(self.name(&series.test, &who), "ratio", ratios)
     }
@@ -117,10 +120,16 @@ mod tests {
     #[test]
     fn ratios_are_of_the_same_round() {
         let mut rounds = Rounds::new("64k".to_owned());
-        for (nft, egret) in [(1.0, 2.0), (2.0, 3.0), (4.0, 4.0)] {
-            rounds.add(Rival::Nft, vec![Reading::new("t", "Mpps", nft)]);
-            rounds.add(Rival::EgretXdp, vec![Reading::new("t", "Mpps", egret)]);
+        for (round, nft, egret) in [(0, 1.0, 2.0), (1, 2.0, 3.0), (2, 4.0, 4.0)] {
+            rounds.add(round, Rival::Nft, vec![Reading::new("t", "Mpps", nft)]);
+            rounds.add(
+                round,
+                Rival::EgretXdp,
+                vec![Reading::new("t", "Mpps", egret)],
+            );
         }
+        // In this one the other could not be measured.
+        rounds.add(3, Rival::EgretXdp, vec![Reading::new("t", "Mpps", 3.0)]);
         let figures = rounds.figures();
         let names: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
         assert_eq!(
@@ -141,8 +150,8 @@ mod tests {
     #[test]
     fn nothing_is_divided_by_zero() {
         let mut rounds = Rounds::new("0".to_owned());
-        rounds.add(Rival::Nft, vec![Reading::new("t", "us", 0.0)]);
-        rounds.add(Rival::Forward, vec![Reading::new("t", "us", 1.0)]);
+        rounds.add(0, Rival::Nft, vec![Reading::new("t", "us", 0.0)]);
+        rounds.add(0, Rival::Forward, vec![Reading::new("t", "us", 1.0)]);
         assert_eq!(rounds.figures().len(), 2);
     }
 }
