@@ -180,13 +180,14 @@ fn compare(
     for name in remove_leftovers(stage::PREFIX) {
         eprintln!("removed the namespaces {name} of an earlier run");
     }
+    pin::check_cores()?;
     let stage = Stage::build()?;
     report::conditions(agenda.receive_on_sender_core);
     pin::watch()?;
     let mut bench = Bench::open(stage, program, agenda)?;
     let mut outcome = Outcome::default();
     for (test, flows) in agenda.items() {
-        if !measure::can_measure(test) {
+        if !measure::can_measure(test, agenda.receive_on_sender_core) {
             continue;
         }
         let (rounds, failed) = measure_rounds(agenda, &mut bench, test, flows);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use engine::device::sys::schedule::set_fifo;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
 use crate::lab::{LabError, Namespace};
@@ -23,6 +23,24 @@ pub const WORKER_PRIORITY: u32 = 50;
 const WATCHER_PRIORITY: u32 = 60;
 /// Priority of the sender: other programs do not make gaps in its pace.
 pub const SENDER_PRIORITY: u32 = 1;
+
+/// Are there both cores?
+///
+/// # Errors
+/// One of them is missing, or this process may not use it.
+pub fn check_cores() -> Result<(), LabError> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))
+        .map_err(LabError::errno("asking which cores there are"))?;
+    for core in [SENDER_CORE, GATEWAY_CORE] {
+        if !allowed.is_set(core).unwrap_or(false) {
+            return Err(LabError::Gateway(format!(
+                "CPU {core} is needed, and this process may not use it: the sender has CPU \
+                 {SENDER_CORE} and the gateway CPU {GATEWAY_CORE}"
+            )));
+        }
+    }
+    Ok(())
+}
 
 /// Keeps a thread on one core; 0 is the calling one.
 fn to_core(thread: i32, core: usize) -> io::Result<()> {

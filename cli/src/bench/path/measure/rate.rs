@@ -121,7 +121,12 @@ impl Bench {
             let load = Load::paced(set, capacity * times, self.length);
             rates.push(self.rate(Way::Frames, &load, Arrived::total)?);
         }
+        let steps = rates.iter().map(|Rate { delivered, offered }| {
+            format!("{:.2} of {:.2}", delivered / 1e6, offered / 1e6)
+        });
+        let steps: Vec<String> = steps.collect();
         let name = Test::Overload10x.name();
+        eprintln!("{name}: {} Mpps delivered", steps.join(", "));
         Ok(vec![Reading::new(name, "ratio", steadiness(&rates))])
     }
 }
