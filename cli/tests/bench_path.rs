@@ -5,6 +5,7 @@ mod kernel;
 
 use std::fs;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use egret_cli::lab::wait;
@@ -21,6 +22,9 @@ fn namespaces_of(process: u32) -> Vec<String> {
         .collect()
 }
 
+/// Two runs at a time would share the machine, and what they set of it.
+static ALONE: Mutex<()> = Mutex::new(());
+
 fn can_run() -> bool {
     is_root() && have(&[("nft", "nftables"), ("renice", "bsdutils")]) && has_two_cores()
 }
@@ -35,6 +39,7 @@ fn has_two_cores() -> bool {
 
 #[test]
 fn the_quick_form_measures_everybody_and_cleans_up() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !can_run() {
         return;
     }
@@ -76,6 +81,7 @@ fn the_quick_form_measures_everybody_and_cleans_up() {
 
 #[test]
 fn a_signal_in_the_middle_leaves_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !can_run() {
         return;
     }
