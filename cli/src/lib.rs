@@ -1,4 +1,4 @@
-//! What the `egret` command is made of: the subcommands, and the lab that demo and tests run in.
+//! What the `egret` command is made of: the subcommands, and the lab that demo, bench and tests run in.
 
 pub mod bench;
 pub mod check;

@@ -88,13 +88,13 @@ fn main() -> ExitCode {
         Command::Status(arguments) => status::run(&arguments),
         Command::Detach(arguments) => detach::run(&arguments),
         Command::Demo(arguments) => run_demo(arguments),
-        Command::Bench(command) => bench::run(&command),
+        Command::Bench(command) => bench::run(command),
     }
 }
 
 fn run_demo(arguments: DemoArguments) -> ExitCode {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
-    if let Err(message) = become_root(&program, std::env::args_os().skip(1)) {
+    if let Err(message) = become_root("demo", &program, std::env::args_os().skip(1)) {
         eprintln!("egret demo: {message}");
         return ExitCode::from(2);
     }

@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use crate::config::FORWARDS_MAX;
 use crate::half::HALF_WORDS;
-use crate::index::{LINE_WORDS, lines_for};
+use crate::index::{LINE_WORDS, Load, lines_for};
 use crate::subscriber::{SUBSCRIBER_WORDS, subscribers_for};
 
 /// Words in the header.
@@ -182,9 +182,9 @@ impl Layout {
             header: section(HEADER_WORDS),
             locks: section(STRIPES),
             memos: section(MEMOS * MEMO_WORDS),
-            tuples: section(lines_for(2 * sessions) * LINE_WORDS),
-            endpoints: section(lines_for(sessions) * LINE_WORDS),
-            filters: section(lines_for(sessions) * LINE_WORDS),
+            tuples: section(lines_for(2 * sessions, Load::Usual) * LINE_WORDS),
+            endpoints: section(lines_for(sessions, Load::High) * LINE_WORDS),
+            filters: section(lines_for(sessions, Load::High) * LINE_WORDS),
             sessions: section(records * SESSION_WORDS),
             mappings: section(records * MAPPING_WORDS),
             forwards: section((FORWARDS_MAX + 1) * FORWARD_WORDS),
@@ -229,7 +229,7 @@ pub(crate) const fn layout_word() -> u64 {
 
 /// Stands for the rule that sizes an index.
 const fn lines_for_million() -> usize {
-    lines_for(1_000_000)
+    lines_for(1_000_000, Load::Usual) + lines_for(1_000_000, Load::High)
 }
 
 #[cfg(test)]

@@ -630,7 +630,7 @@ fn tables_too_large() {
         &format!("{MINIMAL}tables.sessions_max = 16000000\n"),
         &host,
         r#"
-error: the tables for 16000000 sessions take 2807 MiB, more than half of the 4096 MiB RAM
+error: the tables for 16000000 sessions take 2818 MiB, more than half of the 4096 MiB RAM
   --> egret.toml:3:23
    |
  3 | tables.sessions_max = 16000000
@@ -662,7 +662,7 @@ fn tables_have_no_room() {
         MINIMAL,
         &host,
         r#"
-error: the tables for 1048576 sessions take 186 MiB, but /run/egret/default/tables has room for 100 MiB
+error: the tables for 1048576 sessions take 187 MiB, but /run/egret/default/tables has room for 100 MiB
   = why: the file system is full or limited in size
   = fix: enlarge it (mount -o remount,size=...), or choose another `tables.path` or a smaller `tables.sessions_max`
 "#,

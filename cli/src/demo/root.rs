@@ -8,12 +8,13 @@ use std::process::Command;
 
 use nix::unistd::geteuid;
 
-/// Goes on if this is root; else runs the same command again through sudo, which replaces this
+/// Goes on if this is root; else runs the same `egret COMMAND` again through sudo, which replaces this
 /// process.
 ///
 /// # Errors
 /// What to tell the user when there is no way to become root.
 pub fn become_root(
+    command: &str,
     program: &Path,
     arguments: impl Iterator<Item = OsString>,
 ) -> Result<(), String> {
@@ -21,7 +22,7 @@ pub fn become_root(
         return Ok(());
     }
     eprintln!(
-        "egret demo: network namespaces and AF_XDP sockets need root; asking sudo for it. \
+        "egret {command}: network namespaces and AF_XDP sockets need root; asking sudo for it. \
          All that it makes lives in namespaces of its own and goes at the end."
     );
     let error = Command::new("sudo")
@@ -34,7 +35,7 @@ pub fn become_root(
         _ => format!("sudo could not be run ({error})"),
     };
     Err(format!(
-        "{why}. Run it as root: su -c '{} demo'",
+        "{why}. Run it as root: su -c '{} {command}'",
         program.display()
     ))
 }

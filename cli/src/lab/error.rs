@@ -21,6 +21,14 @@ pub enum LabError {
         /// The kernel's answer.
         source: rtnetlink::Error,
     },
+    /// A BPF program could not be loaded, attached or run.
+    #[error("{what}: {why}")]
+    Bpf {
+        /// The step, for the reader.
+        what: String,
+        /// What the kernel or aya says.
+        why: String,
+    },
     /// The gateway process did not do what was asked of it.
     #[error("{0}")]
     Gateway(String),
@@ -31,6 +39,20 @@ impl LabError {
     pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> LabError {
         let what = what.into();
         move |source| LabError::System { what, source }
+    }
+
+    /// Wraps an error around a BPF program with the step that failed, and names its causes.
+    pub fn bpf<E: std::error::Error>(what: impl Into<String>) -> impl FnOnce(E) -> LabError {
+        let what = what.into();
+        move |error| {
+            let mut why = error.to_string();
+            let mut source = error.source();
+            while let Some(cause) = source {
+                why += &format!(": {cause}");
+                source = cause.source();
+            }
+            LabError::Bpf { what, why }
+        }
     }
 
     /// Wraps an errno with the step that failed.

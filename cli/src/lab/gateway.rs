@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::Lab;
 use super::error::LabError;
+use super::netns::Namespace;
 use super::owner::open_registry;
 use super::wait;
 
@@ -79,12 +80,23 @@ impl EngineProcess {
     /// # Errors
     /// The file could not be written.
     pub fn new(lab: &Lab, program: &Path, config: &str) -> Result<EngineProcess, LabError> {
-        let directory = lab.directory();
+        EngineProcess::within(&lab.gateway, lab.directory(), program, config)
+    }
+
+    /// As [`EngineProcess::new`], in a namespace of any lab, with its files in `directory`.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn within(
+        namespace: &Namespace,
+        directory: PathBuf,
+        program: &Path,
+        config: &str,
+    ) -> Result<EngineProcess, LabError> {
         let path = config_path(&directory);
         fs::write(&path, config)
             .map_err(LabError::system(format!("writing {}", path.display())))?;
-        let namespace = lab
-            .gateway
+        let namespace = namespace
             .file()
             .try_clone()
             .map_err(LabError::system("keeping the gateway's namespace"))?;

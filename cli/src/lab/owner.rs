@@ -1,8 +1,8 @@
 //! Who owns a lab, so that nothing of it outlives its owner: not after a panic, not after Ctrl-C,
 //! and after SIGKILL only until the next start.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +19,9 @@ use super::netns::{self, Namespace};
 
 /// Where labs keep their files: one directory a lab, with the owner's lock in it.
 const LABS_DIR: &str = "/run/egret-lab";
+
+/// In a lab's directory: what it changed of the whole machine, and what was there before.
+const MACHINE: &str = "machine";
 
 /// The labs of this process; `None` once a signal has ended them all.
 static LABS: Mutex<Option<Vec<String>>> = Mutex::new(Some(Vec::new()));
@@ -80,6 +83,33 @@ impl Owner {
         Namespace::create(&format!("{}-{role}", self.name))
     }
 
+    /// Sets something that is the whole machine's and no namespace's, such as a kernel parameter. It
+    /// is put back when the lab is removed, whoever does that.
+    ///
+    /// # Errors
+    /// There is no such file, or the kernel's refusal.
+    pub fn set_machine(&self, path: &Path, value: &str) -> Result<(), LabError> {
+        // Under the lock: a clean-up that is under way has read the list already.
+        let _registry = open_registry();
+        let set = || {
+            let before = fs::read_to_string(path)?;
+            if before.trim() == value {
+                // Another lab's doing, perhaps, which puts back what was there before it.
+                return Ok(());
+            }
+            let mut list = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(self.directory().join(MACHINE))?;
+            writeln!(list, "{}\t{}", path.display(), before.trim())?;
+            fs::write(path, value)
+        };
+        set().map_err(LabError::system(format!(
+            "setting {} to {value}",
+            path.display()
+        )))
+    }
+
     /// Leaves the lab in place when this value goes.
     pub fn keep(&mut self) {
         self.keep = true;
@@ -94,7 +124,8 @@ impl Drop for Owner {
         if self.keep {
             return;
         }
-        let mut registry = labs();
+        // After a signal somebody else removes it; to end before that is done would leave half of it.
+        let mut registry = open_registry();
         if let Some(names) = registry.as_mut() {
             names.retain(|name| *name != self.name);
             remove(&self.name);
@@ -150,9 +181,18 @@ fn remove(name: &str) {
     let instance = Path::new(RUN_DIR).join(name);
     let _ = umount2(&instance.join("bpf"), MntFlags::MNT_DETACH);
     let _ = fs::remove_dir_all(instance);
+    put_back(&directory(name).join(MACHINE));
     let _ = fs::remove_dir_all(directory(name));
     // Only the last lab finds it empty.
     let _ = fs::remove_dir(LABS_DIR);
+}
+
+/// Puts back what [`Owner::set_machine`] changed, the last change first.
+fn put_back(list: &Path) {
+    let text = fs::read_to_string(list).unwrap_or_default();
+    for (path, before) in text.lines().rev().filter_map(|line| line.split_once('\t')) {
+        let _ = fs::write(path, before);
+    }
 }
 
 /// Removes labs of this prefix whose owner is gone: those that were kept, and those whose owner

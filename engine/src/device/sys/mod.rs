@@ -8,6 +8,7 @@ pub mod ethtool;
 pub mod link;
 pub mod mapping;
 pub mod memfile;
+pub mod packet;
 pub mod ring;
 pub mod schedule;
 pub mod socket;

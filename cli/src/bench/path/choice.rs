@@ -1,0 +1,163 @@
+//! What can be chosen on the command line: tests, contenders, flow counts.
+
+use clap::ValueEnum;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Test {
+    /// 64-byte UDP delivered a second at overload, as frames from a network card
+    Udp64Overload,
+    /// The highest rate of 64-byte UDP with at most one packet in a thousand lost
+    Udp64Ndr,
+    /// 64-byte UDP delivered a second at overload, as socket buffers from a pod
+    Udp64Skb,
+    /// Sessions made a second when every packet is a new flow
+    NewSessions,
+    /// iperf3, one stream
+    #[value(name = "tcp-1")]
+    Tcp1,
+    /// iperf3, eight streams
+    #[value(name = "tcp-8")]
+    Tcp8,
+    /// Round trips at half of nft's overload rate: rtt-p50, rtt-p99, rtt-p999
+    Rtt,
+    /// What flows keep while the ports to another destination have run out
+    PortsExhausted,
+    /// Delivered at 1 to 10 times the capacity: the lowest against the highest
+    #[value(name = "overload-10x")]
+    Overload10x,
+    /// CPU time of the gateway, its kernel threads included, a packet
+    Cpu,
+}
+
+impl Test {
+    /// The flow counts that make a difference to it; none means that it has its own.
+    pub fn flow_choices(self) -> &'static [Flows] {
+        match self {
+            Test::Udp64Overload | Test::Udp64Ndr | Test::Udp64Skb | Test::Cpu => &Flows::ALL,
+            _ => &[],
+        }
+    }
+
+    /// What the contender must be able to do.
+    pub fn needs(self) -> Need {
+        match self {
+            Test::Udp64Overload | Test::Udp64Ndr | Test::Udp64Skb => Need::Forwarding,
+            Test::Overload10x | Test::Cpu => Need::Forwarding,
+            Test::Tcp1 | Test::Tcp8 | Test::Rtt => Need::BothWays,
+            Test::NewSessions | Test::PortsExhausted => Need::Translation,
+        }
+    }
+
+    /// As on the command line.
+    pub fn name(self) -> String {
+        value_name(self)
+    }
+}
+
+/// What a test asks of a contender; each includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// It carries packets from inside to outside.
+    Forwarding,
+    /// It carries the answers, too.
+    BothWays,
+    /// It translates.
+    Translation,
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Rival {
+    /// The kernel's masquerade, nftables
+    Nft,
+    /// The kernel's forwarding without NAT
+    Forward,
+    /// A bare AF_XDP forwarder that sets Ethernet addresses: the ceiling of AF_XDP here
+    XdpForward,
+    /// `egret run` with AF_XDP
+    EgretXdp,
+}
+
+impl Rival {
+    /// What it can do.
+    pub fn ability(self) -> Need {
+        match self {
+            Rival::XdpForward => Need::Forwarding,
+            Rival::Forward => Need::BothWays,
+            Rival::Nft | Rival::EgretXdp => Need::Translation,
+        }
+    }
+
+    /// As on the command line and in the names of figures.
+    pub fn name(self) -> String {
+        value_name(self)
+    }
+}
+
+/// How many flows there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Flows {
+    /// 256 internal endpoints, 4 remote addresses
+    #[value(name = "1k")]
+    Thousand,
+    /// 16,384 internal endpoints, 4 remote addresses
+    #[value(name = "64k")]
+    Thousands64,
+    /// 32,768 internal endpoints, 32 remote addresses
+    #[value(name = "1M")]
+    Million,
+}
+
+impl Flows {
+    /// All, fewest first.
+    pub const ALL: [Flows; 3] = [Flows::Thousand, Flows::Thousands64, Flows::Million];
+
+    /// As on the command line and in the names of figures.
+    pub fn name(self) -> String {
+        value_name(self)
+    }
+}
+
+/// The name that clap knows a value by.
+fn value_name(value: impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_figures() {
+        let tests: Vec<String> = Test::value_variants().iter().map(|t| t.name()).collect();
+        assert_eq!(
+            tests,
+            [
+                "udp64-overload",
+                "udp64-ndr",
+                "udp64-skb",
+                "new-sessions",
+                "tcp-1",
+                "tcp-8",
+                "rtt",
+                "ports-exhausted",
+                "overload-10x",
+                "cpu"
+            ]
+        );
+        let rivals: Vec<String> = Rival::value_variants().iter().map(|r| r.name()).collect();
+        assert_eq!(rivals, ["nft", "forward", "xdp-forward", "egret-xdp"]);
+        assert_eq!(Flows::ALL.map(Flows::name), ["1k", "64k", "1M"]);
+    }
+
+    #[test]
+    fn only_who_translates_is_asked_for_sessions() {
+        assert!(Rival::Forward.ability() < Test::NewSessions.needs());
+        assert!(Rival::Nft.ability() >= Test::PortsExhausted.needs());
+        assert!(Rival::XdpForward.ability() < Test::Rtt.needs());
+    }
+}

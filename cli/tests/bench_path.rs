@@ -1,0 +1,118 @@
+//! `egret bench path` on the real kernel: its quick form measures every contender, and it leaves
+//! nothing behind, however it ends.
+
+mod kernel;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use egret_cli::lab::wait;
+use kernel::{EGRET, have, is_root};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The namespaces that a run with this process number has left.
+fn namespaces_of(process: u32) -> Vec<String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(&format!("egret-path-{process}-")))
+        .collect()
+}
+
+/// Two runs at a time would share the machine, and what they set of it.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn can_run() -> bool {
+    is_root() && have(&[("nft", "nftables"), ("renice", "bsdutils")]) && has_two_cores()
+}
+
+fn has_two_cores() -> bool {
+    let two = std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 2);
+    if !two {
+        kernel::skip("the bench needs two cores");
+    }
+    two
+}
+
+#[test]
+fn the_quick_form_measures_everybody_and_cleans_up() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !can_run() {
+        return;
+    }
+    let child = Command::new(EGRET)
+        .args(["bench", "path", "--quick", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("egret starts");
+    let process = child.id();
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let figures: Vec<serde_json::Value> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a figure a line"))
+        .collect();
+    let value = |name: &str| {
+        let figure = figures.iter().find(|figure| figure["name"] == name);
+        figure.and_then(|figure| figure["value"].as_f64())
+    };
+    for contender in ["nft", "forward", "xdp-forward", "egret-xdp"] {
+        let rate = value(&format!("path/udp64-overload/1k/{contender}"));
+        assert!(
+            rate.is_some_and(|mpps| mpps > 0.0),
+            "{contender}: {figures:?}"
+        );
+    }
+    for contender in ["nft", "egret-xdp"] {
+        let rate = value(&format!("path/new-sessions/0/{contender}"));
+        assert!(
+            rate.is_some_and(|rate| rate > 0.0),
+            "{contender}: {figures:?}"
+        );
+    }
+    assert!(value("path/udp64-overload/1k/egret-xdp-vs-nft").is_some());
+    assert_eq!(namespaces_of(process), [""; 0]);
+}
+
+#[test]
+fn a_signal_in_the_middle_leaves_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !can_run() {
+        return;
+    }
+    let limit = "/proc/sys/net/netfilter/nf_conntrack_max";
+    let before = fs::read_to_string(limit).expect("connection tracking");
+    let mut child = Command::new(EGRET)
+        .args([
+            "bench",
+            "path",
+            "--contenders=egret-xdp",
+            "--tests=udp64-overload",
+        ])
+        .args(["--flows=1k", "--seconds=20"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("egret starts");
+    let process = child.id();
+    let up = || namespaces_of(process).len() == 3;
+    assert!(
+        wait::until(Duration::from_secs(10), up),
+        "no stage is built"
+    );
+    // Somewhere between the gateway's start and the load.
+    std::thread::sleep(Duration::from_secs(2));
+    kill(Pid::from_raw(process as i32), Signal::SIGINT).expect("it runs");
+    let ended = wait::until(Duration::from_secs(20), || {
+        !matches!(child.try_wait(), Ok(None))
+    });
+    assert!(ended, "it goes on after SIGINT");
+    assert_eq!(child.wait().expect("it ended").code(), Some(130));
+    assert_eq!(namespaces_of(process), [""; 0]);
+    assert_eq!(fs::read_to_string(limit).expect("still there"), before);
+}
