@@ -24,6 +24,7 @@ use std::time::Duration;
 use benches::figure::Figure;
 use clap::{Args, ValueEnum};
 
+use super::output::{OutputArgs, OutputError};
 use crate::demo::root::become_root;
 use crate::lab::LabError;
 use crate::lab::owner::{clean_up_on_signals, remove_leftovers};
@@ -31,6 +32,9 @@ pub use choice::{Flows, Rival, Test};
 use measure::Bench;
 use rounds::Rounds;
 use stage::Stage;
+
+/// The command, in messages and on the page of results.
+const NAME: &str = "egret bench path";
 
 /// What to measure, and how long.
 #[derive(Clone, Debug, Args)]
@@ -56,9 +60,8 @@ pub struct PathArgs {
     /// The gateway receives on the sender's core (as without NAPI threads) and works on its own
     #[arg(long)]
     receive_on_sender_core: bool,
-    /// Print one JSON object a line, for machines
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     /// Run this in place of `egret` as the gateway
     #[arg(long, value_name = "FILE")]
     gateway_program: Option<PathBuf>,
@@ -141,25 +144,35 @@ pub fn run(arguments: PathArgs) -> ExitCode {
         return ExitCode::from(2);
     }
     let program = arguments.gateway_program.clone().unwrap_or(program);
-    let json = arguments.json;
-    let told = |figures: &[Figure]| {
-        if json {
-            let lines = figures.iter().map(Figure::to_json);
-            lines.for_each(|line| println!("{line}"));
-        }
-    };
-    match compare(&Agenda::of(&arguments), program, told) {
-        Ok(outcome) => {
-            if !json {
-                println!("{}", report::table(&outcome.figures));
-            }
-            ExitCode::from(u8::from(outcome.failed))
-        }
+    match compare_and_tell(&arguments, program) {
+        Ok(failed) => ExitCode::from(u8::from(failed)),
         Err(error) => {
-            eprintln!("egret bench path: could not be run: {error}");
+            eprintln!("{NAME}: could not be run: {error}");
             ExitCode::from(2)
         }
     }
+}
+
+/// Why there are no figures, or they could not be written.
+#[derive(Debug, thiserror::Error)]
+enum PathError {
+    #[error(transparent)]
+    Measure(#[from] LabError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
+}
+
+/// Did a measurement fail?
+fn compare_and_tell(arguments: &PathArgs, program: PathBuf) -> Result<bool, PathError> {
+    let output = &arguments.output;
+    output.prepare(NAME)?;
+    let told = |figures: &[Figure]| figures.iter().for_each(|figure| output.tell(figure));
+    let outcome = compare(&Agenda::of(arguments), program, told)?;
+    if !output.json {
+        println!("{}", report::table(&outcome.figures));
+    }
+    output.write(NAME, &outcome.figures)?;
+    Ok(outcome.failed)
 }
 
 /// What all measurements came to.
