@@ -181,6 +181,7 @@ impl Bed {
             sequence: 0,
             acknowledgement: 0,
         };
+        let mut random = WorkerRandom::from_seed(1);
         let started = Instant::now();
         let mut looked = [(0, Candidate::default()); BATCH];
         for batch in flows.chunks(BATCH) {
@@ -191,13 +192,18 @@ impl Bed {
             for (hash, candidate) in &mut looked {
                 *candidate = nat.candidate(*hash);
             }
-            for ((_, candidate), key) in looked.iter().zip(batch) {
+            for ((hash, candidate), key) in looked.iter().zip(batch) {
                 let realm = Realm::Internal;
-                let hit = nat
-                    .seek(&policy, realm, key, *candidate, Signal::Udp, now)
-                    .expect("every flow has a session");
-                nat.count(&policy, &hit, facts, now);
-                black_box(hit.new_addresses());
+                let hit = nat.seek(&policy, realm, key, *candidate, Signal::Udp, now);
+                if let Some(hit) = hit {
+                    nat.count(&policy, &hit, facts, now);
+                    black_box(hit.new_addresses());
+                    continue;
+                }
+                // The index named another one first.
+                let (tuple, random) = (key.tuple(), &mut random);
+                let found = nat.translate(&policy, realm, &tuple, *hash, facts, now, random);
+                black_box(found.expect("every flow has a session"));
             }
         }
         started.elapsed()
