@@ -8,6 +8,7 @@
 pub mod bed;
 pub mod flows;
 pub mod memory;
+mod pauses;
 pub mod yardstick;
 
 mod rounds;

@@ -76,9 +76,19 @@ fn place(figure: &Figure) -> Option<(String, String, &str)> {
         }
         ["core", test, sessions, workers] => {
             let group = format!("{sessions} sessions");
-            Some((format!("core: {workers}"), group, test))
+            Some((format!("{}: {workers}", core_chart(test)), group, test))
         }
         _ => None,
+    }
+}
+
+/// Which of the core charts a test belongs to: some are far faster than others, or many.
+fn core_chart(test: &str) -> &'static str {
+    let pages = ["-small-pages", "-bpf-array"];
+    match test {
+        "lookup" | "dashmap" | "papaya" | "limit" | "limit-line" => "core yardsticks",
+        _ if pages.iter().any(|pages| test.ends_with(pages)) => "core in other pages",
+        _ => "core",
     }
 }
 
@@ -89,7 +99,8 @@ pub fn is_charted(figure: &Figure) -> bool {
 
 /// Makes the charts for the figures that have a place in one: `path/TEST/FLOWS/CONTENDER` in a chart
 /// for the test, with groups by flows and bars by contender; `core/TEST/SESSIONS/WORKERS` in a chart
-/// for the number of workers, with groups by sessions and bars by test. Another unit is another chart.
+/// for the number of workers (and others for yardsticks and other pages), with groups by sessions and
+/// bars by test. Another unit is another chart.
 pub fn group_figures(figures: &[Figure]) -> Vec<Chart> {
     let mut charts: Vec<Chart> = Vec::new();
     for figure in figures {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::date::Date;
 use crate::figure::{Figure, digits};
-use crate::plot::{Bar, Chart, group_figures, is_charted};
+use crate::plot::{Bar, Chart, Group, group_figures, is_charted};
 
 /// What figures depend on. What cannot be read is "unknown".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,28 +172,42 @@ fn write_machine(text: &mut String, machine: &Machine) -> fmt::Result {
     Ok(())
 }
 
-/// A table with a row for each group and a column for each bar's name.
+/// Columns of a table beside its first at most, if its rows can be fewer.
+const COLUMNS_MAX: usize = 6;
+
+/// A table with a row for each group and a column for each bar's name, or the other way round where
+/// that is narrower.
 fn write_chart(text: &mut String, chart: &Chart) -> fmt::Result {
     let names = chart.names();
-    let titles: Vec<String> = names.iter().map(|name| cell(name)).collect();
+    let value = |group: &Group, name: &str| match group.bars.iter().find(|bar| bar.label == name) {
+        Some(Bar {
+            value, low, high, ..
+        }) => format!("{} ({} to {})", digits(*value), digits(*low), digits(*high)),
+        None => "-".to_owned(),
+    };
     let (title, unit) = (cell(&chart.title), cell(&chart.unit));
-    writeln!(
-        text,
-        "\n### {title}, {unit}\n\n| | {} |",
-        titles.join(" | ")
-    )?;
-    writeln!(text, "| --- |{}", " --- |".repeat(names.len()))?;
-    for group in &chart.groups {
-        let bar = |name: &&str| match group.bars.iter().find(|bar| bar.label == *name) {
-            Some(Bar {
-                value, low, high, ..
-            }) => {
-                format!("{} ({} to {})", digits(*value), digits(*low), digits(*high))
-            }
-            None => "-".to_owned(),
-        };
-        let bars: Vec<String> = names.iter().map(bar).collect();
-        writeln!(text, "| {} | {} |", cell(&group.label), bars.join(" | "))?;
+    writeln!(text, "\n### {title}, {unit}\n")?;
+    let upright = names.len() > COLUMNS_MAX.max(chart.groups.len());
+    let labels = chart.groups.iter().map(|group| cell(&group.label));
+    let titles: Vec<String> = match upright {
+        true => labels.collect(),
+        false => names.iter().map(|name| cell(name)).collect(),
+    };
+    writeln!(text, "| | {} |", titles.join(" | "))?;
+    writeln!(text, "| --- |{}", " --- |".repeat(titles.len()))?;
+    let mut row = |label: &str, values: Vec<String>| {
+        writeln!(text, "| {} | {} |", cell(label), values.join(" | "))
+    };
+    if upright {
+        for name in &names {
+            let values = chart.groups.iter().map(|group| value(group, name));
+            row(name, values.collect())?;
+        }
+    } else {
+        for group in &chart.groups {
+            let values = names.iter().map(|name| value(group, name));
+            row(&group.label, values.collect())?;
+        }
     }
     Ok(())
 }

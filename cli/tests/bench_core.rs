@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// What one worker is measured with at every size.
-const TESTS: [&str; 12] = [
+const TESTS: [&str; 14] = [
     "create",
     "hit-outbound",
     "hit-inbound",
@@ -20,6 +20,8 @@ const TESTS: [&str; 12] = [
     "dashmap",
     "papaya",
     "memory",
+    "round-p50",
+    "round-p999",
 ];
 
 fn bench_core(options: &[&str]) -> Output {
@@ -75,12 +77,13 @@ fn every_figure_is_told_as_json_drawn_and_put_on_the_page() {
             "{figure}"
         );
     }
-    let svg = fs::read_to_string(charts.join("core-1w-mpps.svg")).expect("a chart");
+    let svg = |name: &str| fs::read_to_string(charts.join(name)).expect("a chart");
+    let svg = svg("core-1w-mpps.svg") + &svg("core-yardsticks-1w-mpps.svg");
     let page = fs::read_to_string(&page).expect("the page");
     for test in TESTS {
-        let on_chart = test != "memory";
+        let on_chart = test != "memory" && !test.starts_with("round");
         assert_eq!(svg.contains(&format!(">{test}</text>")), on_chart, "{test}");
-        assert!(page.contains(&format!("| {test} |")), "{test}\n{page}");
+        assert!(page.contains(&format!(" {test} |")), "{test}\n{page}");
     }
     assert!(page.starts_with("# Mine\n\n<!-- begin egret bench core -->\n"));
     fs::remove_dir_all(&scratch).expect("it is there");

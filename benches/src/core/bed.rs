@@ -10,7 +10,7 @@ use conntrack::{Candidate, Endpoint, Key, PacketFacts, Realm, Signal, TableSize,
 use crossbeam_utils::CachePadded;
 use engine::batch::Batch;
 use engine::device::{FRAME_SIZE, HEADROOM};
-use engine::gateway::{Gateway, Verdict};
+use engine::gateway::{Gateway, Shared, Verdict};
 use engine::packet::{self, Body};
 use engine::random::WorkerRandom;
 use engine::stats::WorkerStats;
@@ -109,6 +109,31 @@ impl Bed {
     /// The world's time.
     pub fn now(&self) -> Time {
         self.world.now()
+    }
+
+    /// What the workers share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        self.world.shared()
+    }
+
+    /// A round of the first worker with a packet of each of these flows, at most [`BATCH`]: how long it
+    /// took. The other workers have one, too.
+    pub fn round(&mut self, way: Way, numbers: &[u32], now: Time) -> Duration {
+        let mut frame = [0; FRAME_BYTES];
+        let interface = ingress(way);
+        let mac = mac_of_interface(usize::from(interface));
+        let writer = FrameWriter::new(mac, self.dont_fragment);
+        for &number in numbers {
+            writer.write(&mut frame, &self.tuple(way, number));
+            self.world.inject(usize::from(interface), &frame);
+        }
+        let started = Instant::now();
+        self.world.worker(0).round(now);
+        let took = started.elapsed();
+        for other in 1..self.world.workers() {
+            self.world.worker(other).round(now);
+        }
+        took
     }
 
     /// Moves the clock.

@@ -10,6 +10,7 @@ use conntrack::Key;
 use super::bed::{Bed, SLICE, Way};
 use super::flows::Flows;
 use super::memory::Pages;
+use super::pauses;
 use super::yardstick::{HIT_LINES, Map, MapKey, Memory, map_key};
 use crate::figure::Figure;
 use crate::shuffled;
@@ -20,6 +21,8 @@ const ADDRESSES: u8 = 24;
 const PORTS: &str = "1024-65535";
 /// Packets of a test in one round: each flow once, but at least and at most so many.
 const PACKETS: RangeInclusive<usize> = 1 << 18..=1 << 20;
+/// Rounds of a worker that are timed one by one: some hundred milliseconds.
+const PAUSE_ROUNDS: usize = 50_000;
 /// Longer than any session of a run lives without a packet.
 const LONG_MS: u64 = 1_000_000;
 /// The pool of the refused flows: one address with so few ports that they are soon in use.
@@ -58,7 +61,14 @@ pub fn run(options: &Options, mut tell: impl FnMut(Figure)) -> io::Result<()> {
         }
         let figures = bench.values.into_iter();
         figures
-            .filter_map(|(name, values)| Figure::of(name, "Mpps", values))
+            .filter_map(|(name, values)| {
+                let unit = if name.contains("/round-") {
+                    "us"
+                } else {
+                    "Mpps"
+                };
+                Figure::of(name, unit, values)
+            })
             .for_each(&mut tell);
         let name = format!("core/memory/{}/1w", flows.label());
         let bytes = bench.beds[0].1.bytes_per_session();
@@ -168,6 +178,9 @@ impl Bench {
             let found = in_slices(&keys, |keys| bed.look_up(keys));
             self.note("lookup", pages, workers, found);
         }
+        if workers == 1 && pages == Pages::Huge {
+            self.pauses(&mut bed);
+        }
         bed.advance_ms(LONG_MS);
         let (ended, spent) = bed.expire();
         if workers == 1 {
@@ -176,6 +189,15 @@ impl Bench {
         self.beds.push((pages, bed));
         let last = self.beds.len() - 1;
         self.beds.swap(place, last);
+    }
+
+    /// What a worker's round takes while all else goes on.
+    fn pauses(&mut self, bed: &mut Bed) {
+        let numbers = self.next_numbers();
+        let pauses = pauses::measure(bed, &numbers, PAUSE_ROUNDS);
+        for (test, share) in [("round-p50", 0.5), ("round-p999", 0.999)] {
+            self.note(test, Pages::Huge, 1, pauses.quantile_us(share));
+        }
     }
 
     fn yardsticks(&mut self) {

@@ -171,6 +171,8 @@ fn figures_find_their_charts() {
         figure("core/hit-outbound/1k/1w", "Mpps", [1.0; 3]),
         figure("core/create/1k/1w", "Mpps", [1.0; 3]),
         figure("core/hit-outbound/1k/2w", "Mpps", [1.0; 3]),
+        figure("core/limit/1k/1w", "Mpps", [9.0; 3]),
+        figure("core/create-bpf-array/1k/1w", "Mpps", [1.0; 3]),
         figure("demo/one-arm", "s", [1.0; 3]),
     ]);
     let names: Vec<&str> = charts.iter().map(|chart| chart.name.as_str()).collect();
@@ -179,6 +181,8 @@ fn figures_find_their_charts() {
         "path-udp-64-us",
         "core-1w-mpps",
         "core-2w-mpps",
+        "core-yardsticks-1w-mpps",
+        "core-in-other-pages-1w-mpps",
     ];
     assert_eq!(names, expected);
     let labels = |chart: &Chart| -> Vec<(String, Vec<String>)> {
