@@ -11,6 +11,7 @@ use std::time::Duration;
 use egret_cli::demo::check::at;
 use egret_cli::demo::setup::{self, Tuning};
 use egret_cli::lab::service::{UdpFlow, UdpService};
+use egret_cli::lab::wait;
 use egret_cli::lab::{EngineProcess, Gateway, LabOptions, Topology};
 use kernel::{EGRET, Stand, build, command, have, is_root, run, skip};
 
@@ -74,18 +75,21 @@ fn workers_have_their_priority_and_other_threads_have_none() {
         return;
     }
     let stand = Stand::start(LabOptions::new(PREFIX, Topology::TwoArm), &tuning());
-    let threads = threads(stand.engine.pid().expect("it runs"));
-    let (workers, others): (Vec<&Thread>, Vec<&Thread>) = threads
-        .iter()
-        .partition(|(name, ..)| name.starts_with("egret-worker"));
-    assert!(!workers.is_empty() && !others.is_empty(), "{threads:?}");
-    let ranked = |thread: &&Thread| (thread.1, thread.2);
+    let pid = stand.engine.pid().expect("it runs");
+    let is_worker = |thread: &Thread| thread.0.starts_with("egret-worker");
+    let ranked = |thread: &Thread| (thread.1, thread.2);
+    // A worker takes its priority first of all, but perhaps a moment after the gateway is ready.
+    let all = |workers: Vec<Thread>| {
+        !workers.is_empty() && workers.iter().all(|worker| ranked(worker) == (3, FIFO))
+    };
+    let have_it = wait::until(LIMIT, || {
+        all(threads(pid).into_iter().filter(is_worker).collect())
+    });
+    let threads = threads(pid);
+    assert!(have_it, "{threads:?}");
+    let mut others = threads.iter().filter(|thread| !is_worker(thread));
     assert!(
-        workers.iter().all(|t| ranked(t) == (3, FIFO)),
-        "{threads:?}"
-    );
-    assert!(
-        others.iter().all(|t| ranked(t) == (0, ORDINARY)),
+        others.clone().count() > 0 && others.all(|other| ranked(other) == (0, ORDINARY)),
         "{threads:?}"
     );
     assert_serves(&stand);
