@@ -135,11 +135,11 @@ fn loom_entries_of_one_word_do_not_disturb_each_other() {
 /// other, and neither do the ways of one entry 12 out and another one in.
 #[test]
 fn loom_the_entry_without_a_tag_and_the_tags_of_its_word() {
-    let fill = |memory: &Memory| {
+    fn fill(memory: &Memory) {
         for hash in 100..112 {
             assert!(index(memory).insert(hash, 3));
         }
-    };
+    }
     let insert = |memory: &Memory| {
         assert!(index(memory).insert(9, 1));
         assert!(has(memory, 1));
