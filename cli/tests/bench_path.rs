@@ -22,6 +22,19 @@ fn namespaces_of(process: u32) -> Vec<String> {
         .collect()
 }
 
+/// Has this process started `egret run`?
+fn has_gateway(process: u32) -> bool {
+    let is_gateway = |entry: fs::DirEntry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+        let command = fs::read(entry.path().join("cmdline")).ok()?;
+        let runs = command.split(|&byte| byte == 0).any(|word| word == b"run");
+        (parent.parse() == Ok(process) && runs).then_some(())
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(is_gateway).next().is_some()
+}
+
 /// Two runs at a time would share the machine, and what they set of it.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -105,8 +118,11 @@ fn a_signal_in_the_middle_leaves_nothing() {
         wait::until(Duration::from_secs(10), up),
         "no stage is built"
     );
-    // Somewhere between the gateway's start and the load.
-    std::thread::sleep(Duration::from_secs(2));
+    let gateway = || has_gateway(process);
+    assert!(
+        wait::until(Duration::from_secs(20), gateway),
+        "no gateway is started"
+    );
     kill(Pid::from_raw(process as i32), Signal::SIGINT).expect("it runs");
     let ended = wait::until(Duration::from_secs(20), || {
         !matches!(child.try_wait(), Ok(None))
