@@ -1,5 +1,5 @@
-//! The only place on the route of a frame that branches: steps 4 to 8, called once each from top to
-//! bottom. In: a frame's bytes, the interface it came by, the time. Out: a [`Verdict`].
+//! The whole route of a frame, the only place that branches: steps 4 to 8, called once each from top to
+//! bottom. (The commonest frames take [`crate::shortcut`].) In: a frame's bytes, the interface it came by, the time. Out: a [`Verdict`].
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The shortcut: steps 4 to 8 in one go for the common frame. That is a whole UDP or TCP segment with
 //! a plain IPv4 header, of a session that lives, to a known next hop that takes it as it is. Any doubt
 //! is no verdict: the frame is untouched, nothing is counted, and it goes the whole route, which gives
-//! the same answer where there is one (a test sends every frame both ways).
+//! the same answer where there is one (`tests/shortcut.rs` compares the two).
 
 use std::net::Ipv4Addr;
 
