@@ -54,12 +54,18 @@ impl<W: Word> Nat<'_, W> {
         let subscriber = self.enroll(at, arrival.tuple.source.addr)?;
         let opened = self.open_for(at, subscriber, arrival, random);
         self.subscribers.leave(subscriber);
-        match opened {
-            // The last of a quota may have gone into this very session, by another worker.
+        // The last of the table, or of a quota, may have gone into this very session, by another
+        // worker.
+        let may_be_made = match opened {
+            Err(Refusal::SessionsFull) => true,
             Err(
                 Refusal::SubscriberSessions | Refusal::SubscriberPorts | Refusal::SubscriberRate,
-            ) if subscriber != 0 && self.is_made(at, arrival)? => Ok(None),
-            opened => opened,
+            ) => subscriber != 0,
+            _ => false,
+        };
+        match may_be_made && self.is_made(at, arrival)? {
+            true => Ok(None),
+            false => opened,
         }
     }
 

@@ -24,9 +24,10 @@ fn send(
 /// Waits, spinning, until so many have arrived: a barrier that sleeps would let them go one by one.
 fn meet(arrived: &AtomicU64, expected: usize) {
     arrived.fetch_add(1, Ordering::AcqRel);
-    let mut spins = 0_u32;
+    let mut spins = 0_u64;
     while (arrived.load(Ordering::Acquire) as usize) < expected {
         spins += 1;
+        assert!(spins < 1 << 30, "another thread has stopped");
         // More threads than cores: the others need this one to arrive.
         if spins.is_multiple_of(500) {
             std::thread::yield_now();
@@ -169,6 +170,30 @@ fn one_new_flow_and_one_port_is_no_refusal() {
             }
             sent.unwrap();
         });
+    }
+}
+
+/// The very last session of the table, fought for by packets of one flow: nobody is refused.
+#[test]
+fn one_new_flow_and_one_session_left_is_no_refusal() {
+    for mapping in [EIM, EDM] {
+        for threads in 2..=3 {
+            let rig = Rig::sized(small(mapping), 1);
+            let (rig, start) = (&rig, rig.now);
+            race_of(threads, 10_000, |thread, round| {
+                // Virtual time expires the flow before.
+                let now = start.plus_ms(round as u64 * 1_000_000);
+                if round % 2 == 0 {
+                    while thread == 0 && rig.nat.totals().sessions > 0 {
+                        rig.nat.sweep(&rig.policy, now, 100);
+                    }
+                    return;
+                }
+                let flow = tuple(UDP, inside(round, 5000), ep("203.0.113.1:53"));
+                let mut random = Seeded((thread + round) as u64);
+                send(rig, Realm::Internal, &flow, Signal::Udp, now, &mut random).unwrap();
+            });
+        }
     }
 }
 
