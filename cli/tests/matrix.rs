@@ -81,4 +81,8 @@ demos! {
     generic_one_arm_two_queues: OneArm, "generic", 2, 1;
     generic_two_arm_two_workers: TwoArm, "generic", 2, 2;
     generic_one_arm_two_workers: OneArm, "generic", 2, 2;
+    tun_two_arm: TwoArm, "tun", 1, 1;
+    tun_one_arm: OneArm, "tun", 1, 1;
+    tun_two_arm_two_workers: TwoArm, "tun", 1, 2;
+    tun_one_arm_two_workers: OneArm, "tun", 1, 2;
 }

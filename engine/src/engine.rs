@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use crate::clock;
-use crate::config::{Config, Problem};
+use crate::config::{Config, DeviceMode, Problem};
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::MemFile;
 use crate::facts;
 use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::Shared;
 use crate::governor::Governor;
-use crate::ladder::{self, Rung};
+use crate::ladder::{self, Devices, Rung, Way};
 use crate::netlink::{self, NetlinkHandle};
 use crate::plan::{HostFacts, Plan};
 use crate::punt::Punt;
@@ -150,7 +150,7 @@ impl Engine {
             .iter()
             .map(|planned| planned.facts.name.as_str())
             .collect();
-        let punt = Punt::open(&mut steering, &punt_prefix(&instance), &names)
+        let punt = Punt::open(&mut steering, &tap_prefix(&instance, 'p'), &names)
             .map_err(at("making the punt devices"))?;
         let shared = Arc::new(Shared {
             nat,
@@ -179,15 +179,26 @@ impl Engine {
 
         let undo = Undo::open(&instance);
         let undo = Arc::new(Mutex::new(undo));
-        turn_vlan_offload_off(&plan, &undo)?;
-        let (devices, rung) = ladder::descend(&config, &plan, steward.steering())
-            .map_err(at("binding AF_XDP sockets and attaching the program"))?;
-        if rung.way.is_generic() {
-            turn_merging_off(&plan, &undo);
+        if config.mode.value != DeviceMode::Tun {
+            turn_vlan_offload_off(&plan, &undo)?;
+        }
+        let taps = tap_prefix(&instance, 't');
+        let (devices, rung) =
+            ladder::descend(&config, &plan, steward.steering(), &taps, Some(&punt))
+                .map_err(at("opening a way for frames and attaching the program"))?;
+        match rung.way {
+            Way::Generic => turn_merging_off(&plan, &undo, &[Offload::Gro, Offload::Lro]),
+            // What the NIC has merged itself cannot be cut again.
+            Way::Tun => turn_merging_off(&plan, &undo, &[Offload::Lro]),
+            Way::ZeroCopy | Way::Copy => {}
         }
 
         let mut staff = Staff::new(&shared, punt, &config, &plan);
-        let stats = staff.hire(devices).map_err(at("starting the workers"))?;
+        let stats = match devices {
+            Devices::Xdp(devices) => staff.hire(devices),
+            Devices::Tap(devices) => staff.hire(devices),
+        };
+        let stats = stats.map_err(at("starting the workers"))?;
         let governor = Governor {
             shared,
             stats,
@@ -279,13 +290,13 @@ pub fn put_back(instance: &str) -> Result<usize, StartError> {
     Ok(count)
 }
 
-/// Names of the punt TAPs begin with this; instances of one namespace are told apart by a hash,
+/// Names of TAPs of one kind begin with this; instances of one namespace are told apart by a hash,
 /// since a name has at most 15 characters.
-fn punt_prefix(instance: &str) -> String {
+fn tap_prefix(instance: &str, kind: char) -> String {
     let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
     });
-    format!("egret{:04x}p", hash & 0xffff)
+    format!("egret{:04x}{kind}", hash & 0xffff)
 }
 
 /// A locally administered unicast address.
@@ -312,9 +323,9 @@ fn turn_vlan_offload_off(plan: &Plan, undo: &Mutex<Undo>) -> Result<(), StartErr
 }
 
 /// In generic mode the program gets what the kernel has merged, and that fits no frame.
-fn turn_merging_off(plan: &Plan, undo: &Mutex<Undo>) {
+fn turn_merging_off(plan: &Plan, undo: &Mutex<Undo>, merging: &[Offload]) {
     for name in plan.interfaces.iter().map(|planned| &planned.facts.name) {
-        for which in [Offload::Gro, Offload::Lro] {
+        for &which in merging {
             if let Err(error) = lock(undo).turn_off(name, which) {
                 let offload = which.name();
                 warn!(interface = %name, offload, %error, "merged packets will be lost");

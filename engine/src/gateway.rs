@@ -12,6 +12,7 @@ use conntrack::{
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::{Midstream, OnRefusal, Role, Unsolicited};
+use crate::device::offload::{Checksum, Offload};
 use crate::drop_reason::DropReason;
 use crate::fragment::{Decision, Ends, FragmentTable, Identifications, Later, Passage};
 use crate::icmp::ErrorKind;
@@ -92,6 +93,8 @@ pub enum Verdict {
 pub struct Prepared {
     /// The checked packet, or why it is none.
     pub parsed: Result<Packet, DropReason>,
+    /// What of the packet is still to be done by whoever sends it.
+    pub offload: Offload,
     /// Hash of the flow's tuple; none for what is no flow.
     pub(crate) hash: Option<u64>,
 }
@@ -219,7 +222,11 @@ impl<R: Random> Gateway<R> {
         if let Some(hash) = hash {
             self.shared.nat.prefetch(hash);
         }
-        Prepared { parsed, hash }
+        Prepared {
+            parsed,
+            offload: Offload::NONE,
+            hash,
+        }
     }
 
     /// Between [`Gateway::prepare`] and [`Gateway::process`] of a batch: asks for the session.
@@ -261,17 +268,13 @@ impl<R: Random> Gateway<R> {
             // Fragments to the host come here whoever sends them, from a network behind the
             // internal interface that is not served, too.
             Err(DropReason::NotOurs) if self.is_to_shared(frame) => {
-                if rewrite::complete_checksum(frame, packet) {
-                    stats.checksums_completed.add(1);
-                }
+                complete_checksum(frame, packet, prepared.offload, stats);
                 return Verdict::Punt;
             }
             Err(reason) => return Verdict::Drop(reason),
         };
         // Punted packets need it, too: on the way through the TAP the kernel's own mark is lost.
-        if rewrite::complete_checksum(frame, packet) {
-            stats.checksums_completed.add(1);
-        }
+        complete_checksum(frame, packet, prepared.offload, stats);
         // Before conntrack, so that a traceroute's first probes leave no session behind.
         if place.external.is_none() && packet.ipv4.ttl <= 1 {
             return ttl_expired();
@@ -283,7 +286,7 @@ impl<R: Random> Gateway<R> {
         if packet.ipv4.ttl <= 1 {
             return ttl_expired();
         }
-        self.forward(frame, packet, &translation)
+        self.forward(frame, packet, prepared.offload, &translation)
     }
 
     /// What a frame is that was steered to us but could not be parsed. The host's own traffic comes
@@ -588,7 +591,13 @@ impl<R: Random> Gateway<R> {
 
     /// Steps 7 and 8: the next hop, the MTU, and then the bytes. The hop comes before the rewrite
     /// because an ICMP error must quote the packet as its sender knows it.
-    fn forward(&mut self, frame: &mut [u8], packet: &Packet, translation: &Translation) -> Verdict {
+    fn forward(
+        &mut self,
+        frame: &mut [u8],
+        packet: &Packet,
+        offload: Offload,
+        translation: &Translation,
+    ) -> Verdict {
         let rewrite = &translation.rewrite;
         let number = match self.next_hop(rewrite) {
             Ok(number) => number,
@@ -610,7 +619,11 @@ impl<R: Random> Gateway<R> {
                 reason: DropReason::NoRoute,
             };
         }
-        let too_big = packet.ipv4.total_len > hop.mtu;
+        let len = match offload.segments {
+            Some(segments) => segments.packet_len(),
+            None => usize::from(packet.ipv4.total_len),
+        };
+        let too_big = len > usize::from(hop.mtu);
         if too_big && packet.ipv4.dont_fragment {
             return Verdict::Reply {
                 kind: ErrorKind::FragmentationNeeded { mtu: hop.mtu },
@@ -631,7 +644,10 @@ impl<R: Random> Gateway<R> {
                 let original = self.original_identification(embedded, rewrite);
                 rewrite::apply_embedded(frame, packet, rewrite, original);
             }
-            Body::Flow { .. } | Body::LaterFragment => rewrite::apply(frame, packet, rewrite),
+            Body::Flow { .. } | Body::LaterFragment => match offload.checksum {
+                Checksum::Partial { .. } => rewrite::apply_partial(frame, packet, rewrite),
+                Checksum::Unknown | Checksum::Whole => rewrite::apply(frame, packet, rewrite),
+            },
         }
         let identification = translation.identification;
         // Those of fragments are known already.
@@ -678,6 +694,14 @@ impl<R: Random> Gateway<R> {
         if let Some(link) = self.links.links.get(usize::from(hop.interface)) {
             rewrite::set_ethernet(frame, hop.mac, link.mac);
         }
+    }
+}
+
+/// Completes a checksum that is partial by its looks, where nobody knows better.
+#[inline(always)]
+fn complete_checksum(frame: &mut [u8], packet: &Packet, offload: Offload, stats: &WorkerStats) {
+    if offload.checksum == Checksum::Unknown && rewrite::complete_checksum(frame, packet) {
+        stats.checksums_completed.add(1);
     }
 }
 

@@ -1,5 +1,5 @@
 //! How frames are exchanged with the drivers: the best way that works, rung by rung, each with its
-//! result and reason. Zero-copy, copy in the driver, generic.
+//! result and reason: zero-copy AF_XDP, AF_XDP with a copy in the driver, generic, the tun driver.
 
 use std::fmt;
 
@@ -8,8 +8,11 @@ use tracing::{info, warn};
 use crate::config::{Config, DeviceMode};
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::socket::CopyMode;
+use crate::device::tap::TapDevice;
 use crate::device::xdp::{XdpConfig, XdpDevice, XdpError, XdpInterface};
-use crate::plan::{NicFacts, Plan};
+use crate::doors::{self, DoorError};
+use crate::plan::{NicFacts, Plan, XDP_MTU_MAX};
+use crate::punt::Punt;
 use crate::self_test::{self, Outcome};
 use crate::steering::{Steering, SteeringError};
 
@@ -18,24 +21,44 @@ const SLOTS_MAX: u32 = 65_536;
 
 /// One way to exchange frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Way {
-    xdp: XdpMode,
-    copy: CopyMode,
+pub enum Way {
+    /// AF_XDP; the driver writes into our memory.
+    ZeroCopy,
+    /// AF_XDP; the driver runs the program, the kernel copies.
+    Copy,
+    /// AF_XDP; the kernel runs the program behind the driver, on what it may have merged already.
+    Generic,
+    /// The tun driver; the kernel runs the program in tc.
+    Tun,
 }
 
 impl Way {
-    /// Does the program run behind the driver, on what the kernel may have merged already?
-    pub fn is_generic(self) -> bool {
-        self.xdp == XdpMode::Generic
+    /// How the program is attached and sockets are bound; `None`: not by AF_XDP.
+    fn xdp(self) -> Option<(XdpMode, CopyMode)> {
+        match self {
+            Way::ZeroCopy => Some((XdpMode::Native, CopyMode::ZeroCopy)),
+            Way::Copy => Some((XdpMode::Native, CopyMode::Copy)),
+            Way::Generic => Some((XdpMode::Generic, CopyMode::Copy)),
+            Way::Tun => None,
+        }
     }
+}
+
+/// Every worker's device.
+pub enum Devices {
+    /// Of AF_XDP.
+    Xdp(Vec<XdpDevice>),
+    /// Of the tun driver.
+    Tap(Vec<TapDevice>),
 }
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.xdp, self.copy) {
-            (XdpMode::Generic, _) => "generic",
-            (XdpMode::Native, CopyMode::ZeroCopy) => "zero-copy",
-            (XdpMode::Native, _) => "copy",
+        f.write_str(match self {
+            Way::ZeroCopy => "zero-copy",
+            Way::Copy => "copy",
+            Way::Generic => "generic",
+            Way::Tun => "tun",
         })
     }
 }
@@ -60,6 +83,20 @@ pub enum LadderError {
     /// The program could not be attached.
     #[error(transparent)]
     Steering(#[from] SteeringError),
+    /// The TAPs could not be made.
+    #[error(transparent)]
+    Doors(#[from] DoorError),
+    /// An interface's frames fit no buffer.
+    #[error(
+        "the MTU of {interface} is {mtu}: a frame must fit one buffer, which has room for \
+         {XDP_MTU_MAX}"
+    )]
+    Mtu {
+        /// Name of the interface.
+        interface: String,
+        /// Its MTU, bytes.
+        mtu: u32,
+    },
     /// A frame for the engine does not reach it.
     #[error("a test frame for {interface} did not reach its socket: {why}")]
     SelfTest {
@@ -74,39 +111,35 @@ pub enum LadderError {
 }
 
 fn ways(mode: DeviceMode) -> &'static [Way] {
-    const ZERO_COPY: Way = Way {
-        xdp: XdpMode::Native,
-        copy: CopyMode::ZeroCopy,
-    };
-    const COPY: Way = Way {
-        xdp: XdpMode::Native,
-        copy: CopyMode::Copy,
-    };
-    const GENERIC: Way = Way {
-        xdp: XdpMode::Generic,
-        copy: CopyMode::Copy,
-    };
     match mode {
-        DeviceMode::Auto => &[ZERO_COPY, COPY, GENERIC],
-        DeviceMode::ZeroCopy => &[ZERO_COPY],
-        DeviceMode::Copy => &[COPY],
-        DeviceMode::Generic => &[GENERIC],
+        DeviceMode::Auto => &[Way::ZeroCopy, Way::Copy, Way::Generic, Way::Tun],
+        DeviceMode::ZeroCopy => &[Way::ZeroCopy],
+        DeviceMode::Copy => &[Way::Copy],
+        DeviceMode::Generic => &[Way::Generic],
+        DeviceMode::Tun => &[Way::Tun],
     }
 }
 
-/// Opens every worker's device and attaches the program, by the best way that works.
+/// Opens every worker's device and attaches the program, by the best way that works. `taps` begins
+/// the names of TAPs; test frames for them go by the punt devices.
 pub fn descend(
     config: &Config,
     plan: &Plan,
     steering: &mut Steering,
-) -> Result<(Vec<XdpDevice>, Rung), LadderError> {
+    taps: &str,
+    punt: Option<&Punt>,
+) -> Result<(Devices, Rung), LadderError> {
     for planned in &plan.interfaces {
         // Another's program on the interface stands in every way.
         steering.may_attach(&planned.facts.name)?;
     }
     let mut refused = Vec::new();
     for &way in ways(config.mode.value) {
-        match try_way(way, config, plan, steering) {
+        let tried = match way.xdp() {
+            Some((xdp, copy)) => try_xdp(xdp, copy, config, plan, steering),
+            None => try_tun(config, plan, steering, taps, punt),
+        };
+        match tried {
             Ok((devices, untested)) => {
                 match &untested {
                     None => info!(mode = %way, "frames are exchanged; test frames arrived"),
@@ -136,24 +169,61 @@ pub fn descend(
     Err(LadderError::Bottom(told.collect()))
 }
 
-/// Goes one way: the devices, and why they could not be tested, if so.
-fn try_way(
-    way: Way,
+/// Goes a way of AF_XDP: the devices, and why they could not be tested, if so.
+fn try_xdp(
+    xdp: XdpMode,
+    copy: CopyMode,
     config: &Config,
     plan: &Plan,
     steering: &mut Steering,
-) -> Result<(Vec<XdpDevice>, Option<String>), LadderError> {
-    let mut devices = open(way, plan)?;
+) -> Result<(Devices, Option<String>), LadderError> {
+    for planned in &plan.interfaces {
+        let NicFacts { name, mtu, .. } = &planned.facts;
+        if *mtu > XDP_MTU_MAX {
+            let (interface, mtu) = (name.clone(), *mtu);
+            return Err(LadderError::Mtu { interface, mtu });
+        }
+    }
+    let mut devices = open(copy, plan)?;
     for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
         steering.set_socket(interface, queue, socket)?;
     }
-    let untested = test(way, config, plan, steering, &mut devices)?;
-    attach(way, plan, steering)?;
-    Ok((devices, untested))
+    let untested = test(copy, config, plan, steering, &mut devices)?;
+    attach(xdp, plan, steering)?;
+    Ok((Devices::Xdp(devices), untested))
+}
+
+/// Goes the way of the tun driver: the devices, and why they could not be tested, if so.
+fn try_tun(
+    config: &Config,
+    plan: &Plan,
+    steering: &mut Steering,
+    taps: &str,
+    punt: Option<&Punt>,
+) -> Result<(Devices, Option<String>), LadderError> {
+    let mut devices = doors::open(taps, plan, steering, true)?;
+    for planned in &plan.interfaces {
+        steering.attach_tc(&planned.facts.name, true)?;
+    }
+    // The program of an engine before this one, in front of this program.
+    for planned in &plan.interfaces {
+        steering.detach_interface(planned.facts.ifindex)?;
+    }
+    let untested = test_taps(config, plan, steering, punt, &mut devices)
+        .inspect_err(|_| detach_tc(plan, steering))?;
+    Ok((Devices::Tap(devices), untested))
+}
+
+fn detach_tc(plan: &Plan, steering: &mut Steering) {
+    for planned in &plan.interfaces {
+        if let Err(error) = steering.detach_tc(planned.facts.ifindex) {
+            warn!(interface = planned.facts.name, %error, "detaching the program again");
+        }
+    }
 }
 
 /// Every worker's device.
-fn open(way: Way, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
+fn open(copy: CopyMode, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
     let interfaces = plan.interfaces.iter().map(|planned| XdpInterface {
         name: planned.facts.name.clone(),
         ifindex: planned.facts.ifindex,
@@ -165,7 +235,7 @@ fn open(way: Way, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
             interfaces: interfaces.clone(),
             worker,
             workers: plan.workers,
-            mode: way.copy,
+            mode: copy,
             slots_max: SLOTS_MAX,
         })
     };
@@ -175,13 +245,13 @@ fn open(way: Way, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
 /// Sends a test frame to every interface: why it could not be done, if so. Before the program is
 /// attached, since a driver at work would be in its way ([`self_test`]).
 fn test(
-    way: Way,
+    copy: CopyMode,
     config: &Config,
     plan: &Plan,
     steering: &Steering,
     devices: &mut [XdpDevice],
 ) -> Result<Option<String>, LadderError> {
-    if way.copy == CopyMode::ZeroCopy {
+    if copy == CopyMode::ZeroCopy {
         let why = "a zero-copy driver would be at work on the same rings";
         return Ok(Some(why.to_owned()));
     }
@@ -208,10 +278,36 @@ fn test(
     Ok(untested)
 }
 
-/// Attaches the program to all interfaces, or to none.
-fn attach(way: Way, plan: &Plan, steering: &mut Steering) -> Result<(), LadderError> {
+/// Sends a test frame to every interface, through the program at work: why it could not be done, if
+/// so. All that comes to the first worker meanwhile is lost.
+fn test_taps(
+    config: &Config,
+    plan: &Plan,
+    steering: &Steering,
+    punt: Option<&Punt>,
+    devices: &mut [TapDevice],
+) -> Result<Option<String>, LadderError> {
+    let Some(punt) = punt else {
+        return Ok(Some(
+            "there are no punt devices to send test frames by".to_owned(),
+        ));
+    };
+    let mut untested = None;
     for planned in &plan.interfaces {
-        if let Err(error) = steering.attach(&planned.facts.name, way.xdp) {
+        let interface = planned.facts.name.clone();
+        match self_test::run_in_tc(config, &plan.policy, planned, steering, punt, devices) {
+            Outcome::Passed => {}
+            Outcome::Impossible(why) => untested = Some(format!("{interface}: {why}")),
+            Outcome::Failed(why) => return Err(LadderError::SelfTest { interface, why }),
+        }
+    }
+    Ok(untested)
+}
+
+/// Attaches the program to all interfaces, or to none.
+fn attach(xdp: XdpMode, plan: &Plan, steering: &mut Steering) -> Result<(), LadderError> {
+    for planned in &plan.interfaces {
+        if let Err(error) = steering.attach(&planned.facts.name, xdp) {
             for planned in &plan.interfaces {
                 // That the first attempt failed is what matters to the reader.
                 if let Err(error) = steering.detach_interface(planned.facts.ifindex) {
@@ -220,6 +316,10 @@ fn attach(way: Way, plan: &Plan, steering: &mut Steering) -> Result<(), LadderEr
             }
             return Err(error.into());
         }
+    }
+    // The program of an engine before this one, behind this program.
+    for planned in &plan.interfaces {
+        steering.detach_tc(planned.facts.ifindex)?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 
 use nix::sys::uio::writev;
 
+use crate::device::offload::{Offload, VIRTIO_HEADER_LEN};
 use crate::device::sys::link;
 use crate::device::sys::tap::Tap;
 use crate::steering::{Steering, SteeringError};
@@ -96,24 +97,37 @@ impl Punt {
 
     /// Gives an Ethernet frame to the host's kernel as if it had just arrived on the interface.
     /// Never blocks; false if it could not be given.
-    pub fn punt(&self, interface: usize, frame: &[u8]) -> bool {
+    pub fn punt(&self, interface: usize, frame: &[u8], offload: Offload) -> bool {
+        self.write(interface, frame, &self.mark, offload)
+    }
+
+    /// Lets a frame arrive on the interface as it is: without the mark, so that it is steered.
+    pub fn deliver(&self, interface: usize, frame: &[u8]) -> bool {
+        let source = frame.get(SOURCE).and_then(|source| source.first_chunk());
+        source.is_some_and(|source| self.write(interface, frame, source, Offload::WHOLE))
+    }
+
+    fn write(&self, interface: usize, frame: &[u8], source: &[u8; 6], offload: Offload) -> bool {
         let Some(tap) = self.taps.get(interface) else {
             return false;
         };
         if frame.len() < ETHERNET_HEADER {
             return false;
         }
+        let mut header = [0; VIRTIO_HEADER_LEN];
+        offload.encode(&mut header);
         let parts = [
+            IoSlice::new(&header),
             IoSlice::new(&frame[..SOURCE.start]),
-            IoSlice::new(&self.mark),
+            IoSlice::new(source),
             IoSlice::new(&frame[SOURCE.end..]),
         ];
-        writev(tap.as_fd(), &parts).is_ok_and(|written| written == frame.len())
+        writev(tap.as_fd(), &parts).is_ok_and(|written| written == VIRTIO_HEADER_LEN + frame.len())
     }
 }
 
 /// Keeps the kernel from speaking on a TAP by itself. Where that is not allowed (a read-only
 /// /proc/sys, no IPv6) nothing is lost: nobody reads what it says.
-fn silence(name: &str) {
+pub(crate) fn silence(name: &str) {
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
 }

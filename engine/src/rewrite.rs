@@ -48,6 +48,35 @@ pub fn set_identification(frame: &mut [u8], identification: u16) {
 /// (see [`apply_embedded`]).
 #[inline]
 pub fn apply(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) {
+    apply_as(frame, packet, rewrite, Field::Checksum);
+}
+
+/// [`apply`] for a packet whose transport checksum is partial: it stays the sum of its
+/// pseudo-header, which has the addresses in it and not the ports.
+pub fn apply_partial(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) {
+    apply_as(frame, packet, rewrite, Field::PseudoHeader);
+}
+
+/// What stands in the field of a transport checksum.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Checksum,
+    PseudoHeader,
+}
+
+impl Field {
+    /// The field after the rewrite.
+    #[inline(always)]
+    fn rewritten(self, old: u16, rewrite: &Rewrite) -> u16 {
+        match self {
+            Field::Checksum => checksum::apply(old, rewrite.l4_delta),
+            Field::PseudoHeader => checksum::fold(u64::from(old) + u64::from(rewrite.ip_delta)),
+        }
+    }
+}
+
+#[inline(always)]
+fn apply_as(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite, field: Field) {
     let tuple = match &packet.body {
         Body::Flow { tuple, .. } => Some(tuple),
         Body::LaterFragment => None,
@@ -72,7 +101,7 @@ pub fn apply(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) {
             };
             put16(header, tcp::SOURCE_PORT, source);
             put16(header, tcp::DESTINATION_PORT, destination);
-            let checksum = checksum::apply(be16(header, tcp::CHECKSUM), rewrite.l4_delta);
+            let checksum = field.rewritten(be16(header, tcp::CHECKSUM), rewrite);
             put16(header, tcp::CHECKSUM, checksum);
         }
         Protocol::Udp => {
@@ -81,7 +110,10 @@ pub fn apply(frame: &mut [u8], packet: &Packet, rewrite: &Rewrite) {
             };
             put16(header, udp::SOURCE_PORT, source);
             put16(header, udp::DESTINATION_PORT, destination);
-            let checksum = checksum::apply_udp(be16(header, udp::CHECKSUM), rewrite.l4_delta);
+            let checksum = match (field, be16(header, udp::CHECKSUM)) {
+                (Field::Checksum, old) => checksum::apply_udp(old, rewrite.l4_delta),
+                (Field::PseudoHeader, old) => field.rewritten(old, rewrite),
+            };
             put16(header, udp::CHECKSUM, checksum);
         }
         Protocol::Icmp => {
@@ -286,6 +318,18 @@ pub fn complete_checksum(frame: &mut [u8], packet: &Packet) -> bool {
     let ipv4 = &packet.ipv4;
     let pseudo = checksum::pseudo_header(ipv4.source, ipv4.destination, ipv4.protocol, covered);
     field == checksum::fold(pseudo) && complete(frame, packet.l4, tuple.protocol, covered)
+}
+
+/// Completes the checksum of a whole packet that is known to be partial.
+pub fn complete_partial(frame: &mut [u8], packet: &Packet) {
+    let (Body::Flow { tuple, .. }, None) = (&packet.body, packet.fragment) else {
+        return;
+    };
+    let covered = match frame.get(packet.l4..).and_then(udp::Header::new) {
+        Some(header) if tuple.protocol == Protocol::Udp => header.len(),
+        _ => packet.payload_len() as u16,
+    };
+    complete(frame, packet.l4, tuple.protocol, covered);
 }
 
 /// Sums the bytes, the pseudo-header's sum in the checksum field among them, into that field.

@@ -18,9 +18,11 @@ use std::time::{Duration, Instant};
 use conntrack::Policy;
 
 use crate::config::Config;
+use crate::device::tap::TapDevice;
 use crate::device::xdp::XdpDevice;
 use crate::device::{Device, Frame};
 use crate::plan::PlannedInterface;
+use crate::punt::Punt;
 use crate::steering::{Judgement, Steering, SteeringError};
 use crate::wire::build::Envelope;
 use crate::wire::{ethernet, ipv4};
@@ -88,6 +90,44 @@ pub fn run(
     }
 }
 
+/// Lets a test frame arrive on an interface by its punt device, and looks for it in the TAPs' queues.
+/// The program is attached, so other frames that come to the engine meanwhile are lost.
+pub fn run_in_tc(
+    config: &Config,
+    policy: &Policy,
+    planned: &PlannedInterface,
+    steering: &Steering,
+    punt: &Punt,
+    devices: &mut [TapDevice],
+) -> Outcome {
+    let frames = candidates(config, policy, planned);
+    let chosen = |frame: &&Vec<u8>| {
+        let judged = steering.judge_tc(planned.facts.ifindex, frame);
+        matches!(judged, Ok(Judgement::Engine))
+    };
+    let Some(frame) = frames.iter().find(chosen) else {
+        let why = "the program steers none of the test frames to the engine";
+        return Outcome::Impossible(why.to_owned());
+    };
+    let interface = usize::from(planned.number);
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if !punt.deliver(interface, frame) {
+            let why = "the punt device takes no test frame";
+            return Outcome::Impossible(why.to_owned());
+        }
+        let mut devices = devices.iter_mut();
+        if devices.any(|device| arrives(device, interface, frame)) {
+            return Outcome::Passed;
+        }
+        if Instant::now() >= deadline {
+            let why = "the program redirects it to the TAP, and the kernel does not deliver it";
+            return Outcome::Failed(why.to_owned());
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
 /// The first frame that the program would give to the engine.
 fn choose<'a>(
     frames: &'a [Vec<u8>],
@@ -140,7 +180,7 @@ fn harmless(envelope: &Envelope) -> Vec<u8> {
 }
 
 /// Is the frame among those that wait? All of them are freed.
-fn arrives(device: &mut XdpDevice, interface: usize, wanted: &[u8]) -> bool {
+fn arrives<D: Device>(device: &mut D, interface: usize, wanted: &[u8]) -> bool {
     let mut found = false;
     let mut frames: Vec<Frame> = Vec::new();
     while device.receive(interface, &mut frames, crate::worker::BATCH) > 0 {

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{Candidate, Direction, Hit, Key, PacketFacts, Protocol, Random, Signal, Time};
 
+use crate::device::offload::Offload;
 use crate::fragment::Ends;
 use crate::gateway::{Gateway, Prepared};
 use crate::neighbour::{Hop, HopState};
@@ -137,6 +138,7 @@ impl Glance {
         };
         Some(Prepared {
             parsed: Ok(packet),
+            offload: Offload::NONE,
             hash: Some(self.hash),
         })
     }

@@ -12,8 +12,9 @@ use tracing::{error, warn};
 
 use crate::clock;
 use crate::config::{Config, Poll};
+use crate::device::Device;
+use crate::device::offload::Offload;
 use crate::device::sys::schedule;
-use crate::device::xdp::XdpDevice;
 use crate::gateway::{Gateway, Shared};
 use crate::plan::Plan;
 use crate::poll::{self, Bed, PollMode};
@@ -26,8 +27,8 @@ use crate::worker::{Host, Worker};
 struct Kernel(Arc<Punt>);
 
 impl Host for Kernel {
-    fn punt(&mut self, interface: u8, frame: &mut [u8]) -> bool {
-        self.0.punt(usize::from(interface), frame)
+    fn punt(&mut self, interface: u8, frame: &mut [u8], offload: Offload) -> bool {
+        self.0.punt(usize::from(interface), frame, offload)
     }
 }
 
@@ -69,12 +70,12 @@ impl Staff {
     }
 
     /// Starts a thread for each device; returns what each counts.
-    pub fn hire(&mut self, devices: Vec<XdpDevice>) -> io::Result<Vec<Stats>> {
+    pub fn hire<D: Device + Send + 'static>(&mut self, devices: Vec<D>) -> io::Result<Vec<Stats>> {
         let mut all_stats = Vec::new();
         for (number, device) in devices.into_iter().enumerate() {
             let interfaces = self.shared.links.load().links.len();
             let stats = Arc::new(WorkerStats::new(interfaces));
-            let (bed, waker) = Bed::new(&crate::device::Device::wait_fds(&device))?;
+            let (bed, waker) = Bed::new(&device.wait_fds())?;
             let gateway = Gateway::new(
                 Arc::clone(&self.shared),
                 number,
@@ -109,10 +110,10 @@ impl Staff {
         }
     }
 
-    fn spawn(
+    fn spawn<D: Device + Send + 'static>(
         &self,
         number: usize,
-        mut worker: Worker<XdpDevice, Kernel, WorkerRandom>,
+        mut worker: Worker<D, Kernel, WorkerRandom>,
         mut bed: Bed,
     ) -> io::Result<JoinHandle<()>> {
         let (mode, priority) = (self.mode, self.priority);

@@ -11,6 +11,7 @@
 mod frames;
 mod maps;
 mod pins;
+mod tc;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,16 +20,15 @@ use std::sync::atomic::AtomicU64;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::xdp::XdpMode as AyaMode;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{ProgramError, Xdp};
 use aya::util::KernelVersion;
 use conntrack::AddressKind;
 use ipnet::Ipv4Net;
 
+use crate::device::sys::bpf;
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::mapping::Mapping;
-use crate::device::sys::{bpf, tap::Tap};
 use pins::{Pins, at_home};
 
 /// Queues of one interface that can have a socket.
@@ -90,6 +90,14 @@ pub enum SteeringError {
         interface: String,
         /// The mode that was asked for.
         mode: XdpMode,
+        /// What the kernel or aya says.
+        why: String,
+    },
+    /// The program could not be attached to a tc ingress.
+    #[error("attaching to the tc ingress of {interface}: {why}")]
+    AttachTc {
+        /// Name of the interface.
+        interface: String,
         /// What the kernel or aya says.
         why: String,
     },
@@ -430,47 +438,6 @@ impl Steering {
             pins.detach_links()?;
             pins.remove()
         })
-    }
-
-    /// Lets what is written into a TAP arrive on an interface. Without tcx links (before Linux 6.6)
-    /// by a filter of fixed priority and handle, which goes away with the TAP.
-    pub(crate) fn attach_tap(
-        &mut self,
-        tap: &Tap,
-        ifindex: u32,
-        tcx: bool,
-    ) -> Result<(), SteeringError> {
-        let why = |why: String| SteeringError::Attach {
-            interface: tap.name().to_owned(),
-            mode: XdpMode::Generic,
-            why,
-        };
-        maps::add_tap(&mut self.ebpf, tap.ifindex(), ifindex)?;
-        let program = self.ebpf.program_mut("egret_punt");
-        let program: &mut SchedClassifier = program
-            .ok_or_else(|| SteeringError::Load("egret_punt is missing".to_owned()))?
-            .try_into()
-            .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))?;
-        let (name, ingress) = (tap.name(), TcAttachType::Ingress);
-        let order = || TcAttachOptions::TcxOrder(LinkOrder::default());
-        if tcx && program.attach_with_options(name, ingress, order()).is_ok() {
-            return Ok(());
-        }
-        qdisc_add_clsact(name).map_err(|error| why(reason(&error)))?;
-        let options = NlOptions {
-            priority: 1,
-            handle: TcHandle::new(0, 1),
-            classid: None,
-        };
-        program
-            .attach_with_options(name, ingress, TcAttachOptions::Netlink(options))
-            .map(drop)
-            .map_err(|error| why(reason(&error)))
-    }
-
-    /// Forgets all TAPs, as those of a former engine.
-    pub(crate) fn clear_taps(&mut self) -> Result<(), SteeringError> {
-        maps::clear_taps(&mut self.ebpf)
     }
 }
 

@@ -12,7 +12,8 @@ use conntrack::{Random, Time};
 use crossbeam_utils::CachePadded;
 
 use crate::batch::Batch;
-use crate::device::{Device, FRAME_SIZE, Frame};
+use crate::device::offload::Offload;
+use crate::device::{Device, Frame};
 use crate::drop_reason::DropReason;
 use crate::gateway::{Gateway, Prepared, Verdict};
 use crate::hold::{HoldQueue, Outcome, Pushed};
@@ -40,8 +41,9 @@ const SOCKET_COUNTERS_INTERVAL_MS: u64 = 1000;
 
 /// Gives frames to the host's own kernel, as if the interface had received them.
 pub trait Host {
-    /// Hands over a frame that came by `interface`; `false`: it could not be.
-    fn punt(&mut self, interface: u8, frame: &mut [u8]) -> bool;
+    /// Hands over a frame that came by `interface`, with what is still to be done for it; `false`:
+    /// it could not be.
+    fn punt(&mut self, interface: u8, frame: &mut [u8], offload: Offload) -> bool;
 }
 
 /// A worker over a device, the host beside it, and the gateway.
@@ -79,6 +81,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     ) -> Worker<D, H, R> {
         let interfaces = stats.received.len();
         Worker {
+            scratch: vec![0; device.slot_size()],
             device,
             host,
             gateway,
@@ -92,7 +95,6 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
                 .map(|_| Vec::with_capacity(TRANSMIT_MAX))
                 .collect(),
             queued: vec![0; interfaces],
-            scratch: vec![0; FRAME_SIZE],
             swept_at: Time::default(),
             sweep_due: 0,
             published_at: Time::default(),
@@ -178,16 +180,23 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
         self.batch.look(&self.gateway, frames);
         let mut received = std::mem::take(&mut self.received);
         for (place, mut frame) in received.drain(..).enumerate() {
+            let offload = self.device.offload(&frame);
             let bytes = self.device.bytes_mut(&frame);
-            let sent = self
-                .batch
-                .shortcut(&self.gateway, place, bytes, ingress, now);
+            let sent = match offload.is_pending() {
+                false => self
+                    .batch
+                    .shortcut(&self.gateway, place, bytes, ingress, now),
+                true => None,
+            };
             if let Some((interface, len)) = sent {
                 let offset = self.device.offset(&frame);
                 self.device.resize(&mut frame, offset, len);
                 self.push(frame, interface);
             } else {
-                let prepared = self.batch.prepared(&self.gateway, place, bytes);
+                let prepared = Prepared {
+                    offload,
+                    ..self.batch.prepared(&self.gateway, place, bytes)
+                };
                 self.judge(frame, &prepared, ingress, now);
             }
         }
@@ -211,10 +220,20 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.device.resize(&mut frame, offset, len);
         }
         let bytes = self.device.bytes_mut(&frame);
-        match self
+        let verdict = self
             .gateway
-            .process(bytes, prepared, ingress, now, &self.stats)
-        {
+            .process(bytes, prepared, ingress, now, &self.stats);
+        let single;
+        let prepared = match verdict {
+            Verdict::Reply { .. } | Verdict::Unanswered(_) | Verdict::Reset(_)
+                if prepared.offload.is_pending() =>
+            {
+                single = self.single(&mut frame, prepared);
+                &single
+            }
+            _ => prepared,
+        };
+        match verdict {
             Verdict::Transmit {
                 interface,
                 split_mtu,
@@ -262,7 +281,9 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     }
 
     fn punt(&mut self, frame: Frame, ingress: u8) {
-        if self.host.punt(ingress, self.device.bytes_mut(&frame)) {
+        let offload = self.device.offload(&frame);
+        let bytes = self.device.bytes_mut(&frame);
+        if self.host.punt(ingress, bytes, offload) {
             self.stats.punted.add(1);
             self.device.free(frame);
         } else {
@@ -341,7 +362,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
             self.gateway
                 .set_ethernet(self.device.bytes_mut(&held.frame), &hop);
             let mtu = self.mtu_now(&hop);
-            let too_big = held.frame.len() > ethernet::HEADER_LEN + usize::from(mtu);
+            let too_big = self.packet_len(&held.frame) > usize::from(mtu);
             self.enqueue(held.frame, hop.interface, too_big.then_some(mtu));
         }
     }

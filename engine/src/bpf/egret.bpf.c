@@ -10,10 +10,11 @@ typedef unsigned int __u32;
 typedef unsigned long long __u64;
 
 // linux/bpf.h: the parts of the kernel's interface that are used here.
-enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_PERCPU_ARRAY = 6, MAP_LPM_TRIE = 11, MAP_XSKMAP = 17 };
+enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_PERCPU_ARRAY = 6, MAP_LPM_TRIE = 11, MAP_DEVMAP = 14,
+       MAP_XSKMAP = 17 };
 enum { F_NO_PREALLOC = 1, F_MMAPABLE = 1024 };
 enum { XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT };
-enum { TC_ACT_SHOT = 2 };
+enum { TC_ACT_UNSPEC = -1, TC_ACT_SHOT = 2, TC_ACT_REDIRECT = 7 };
 enum { F_INGRESS = 1 };
 
 struct xdp_md {
@@ -23,11 +24,13 @@ struct xdp_md {
 
 struct __sk_buff {
 	__u32 len, pkt_type, mark, queue_mapping, protocol, vlan_present, vlan_tci, vlan_proto;
-	__u32 priority, ingress_ifindex, ifindex;
+	__u32 priority, ingress_ifindex, ifindex, tc_index, cb[5], hash, tc_classid;
+	__u32 data, data_end;
 };
 
 static void *(*map_lookup)(void *map, const void *key) = (void *)1;
 static long (*redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 
 #define SEC(name) __attribute__((section(name), used))
@@ -51,6 +54,10 @@ enum { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17 };
 // More fragments, or an offset.
 #define FRAGMENT_BITS HOST16(0x3fff)
 #define FRAGMENT_OFFSET HOST16(0x1fff)
+
+// Bytes of a frame that are looked at, at most: Ethernet, an IPv4 header with options, ICMP's, and
+// the same of the packet that an ICMP error is about.
+#define HEADERS_MAX (14 + 60 + 8 + 60 + 8)
 
 // An interface that the engine serves.
 enum { ROLE_INTERNAL = 1, ROLE_EXTERNAL = 2 };
@@ -125,6 +132,23 @@ struct {
 	__u32 *value;
 } bypasses SEC(".maps");
 
+// Doors to the engine: the TAP of each interface, by the interface's slot. The kernel empties a place
+// when its TAP goes away, so also when the engine dies.
+struct {
+	int (*type)[MAP_DEVMAP];
+	int (*max_entries)[64];
+	__u32 *key;
+	__u32 *value;
+} doors SEC(".maps");
+
+// Interface that what the engine writes into a door leaves by, by the TAP's index.
+struct {
+	int (*type)[MAP_HASH];
+	int (*max_entries)[64];
+	__u32 *key;
+	__u32 *value;
+} exits SEC(".maps");
+
 // Ownership bitmap: one bit per port or ICMP identifier, (address slot, protocol) by PORT_WORDS.
 struct {
 	int (*type)[MAP_ARRAY];
@@ -172,15 +196,30 @@ INLINE int pass(void)
 	return XDP_PASS;
 }
 
-// Hands the frame to the engine, or does `fallback` if no socket serves its queue.
+// Redirects a socket buffer into its interface's door, or does `fallback` if there is none.
+INLINE int through_door(const struct interface *interface, int fallback)
+{
+	__u32 slot = interface->slot;
+	__u32 *door = map_lookup(&doors, &slot);
+
+	return door && redirect(*door, 0) == TC_ACT_REDIRECT ? XDP_REDIRECT : fallback;
+}
+
+// Hands the frame to the engine, or does `fallback` if no socket serves its queue. In tc there is no
+// `ctx`.
 INLINE int to_engine(struct xdp_md *ctx, const struct interface *interface, __u32 why, int fallback)
 {
-	__u32 queue = ctx->rx_queue_index;
 	int action = fallback;
 
 	count(why);
-	if (queue < QUEUES)
-		action = redirect_map(&sockets, interface->slot * QUEUES + queue, fallback);
+	if (!ctx) {
+		action = through_door(interface, fallback);
+	} else {
+		__u32 queue = ctx->rx_queue_index;
+
+		if (queue < QUEUES)
+			action = redirect_map(&sockets, interface->slot * QUEUES + queue, fallback);
+	}
 	if (action != XDP_REDIRECT)
 		count(COUNT_UNSERVED);
 	return action;
@@ -280,13 +319,12 @@ INLINE int shared_is_owned(const struct external *external, struct ipv4 *ip, voi
 	return 0;
 }
 
-SEC("xdp")
-int egret_steer(struct xdp_md *ctx)
+// The classifier. In tc there is no `ctx`; the actions are XDP's.
+INLINE int steer(struct xdp_md *ctx, void *data, void *end, __u32 ifindex)
 {
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethernet *ethernet = data;
 	struct ipv4 *ip = (void *)(ethernet + 1);
-	__u32 ifindex = ctx->ingress_ifindex, zero = 0;
+	__u32 zero = 0;
 	struct interface *interface;
 	struct settings *setting;
 	struct external *external;
@@ -342,6 +380,44 @@ int egret_steer(struct xdp_md *ctx)
 	    in_prefixes(&bypasses, ip->destination))
 		return pass();
 	return to_engine(ctx, interface, COUNT_INTERNAL, XDP_DROP);
+}
+
+SEC("xdp")
+int egret_steer(struct xdp_md *ctx)
+{
+	return steer(ctx, (void *)(long)ctx->data, (void *)(long)ctx->data_end,
+		     ctx->ingress_ifindex);
+}
+
+// The same for socket buffers. What is passed goes on to the next program, if there is one.
+SEC("classifier")
+int egret_steer_tc(struct __sk_buff *skb)
+{
+	__u32 wanted = skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX;
+	int action;
+
+	// As in XDP, where the tag is in the frame and so is its type.
+	if (skb->vlan_present) {
+		pass();
+		return TC_ACT_UNSPEC;
+	}
+	// The rest may lie in pages that cannot be read from here.
+	if ((long)skb->data + wanted > skb->data_end)
+		pull_data(skb, wanted);
+	action = steer(0, (void *)(long)skb->data, (void *)(long)skb->data_end, skb->ifindex);
+	if (action == XDP_REDIRECT)
+		return TC_ACT_REDIRECT;
+	return action == XDP_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+}
+
+// What the engine writes into a door leaves by the interface of the door.
+SEC("classifier")
+int egret_leave(struct __sk_buff *skb)
+{
+	__u32 door = skb->ifindex;
+	__u32 *target = map_lookup(&exits, &door);
+
+	return target ? redirect(*target, 0) : TC_ACT_SHOT;
 }
 
 // What the engine writes into a TAP arrives on the interface that the TAP stands for.

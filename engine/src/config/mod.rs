@@ -233,10 +233,10 @@ pub struct WorkersConfig {
     pub priority: Option<At<u32>>,
 }
 
-/// How AF_XDP sockets are bound.
+/// How frames are exchanged with the interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeviceMode {
-    /// The best that works: zero-copy, copy, generic.
+    /// The best that works: zero-copy, copy, generic, tun.
     Auto,
     /// The driver writes into our memory; no stepping down.
     ZeroCopy,
@@ -244,6 +244,9 @@ pub enum DeviceMode {
     Copy,
     /// The kernel runs the program after its own receive path: every driver can.
     Generic,
+    /// The kernel runs the program in tc, and the tun driver exchanges frames: every driver can, and
+    /// big packets stay whole.
+    Tun,
 }
 
 /// The checked configuration: every value is within its range and fits the others.

@@ -107,6 +107,7 @@ pub(super) const DEVICE_MODES: &[(&str, DeviceMode)] = &[
     ("zero-copy", DeviceMode::ZeroCopy),
     ("copy", DeviceMode::Copy),
     ("generic", DeviceMode::Generic),
+    ("tun", DeviceMode::Tun),
 ];
 
 /// The word of a value in a list of choices.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::offload::Offload;
 use super::{Device, Frame, SocketCounters};
 
 /// How often a received frame meets a fault, each from 0 (never) to 1000 (always).
@@ -101,6 +102,7 @@ impl<D: Device> FaultDevice<D> {
         let (offset, len) = (self.inner.offset(frame), frame.len());
         let bytes = self.inner.bytes(frame).to_vec();
         self.inner.resize(&mut twin, offset, len)[offset..offset + len].copy_from_slice(&bytes);
+        self.inner.set_offload(&twin, self.inner.offload(frame));
         Some(twin)
     }
 
@@ -183,6 +185,18 @@ impl<D: Device> Device for FaultDevice<D> {
 
     fn resize(&mut self, frame: &mut Frame, offset: usize, len: usize) -> &mut [u8] {
         self.inner.resize(frame, offset, len)
+    }
+
+    fn slot_size(&self) -> usize {
+        self.inner.slot_size()
+    }
+
+    fn offload(&self, frame: &Frame) -> Offload {
+        self.inner.offload(frame)
+    }
+
+    fn set_offload(&mut self, frame: &Frame, offload: Offload) {
+        self.inner.set_offload(frame, offload);
     }
 
     fn wait_fds(&self) -> Vec<RawFd> {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
+use super::offload::Offload;
 use super::{Device, FRAME_SIZE, Frame, HEADROOM, SocketCounters};
 
 /// The queues of one interface.
@@ -11,6 +12,8 @@ use super::{Device, FRAME_SIZE, Frame, HEADROOM, SocketCounters};
 struct Interface {
     received: VecDeque<Frame>,
     transmitted: Vec<Vec<u8>>,
+    /// What was still to be done for each of them.
+    offloads: Vec<Offload>,
     /// Frames accepted since the last flush.
     pending: usize,
     counters: SocketCounters,
@@ -20,7 +23,10 @@ struct Interface {
 #[derive(Debug)]
 pub struct MemoryDevice {
     memory: Vec<u8>,
+    slot_size: usize,
     free: Vec<u32>,
+    /// What is still to be done for the frame in each slot.
+    offloads: Vec<Offload>,
     interfaces: Vec<Interface>,
     /// Slots that somebody has.
     taken: Vec<bool>,
@@ -32,8 +38,15 @@ pub struct MemoryDevice {
 impl MemoryDevice {
     /// A device of so many interfaces and frame slots.
     pub fn new(interfaces: usize, slots: u32) -> MemoryDevice {
+        MemoryDevice::with_slots_of(FRAME_SIZE, interfaces, slots)
+    }
+
+    /// A device whose slots have `slot_size` bytes each.
+    pub fn with_slots_of(slot_size: usize, interfaces: usize, slots: u32) -> MemoryDevice {
         MemoryDevice {
-            memory: vec![0; slots as usize * FRAME_SIZE],
+            memory: vec![0; slots as usize * slot_size],
+            slot_size,
+            offloads: vec![Offload::NONE; slots as usize],
             free: (0..slots).rev().collect(),
             interfaces: (0..interfaces).map(|_| Interface::default()).collect(),
             taken: vec![false; slots as usize],
@@ -46,7 +59,12 @@ impl MemoryDevice {
     /// Lets a frame arrive on an interface; false if no slot is free or it is larger than a slot
     /// takes.
     pub fn inject(&mut self, interface: usize, bytes: &[u8]) -> bool {
-        if bytes.len() > FRAME_SIZE - HEADROOM {
+        self.inject_unfinished(interface, bytes, Offload::NONE)
+    }
+
+    /// As [`MemoryDevice::inject`], of a frame that is still to be finished.
+    pub fn inject_unfinished(&mut self, interface: usize, bytes: &[u8], offload: Offload) -> bool {
+        if bytes.len() > self.slot_size - HEADROOM {
             return false;
         }
         let Some(mut frame) = self.allocate() else {
@@ -54,13 +72,22 @@ impl MemoryDevice {
         };
         self.resize(&mut frame, HEADROOM, bytes.len())[HEADROOM..][..bytes.len()]
             .copy_from_slice(bytes);
+        self.set_offload(&frame, offload);
         self.interfaces[interface].received.push_back(frame);
         true
     }
 
     /// Takes out what was transmitted on an interface, in order.
     pub fn take_transmitted(&mut self, interface: usize) -> Vec<Vec<u8>> {
+        self.interfaces[interface].offloads.clear();
         std::mem::take(&mut self.interfaces[interface].transmitted)
+    }
+
+    /// As [`MemoryDevice::take_transmitted`], each frame with what is still to be done for it.
+    pub fn take_unfinished(&mut self, interface: usize) -> Vec<(Vec<u8>, Offload)> {
+        let offloads = std::mem::take(&mut self.interfaces[interface].offloads);
+        let frames = self.take_transmitted(interface);
+        frames.into_iter().zip(offloads).collect()
     }
 
     /// Bounds the frames that an interface's transmit ring takes between two flushes.
@@ -85,7 +112,7 @@ impl MemoryDevice {
 
     /// Slots in all.
     pub fn slots(&self) -> usize {
-        self.memory.len() / FRAME_SIZE
+        self.memory.len() / self.slot_size
     }
 
     /// Frames that were injected and not received yet.
@@ -96,9 +123,9 @@ impl MemoryDevice {
             .sum()
     }
 
-    fn slot(frame: &Frame) -> std::ops::Range<usize> {
-        let start = frame.slot as usize * FRAME_SIZE;
-        start..start + FRAME_SIZE
+    fn slot(&self, frame: &Frame) -> std::ops::Range<usize> {
+        let start = frame.slot as usize * self.slot_size;
+        start..start + self.slot_size
     }
 }
 
@@ -118,7 +145,9 @@ impl Device for MemoryDevice {
         for frame in frames.drain(..count) {
             if !self.forgetful {
                 let bytes = self.bytes(&frame).to_vec();
+                let offload = self.offload(&frame);
                 self.interfaces[interface].transmitted.push(bytes);
+                self.interfaces[interface].offloads.push(offload);
             }
             self.free(frame);
         }
@@ -136,6 +165,7 @@ impl Device for MemoryDevice {
     fn allocate(&mut self) -> Option<Frame> {
         let slot = self.free.pop()?;
         self.taken[slot as usize] = true;
+        self.offloads[slot as usize] = Offload::NONE;
         Some(Frame {
             slot,
             offset: HEADROOM as u16,
@@ -150,16 +180,30 @@ impl Device for MemoryDevice {
     }
 
     fn bytes(&self, frame: &Frame) -> &[u8] {
-        &self.memory[Self::slot(frame)][frame.offset.into()..][..frame.len()]
+        &self.memory[self.slot(frame)][frame.offset.into()..][..frame.len()]
     }
 
     fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8] {
-        &mut self.memory[Self::slot(frame)][frame.offset.into()..][..frame.len()]
+        let slot = self.slot(frame);
+        &mut self.memory[slot][frame.offset.into()..][..frame.len()]
     }
 
     fn resize(&mut self, frame: &mut Frame, offset: usize, len: usize) -> &mut [u8] {
-        frame.place(offset, len);
-        &mut self.memory[Self::slot(frame)]
+        frame.place(offset, len, self.slot_size);
+        let slot = self.slot(frame);
+        &mut self.memory[slot]
+    }
+
+    fn slot_size(&self) -> usize {
+        self.slot_size
+    }
+
+    fn offload(&self, frame: &Frame) -> Offload {
+        self.offloads[frame.slot as usize]
+    }
+
+    fn set_offload(&mut self, frame: &Frame, offload: Offload) {
+        self.offloads[frame.slot as usize] = offload;
     }
 
     fn wait_fds(&self) -> Vec<RawFd> {

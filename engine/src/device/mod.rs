@@ -5,18 +5,22 @@
 
 pub mod fault;
 pub mod memory;
+pub mod offload;
 pub mod pcap;
 pub mod sys;
+pub mod tap;
 pub mod xdp;
 
 use std::io;
 
 use serde::Serialize;
 
-/// Bytes of one frame slot.
+use offload::Offload;
+
+/// Bytes of one frame slot of AF_XDP's, and of every device's that takes no larger frames.
 pub const FRAME_SIZE: usize = 4096;
 /// Free bytes before a received or allocated frame (`XDP_PACKET_HEADROOM`): room for a header to
-/// grow. A frame has at most `FRAME_SIZE - HEADROOM` bytes when it is received.
+/// grow. A frame has at most `FRAME_SIZE - HEADROOM` bytes when it is received by AF_XDP.
 pub const HEADROOM: usize = 256;
 
 /// Ownership of one frame slot, and where in it the frame's bytes are.
@@ -24,16 +28,16 @@ pub const HEADROOM: usize = 256;
 pub struct Frame {
     /// Number of the slot in the worker's frame memory.
     pub(crate) slot: u32,
+    /// Length in bytes.
+    pub(crate) len: u32,
     /// Offset of the first byte within the slot.
     pub(crate) offset: u16,
-    /// Length in bytes.
-    pub(crate) len: u16,
 }
 
 impl Frame {
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        usize::from(self.len)
+        self.len as usize
     }
 
     /// Has the frame no bytes?
@@ -41,17 +45,17 @@ impl Frame {
         self.len == 0
     }
 
-    /// Sets where the bytes lie.
+    /// Sets where the bytes lie in the slot of `slot_size` bytes.
     ///
     /// # Panics
     /// If they do not lie within the slot.
-    pub(crate) fn place(&mut self, offset: usize, len: usize) {
+    pub(crate) fn place(&mut self, offset: usize, len: usize, slot_size: usize) {
         assert!(
-            offset <= FRAME_SIZE && len <= FRAME_SIZE - offset,
+            offset <= slot_size && len <= slot_size - offset,
             "beyond the frame's slot"
         );
         self.offset = offset as u16;
-        self.len = len as u16;
+        self.len = len as u32;
     }
 
     /// Number of the frame's slot: unique among the frames of one device.
@@ -81,11 +85,15 @@ pub struct SocketCounters {
     /// Wake-ups that failed with an error that does not pass by itself, as when the interface was
     /// removed.
     pub wake_errors: u64,
+    /// Bytes of all frames received, in tun mode.
+    pub bytes: u64,
+    /// Of these, in frames above 32 KiB.
+    pub bytes_big: u64,
 }
 
 impl SocketCounters {
     /// How many numbers there are.
-    pub(crate) const LEN: usize = 8;
+    pub(crate) const LEN: usize = 10;
 
     /// The numbers in the order of the fields.
     pub(crate) fn to_words(self) -> [u64; SocketCounters::LEN] {
@@ -98,6 +106,8 @@ impl SocketCounters {
             self.tx_ring_empty,
             self.ring_invalid,
             self.wake_errors,
+            self.bytes,
+            self.bytes_big,
         ]
     }
 
@@ -112,6 +122,8 @@ impl SocketCounters {
             tx_ring_empty,
             ring_invalid,
             wake_errors,
+            bytes,
+            bytes_big,
         ] = words;
         SocketCounters {
             rx_dropped,
@@ -122,6 +134,8 @@ impl SocketCounters {
             tx_ring_empty,
             ring_invalid,
             wake_errors,
+            bytes,
+            bytes_big,
         }
     }
 }
@@ -161,13 +175,28 @@ pub trait Device {
     fn bytes_mut(&mut self, frame: &Frame) -> &mut [u8];
 
     /// Sets where the frame's bytes lie within its slot, and gives the whole slot to write them.
-    /// The bytes keep their place. `offset + len` is at most [`FRAME_SIZE`].
+    /// The bytes keep their place. `offset + len` is at most [`Device::slot_size`].
     fn resize(&mut self, frame: &mut Frame, offset: usize, len: usize) -> &mut [u8];
 
     /// Offset of the frame's first byte within its slot.
     fn offset(&self, frame: &Frame) -> usize {
         usize::from(frame.offset)
     }
+
+    /// Bytes of a slot.
+    fn slot_size(&self) -> usize {
+        FRAME_SIZE
+    }
+
+    /// What of a frame's packet is still to be done: [`Offload::NONE`] from devices that are not
+    /// told.
+    fn offload(&self, _frame: &Frame) -> Offload {
+        Offload::NONE
+    }
+
+    /// Says what of a frame's packet is to be done by whoever sends it. Of a device that does
+    /// nothing of the kind it is not asked, as it gives no such frames.
+    fn set_offload(&mut self, _frame: &Frame, _offload: Offload) {}
 
     /// Files to wait on for received frames while the worker sleeps.
     fn wait_fds(&self) -> Vec<std::os::fd::RawFd>;

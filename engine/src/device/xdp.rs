@@ -462,7 +462,7 @@ impl Device for XdpDevice {
     }
 
     fn resize(&mut self, frame: &mut Frame, offset: usize, len: usize) -> &mut [u8] {
-        frame.place(offset, len);
+        frame.place(offset, len, FRAME_SIZE);
         self.umem.slot_mut(frame)
     }
 

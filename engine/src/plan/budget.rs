@@ -218,5 +218,6 @@ pub(super) fn mode_name(mode: DeviceMode) -> &'static str {
         DeviceMode::ZeroCopy => "zero-copy",
         DeviceMode::Copy => "copy",
         DeviceMode::Generic => "generic",
+        DeviceMode::Tun => "tun",
     }
 }

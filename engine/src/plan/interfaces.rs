@@ -83,8 +83,10 @@ fn single(
         found.push(problem.fix(format!("ip link set {name} up")).at(span));
     }
     xdp(config, interface, facts, found);
-    mtu(interface, facts, found);
+    mtu(config, interface, facts, found);
     match facts.vlan_offload {
+        // A tag that the NIC took out is seen in tc.
+        _ if config.mode.value == DeviceMode::Tun => {}
         Some(VlanOffload::Fixed) => {
             let what =
                 format!("\"{name}\" takes VLAN tags out of frames and cannot be told not to");
@@ -172,8 +174,8 @@ fn xdp(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &m
     }
 }
 
-fn mtu(interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
-    if facts.mtu <= XDP_MTU_MAX {
+fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
+    if facts.mtu <= XDP_MTU_MAX || config.mode.value == DeviceMode::Tun {
         return;
     }
     let what = format!(
@@ -183,6 +185,13 @@ fn mtu(interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) 
     );
     let why = format!("a frame must fit one buffer: {XDP_MTU_MAX} at most");
     let fix = format!("ip link set {} mtu 1500", facts.name);
+    if config.mode.value == DeviceMode::Auto {
+        let what = format!("{what}: it will be served in tun mode");
+        let problem = Problem::warning("mtu-too-large", what).why(why);
+        found.push(problem.fix(fix).at(interface.name.span));
+        return;
+    }
+    let fix = format!("{fix}, or write mode = \"tun\" in [device]");
     found.push(
         Problem::error("mtu-too-large", what)
             .why(why)

@@ -21,7 +21,7 @@ pub use interfaces::XDP_MTU_MAX;
 pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, port_clashes, sustainable_rate};
 pub use slots::Slots;
 
-use crate::config::{Config, Level, Problem, Role};
+use crate::config::{Config, DeviceMode, Level, Problem, Role};
 use addresses::usable_addresses;
 
 /// Spare places in the port tables for an interface's address that changes: the sessions of the
@@ -100,6 +100,8 @@ impl Plan {
         budget::subscribers(config, sessions_max, &mut found);
         let queues = facts.iter().flatten().map(|facts| facts.rx_queues);
         let queues = queues.filter(|&queues| queues > 0).min();
+        // A TAP has as many queues as there are workers.
+        let queues = queues.filter(|_| config.mode.value != DeviceMode::Tun);
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
         priority::priority(config, host, workers, &mut found);
 

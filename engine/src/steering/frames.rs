@@ -1,6 +1,8 @@
 //! Single frames through the steering program: what it would do, and what it really does.
 
-use aya::programs::{ProgramError, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp};
+use aya::programs::{
+    ProgramError, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp,
+};
 use aya::util::KernelVersion;
 
 use super::{Judgement, Steering, SteeringError, reason};
@@ -40,6 +42,35 @@ impl Steering {
         }
         let live = TestRunAttrs::new().xdp_live_frames(1);
         self.test_run(ifindex, 0, frame, live).map(drop)
+    }
+
+    /// What the program in tc does with a frame that arrives on an interface of the calling thread's
+    /// network namespace. The counters count it, nothing is sent. The frame has at least 14 bytes.
+    pub fn judge_tc(&self, ifindex: u32, frame: &[u8]) -> Result<Judgement, SteeringError> {
+        let judge = |why: String| SteeringError::Judge(why);
+        let program = self.ebpf.program(super::tc::STEER);
+        let program: &SchedClassifier = program
+            .ok_or_else(|| judge("the program is missing".to_owned()))?
+            .try_into()
+            .map_err(|error: ProgramError| judge(reason(&error)))?;
+        // struct __sk_buff: the ifindex is its eleventh word.
+        let mut context = [0_u32; 48];
+        context[10] = ifindex;
+        let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = program
+            .test_run(options)
+            .map_err(|error| judge(reason(&error)))?;
+        match result.return_value as i32 {
+            -1 => Ok(Judgement::Pass),
+            2 => Ok(Judgement::Drop),
+            7 => Ok(Judgement::Engine),
+            other => Err(judge(format!("action {other}"))),
+        }
     }
 
     fn test_run(

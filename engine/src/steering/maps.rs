@@ -10,14 +10,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{
-    Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap,
+    Array, DevMap, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, MapType, PerCpuArray, XskMap,
 };
-use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader, Pod, include_bytes_aligned};
 use conntrack::AddressKind;
 use ipnet::Ipv4Net;
 
 use super::pins::Pins;
+use super::tc;
 use super::{
     QUEUES_MAX, SteeredAddress, SteeredInterface, SteeringCounters, SteeringError, SteeringSize,
     reason, xdp,
@@ -45,7 +45,7 @@ struct Shape {
     flags: u32,
 }
 
-fn shapes(size: SteeringSize) -> [Shape; 10] {
+fn shapes(size: SteeringSize) -> [Shape; 12] {
     let interfaces = u32::from(size.interfaces_max);
     let addresses = u32::from(size.addresses_max);
     let shape = |name, kind, key, value, entries: u32, flags| {
@@ -91,16 +91,23 @@ fn shapes(size: SteeringSize) -> [Shape; 10] {
         shape("settings", MapType::Array, 4, 8, 1, 0),
         shape("counters", MapType::PerCpuArray, 4, 8, COUNTERS, 0),
         shape("taps", MapType::Hash, 4, 4, interfaces, 0),
+        shape("exits", MapType::Hash, 4, 4, interfaces, 0),
+        shape("doors", MapType::DevMap, 4, 8, interfaces, 0),
     ]
 }
 
 impl Shape {
     fn fits(&self, info: &MapInfo) -> bool {
+        // The kernel itself decides about a device map's flags and, by its version, values.
+        let (value, flags) = match self.kind {
+            MapType::DevMap => (info.value_size(), info.map_flags()),
+            _ => (self.value, self.flags),
+        };
         info.map_type().is_ok_and(|kind| kind == self.kind)
             && info.key_size() == self.key
-            && info.value_size() == self.value
+            && info.value_size() == value
             && info.max_entries() == self.entries
-            && info.map_flags() == self.flags
+            && info.map_flags() == flags
     }
 }
 
@@ -124,12 +131,10 @@ pub(super) fn load(pins: &Pins, size: SteeringSize) -> Result<Ebpf, SteeringErro
     let load = |error: &(dyn std::error::Error + 'static)| SteeringError::Load(reason(error));
     let mut ebpf = loader.load(OBJECT).map_err(|error| load(&error))?;
     xdp(&mut ebpf)?.load().map_err(|error| load(&error))?;
-    let punt = ebpf.program_mut("egret_punt");
-    let punt: &mut SchedClassifier = punt
-        .ok_or_else(|| SteeringError::Load("egret_punt is missing".to_owned()))?
-        .try_into()
-        .map_err(|error: ProgramError| load(&error))?;
-    punt.load().map_err(|error| load(&error))?;
+    for name in tc::PROGRAMS {
+        let program = tc::classifier(&mut ebpf, name)?;
+        program.load().map_err(|error| load(&error))?;
+    }
     Ok(ebpf)
 }
 
@@ -380,4 +385,22 @@ pub(super) fn add_tap(ebpf: &mut Ebpf, tap: u32, interface: u32) -> Result<(), S
 
 pub(super) fn clear_taps(ebpf: &mut Ebpf) -> Result<(), SteeringError> {
     sync_hash::<u32, u32>(ebpf, "taps", &Set::new())
+}
+
+pub(super) fn add_exit(ebpf: &mut Ebpf, tap: u32, interface: u32) -> Result<(), SteeringError> {
+    let failed = failed("exits");
+    let mut exits = HashMap::<_, u32, u32>::try_from(map_mut(ebpf, "exits")?).map_err(&failed)?;
+    exits.insert(tap, interface, 0).map_err(&failed)
+}
+
+pub(super) fn clear_exits(ebpf: &mut Ebpf) -> Result<(), SteeringError> {
+    sync_hash::<u32, u32>(ebpf, "exits", &Set::new())
+}
+
+pub(super) fn set_door(ebpf: &mut Ebpf, interface: usize, tap: u32) -> Result<(), SteeringError> {
+    let failed = |why: String| SteeringError::Map { map: "doors", why };
+    let mut doors = DevMap::try_from(map_mut(ebpf, "doors")?).map_err(|e| failed(reason(&e)))?;
+    doors
+        .set(interface as u32, tap, None, 0)
+        .map_err(|error| failed(reason(&error)))
 }

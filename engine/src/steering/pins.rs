@@ -13,9 +13,15 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use aya::programs::TcAttachType;
+use aya::programs::tc::{TcError, qdisc_detach_program};
+
 use super::SteeringError;
 use crate::config::RUN_DIR;
 use crate::device::sys::bpf;
+
+/// Begins the name of a pinned program that is a filter; the interface's index follows.
+const FILTER: &str = "filter_tc_";
 
 /// The pin directory of one instance, locked.
 #[derive(Debug)]
@@ -94,16 +100,39 @@ impl Pins {
         self.bpf().join(format!("link_{ifindex}"))
     }
 
+    /// Path of the pinned link of an interface's tc ingress.
+    pub fn tc_link(&self, ifindex: u32) -> PathBuf {
+        self.bpf().join(format!("link_tc_{ifindex}"))
+    }
+
+    /// Path of the pinned program that is a filter on an interface's tc ingress.
+    pub fn tc_filter(&self, ifindex: u32) -> PathBuf {
+        self.bpf().join(format!("{FILTER}{ifindex}"))
+    }
+
+    /// Detaches the program from an interface's tc ingress, if it is attached. Call it `at_home`.
+    pub fn detach_tc(&self, ifindex: u32) -> Result<(), SteeringError> {
+        detach(&self.tc_link(ifindex))?;
+        let filter = self.tc_filter(ifindex);
+        match filter.exists() {
+            true => detach_filter(&filter),
+            false => Ok(()),
+        }
+    }
+
     /// Detaches every pinned link and removes it; how many. Call it `at_home`.
     pub fn detach_links(&self) -> Result<usize, SteeringError> {
         let links = self.links()?;
         // One that fails does not keep the others attached; the first failure is told.
-        let failures: Vec<SteeringError> =
-            links.iter().filter_map(|link| detach(link).err()).collect();
+        let detach = |pin: &PathBuf| match is_filter(pin) {
+            true => detach_filter(pin).err(),
+            false => detach(pin).err(),
+        };
+        let failures: Vec<SteeringError> = links.iter().filter_map(detach).collect();
         failures.into_iter().next().map_or(Ok(links.len()), Err)
     }
 
-    /// Paths of the pinned links. Call it `at_home`.
+    /// Paths of the pinned links and filters. Call it `at_home`.
     pub fn links(&self) -> Result<Vec<PathBuf>, SteeringError> {
         if !is_bpffs(&self.bpf()).unwrap_or(false) {
             return Ok(Vec::new());
@@ -111,8 +140,9 @@ impl Pins {
         let mut links = Vec::new();
         for entry in fs::read_dir(self.bpf()).map_err(fail("reading the pin directory"))? {
             let entry = entry.map_err(fail("reading the pin directory"))?;
-            if entry.file_name().to_string_lossy().starts_with("link_") {
-                links.push(entry.path());
+            let path = entry.path();
+            if entry.file_name().to_string_lossy().starts_with("link_") || is_filter(&path) {
+                links.push(path);
             }
         }
         Ok(links)
@@ -166,6 +196,32 @@ pub(super) fn detach(path: &Path) -> Result<(), SteeringError> {
         _ => {}
     }
     fs::remove_file(path).map_err(fail("removing a pinned link"))
+}
+
+fn is_filter(pin: &Path) -> bool {
+    pin.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(FILTER))
+}
+
+/// Removes the filter that a pinned program is, in the calling thread's network namespace, and the
+/// pin. A filter or interface that is gone is fine.
+fn detach_filter(pin: &Path) -> Result<(), SteeringError> {
+    let name = pin.file_name().unwrap_or_default().to_string_lossy();
+    let ifindex = name
+        .strip_prefix(FILTER)
+        .and_then(|number| number.parse().ok());
+    let interface = ifindex.and_then(|ifindex| nix::net::if_::if_indextoname(ifindex).ok());
+    if let Some(interface) = interface {
+        let interface = interface.to_string_lossy();
+        let result = qdisc_detach_program(&interface, TcAttachType::Ingress, super::tc::STEER);
+        match result {
+            Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            result => {
+                result.map_err(|error| fail("detaching a filter")(io::Error::other(error)))?;
+            }
+        }
+    }
+    fs::remove_file(pin).map_err(fail("removing a pinned program"))
 }
 
 fn is_bpffs(path: &Path) -> Result<bool, SteeringError> {

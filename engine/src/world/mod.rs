@@ -22,6 +22,7 @@ use ipnet::Ipv4Net;
 use crate::config::Config;
 use crate::device::fault::{FaultDevice, Faults};
 use crate::device::memory::MemoryDevice;
+use crate::device::offload::Offload;
 use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::{Gateway, Shared};
 use crate::invariants::Violation;
@@ -56,7 +57,7 @@ pub struct Recorder {
 }
 
 impl Host for Recorder {
-    fn punt(&mut self, interface: u8, frame: &mut [u8]) -> bool {
+    fn punt(&mut self, interface: u8, frame: &mut [u8], _: Offload) -> bool {
         if !self.refuses && !self.forgets {
             self.punted.push((interface, frame.to_vec()));
         }

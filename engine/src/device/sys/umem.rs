@@ -117,7 +117,7 @@ impl Umem {
         Some(Frame {
             slot,
             offset: offset as u16,
-            len: descriptor.len as u16,
+            len: descriptor.len,
         })
     }
 
@@ -127,7 +127,7 @@ impl Umem {
         let addr = u64::from(frame.slot) * FRAME_SIZE as u64 + u64::from(frame.offset);
         Descriptor {
             addr,
-            len: u32::from(frame.len),
+            len: frame.len,
             options: 0,
         }
     }

@@ -1,0 +1,79 @@
+//! The TAPs that stand for the interfaces in tun mode: a door in and out for each.
+//!
+//! What the steering program in tc finds to be ours is redirected into the interface's TAP, and what a
+//! worker writes into the TAP leaves by the interface. Each worker has a queue of every TAP.
+
+use std::io;
+
+use crate::device::sys::link;
+use crate::device::sys::tap::Tap;
+use crate::device::tap::TapDevice;
+use crate::plan::Plan;
+use crate::punt::silence;
+use crate::steering::{Steering, SteeringError};
+
+/// Why the doors could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// A TAP could not be made.
+    #[error("TAP {name}: {step}: {source}{}", remedy(source))]
+    Tap {
+        /// Name of the TAP.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be attached to it.
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            " (is there /dev/net/tun? `modprobe tun`, and give the container the device)"
+        }
+        io::ErrorKind::PermissionDenied => " (it takes CAP_NET_ADMIN and access to /dev/net/tun)",
+        _ => "",
+    }
+}
+
+/// Makes the TAPs `PREFIX0`, `PREFIX1`, ... for the interfaces of a plan, at most 15 characters a
+/// name, in the network namespace of the calling thread; each worker's device. The TAPs go with the
+/// devices, also after a crash. Without `tcx` as before Linux 6.6.
+///
+/// # Errors
+/// The kernel's refusal. No TAP is left then.
+pub fn open(
+    prefix: &str,
+    plan: &Plan,
+    steering: &mut Steering,
+    tcx: bool,
+) -> Result<Vec<TapDevice>, DoorError> {
+    steering.clear_exits()?;
+    let mut queues: Vec<Vec<Tap>> = (0..plan.workers).map(|_| Vec::new()).collect();
+    for planned in &plan.interfaces {
+        let name = format!("{prefix}{}", planned.number);
+        let fail = |step| {
+            let name = name.clone();
+            move |source| DoorError::Tap { name, step, source }
+        };
+        let taps = Tap::create_queues(&name, plan.workers).map_err(fail("making it"))?;
+        silence(&name);
+        link::set_mtu(&name, planned.facts.mtu).map_err(fail("setting its MTU"))?;
+        if let Some(tap) = taps.first() {
+            // Before it is up, so that nothing is delivered on the TAP itself.
+            steering.add_exit(tap, planned.facts.ifindex, tcx)?;
+            link::set_up(&name).map_err(fail("bringing it up"))?;
+            steering.set_door(usize::from(planned.number), tap)?;
+        }
+        for (worker, tap) in queues.iter_mut().zip(taps) {
+            worker.push(tap);
+        }
+    }
+    let device = |(worker, taps): (usize, Vec<Tap>)| TapDevice::new(taps, worker == 0);
+    Ok(queues.into_iter().enumerate().map(device).collect())
+}
