@@ -74,14 +74,14 @@ fn the_quick_form_measures_everybody_and_cleans_up() {
         let figure = figures.iter().find(|figure| figure["name"] == name);
         figure.and_then(|figure| figure["value"].as_f64())
     };
-    for contender in ["nft", "forward", "xdp-forward", "egret-xdp"] {
+    for contender in ["nft", "forward", "xdp-forward", "egret-xdp", "egret-tun"] {
         let rate = value(&format!("path/udp64-overload/1k/{contender}"));
         assert!(
             rate.is_some_and(|mpps| mpps > 0.0),
             "{contender}: {figures:?}"
         );
     }
-    for contender in ["nft", "egret-xdp"] {
+    for contender in ["nft", "egret-xdp", "egret-tun"] {
         let rate = value(&format!("path/new-sessions/0/{contender}"));
         assert!(
             rate.is_some_and(|rate| rate > 0.0),

@@ -77,6 +77,8 @@ pub enum Rival {
     XdpForward,
     /// `egret run` with AF_XDP
     EgretXdp,
+    /// `egret run` with the tun driver
+    EgretTun,
 }
 
 impl Rival {
@@ -85,7 +87,7 @@ impl Rival {
         match self {
             Rival::XdpForward => Need::Forwarding,
             Rival::Forward => Need::BothWays,
-            Rival::Nft | Rival::EgretXdp => Need::Translation,
+            Rival::Nft | Rival::EgretXdp | Rival::EgretTun => Need::Translation,
         }
     }
 
@@ -150,7 +152,8 @@ mod tests {
             ]
         );
         let rivals: Vec<String> = Rival::value_variants().iter().map(|r| r.name()).collect();
-        assert_eq!(rivals, ["nft", "forward", "xdp-forward", "egret-xdp"]);
+        let expected = ["nft", "forward", "xdp-forward", "egret-xdp", "egret-tun"];
+        assert_eq!(rivals, expected);
         assert_eq!(Flows::ALL.map(Flows::name), ["1k", "64k", "1M"]);
     }
 

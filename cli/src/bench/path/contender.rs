@@ -40,6 +40,7 @@ pub fn start(rival: Rival, stage: &Stage, program: &Path) -> Result<Box<dyn Cont
         Rival::Nft => Box::new(kernel::Nft::start(stage)?),
         Rival::Forward => Box::new(kernel::Forward::start(stage)?),
         Rival::XdpForward => Box::new(bare::XdpForward::start(stage)?),
-        Rival::EgretXdp => Box::new(egret::Egret::start(stage, program)?),
+        Rival::EgretXdp => Box::new(egret::Egret::start(stage, program, egret::Backend::Xdp)?),
+        Rival::EgretTun => Box::new(egret::Egret::start(stage, program, egret::Backend::Tun)?),
     })
 }

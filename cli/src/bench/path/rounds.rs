@@ -27,11 +27,13 @@ impl Reading {
 }
 
 /// Who is compared with whom, round by round.
-const PAIRS: [(Rival, Rival); 4] = [
+const PAIRS: [(Rival, Rival); 6] = [
     (Rival::Forward, Rival::Nft),
     (Rival::XdpForward, Rival::Nft),
     (Rival::EgretXdp, Rival::Nft),
     (Rival::EgretXdp, Rival::XdpForward),
+    (Rival::EgretTun, Rival::Nft),
+    (Rival::EgretTun, Rival::EgretXdp),
 ];
 
 /// The values of one contender in one test, round by round.

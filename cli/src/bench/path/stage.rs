@@ -161,15 +161,24 @@ impl Stage {
         Ok(())
     }
 
+    /// Lets the kernel receive as with NAPI, or no longer.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn receive_by_kernel(&self, on: bool) -> Result<(), LabError> {
+        for link in [&self.inside, &self.outside] {
+            // With GRO a veth has NAPI; without it, frames that are redirected into it are lost.
+            self.set_offload(&self.gateway, link, Offload::Gro, on)?;
+        }
+        Ok(())
+    }
+
     /// Lets a kernel forward and receive as a router with NAPI does, or no longer.
     ///
     /// # Errors
     /// The kernel's refusal.
     pub fn forward_by_kernel(&self, on: bool) -> Result<(), LabError> {
-        for link in [&self.inside, &self.outside] {
-            // With GRO a veth has NAPI; without it, frames that are redirected into it are lost.
-            self.set_offload(&self.gateway, link, Offload::Gro, on)?;
-        }
+        self.receive_by_kernel(on)?;
         let value = if on { "1" } else { "0" };
         self.gateway.set_sysctl("ipv4/ip_forward", value)
     }
