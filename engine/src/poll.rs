@@ -13,9 +13,6 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::device::Device;
 use crate::worker::{Host, Worker};
 
-/// Empty rounds after which an adaptive worker goes to sleep. Few: on a small machine the spinning
-/// worker takes the core from the very interrupt that would bring it work.
-const EMPTY_ROUNDS_MAX: u32 = 32;
 /// Longest sleep: housekeeping (the sweep) goes on when no frame arrives.
 const SLEEP_MS_MAX: u64 = 100;
 /// Longest sleep while frames wait for a next hop or for room in a ring.
@@ -72,6 +69,7 @@ pub fn run<D: Device, H: Host, R: Random>(
     clock: impl Fn() -> Time,
     stop: &AtomicBool,
 ) -> io::Result<()> {
+    let empty_rounds_max = worker.device().empty_rounds_max();
     let mut empty_rounds = 0;
     while !stop.load(Ordering::Acquire) {
         if worker.round(clock()) > 0 {
@@ -79,7 +77,7 @@ pub fn run<D: Device, H: Host, R: Random>(
             continue;
         }
         empty_rounds += 1;
-        if mode == PollMode::Busy || empty_rounds < EMPTY_ROUNDS_MAX {
+        if mode == PollMode::Busy || empty_rounds < empty_rounds_max {
             std::hint::spin_loop();
             continue;
         }
@@ -93,7 +91,7 @@ pub fn run<D: Device, H: Host, R: Random>(
         };
         bed.sleep(Duration::from_millis(timeout_ms))?;
         // After a sleep, one empty round is enough to sleep again.
-        empty_rounds = EMPTY_ROUNDS_MAX - 1;
+        empty_rounds = empty_rounds_max - 1;
     }
     Ok(())
 }

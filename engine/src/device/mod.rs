@@ -198,6 +198,12 @@ pub trait Device {
     /// nothing of the kind it is not asked, as it gives no such frames.
     fn set_offload(&mut self, _frame: &Frame, _offload: Offload) {}
 
+    /// Empty rounds after which a worker that may sleep does so; at least 1. Few: on a small machine
+    /// the spinning worker takes the core from the very interrupt that would bring it work.
+    fn empty_rounds_max(&self) -> u32 {
+        32
+    }
+
     /// Files to wait on for received frames while the worker sleeps.
     fn wait_fds(&self) -> Vec<std::os::fd::RawFd>;
 

@@ -190,6 +190,11 @@ impl Device for TapDevice {
         self.offloads[frame.slot as usize] = offload;
     }
 
+    /// An empty round is a system call for each interface, not a look at a ring.
+    fn empty_rounds_max(&self) -> u32 {
+        1
+    }
+
     fn wait_fds(&self) -> Vec<RawFd> {
         let fd = |port: &Port| port.tap.as_fd().as_raw_fd();
         self.ports.iter().map(fd).collect()
