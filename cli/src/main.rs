@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egret_cli::bench::{self, BenchCommand};
 use egret_cli::check::{self, CheckArgs};
-use egret_cli::demo::{self, DemoOptions, root::become_root};
+use egret_cli::demo::root::{become_root, enter_user_namespace};
+use egret_cli::demo::{self, DemoOptions};
 use egret_cli::detach::{self, DetachArgs};
 use egret_cli::lab::Topology;
 use egret_cli::run::{self, RunArgs};
@@ -51,12 +52,44 @@ struct DemoArguments {
     /// Only these checks, by name
     #[arg(long, value_delimiter = ',', value_name = "CHECK")]
     only: Vec<String>,
+    /// How the gateway exchanges frames, as `device.mode` in its configuration
+    #[arg(long, value_enum, default_value_t = ModeChoice::Auto)]
+    mode: ModeChoice,
+    /// Without root: in a user namespace of its own, in routed mode
+    #[arg(long, conflicts_with_all = ["mode", "keep", "clean"])]
+    unprivileged: bool,
     /// Run this in place of `egret` as the gateway
     #[arg(long, hide = true, value_name = "FILE")]
     gateway_program: Option<PathBuf>,
     /// Only remove what an earlier `--keep` left
     #[arg(long, conflicts_with_all = ["keep", "only", "json"])]
     clean: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeChoice {
+    /// The best that works
+    Auto,
+    /// AF_XDP, the kernel copies
+    Copy,
+    /// AF_XDP behind the kernel's own receive path
+    Generic,
+    /// The tun driver, with the program in tc
+    Tun,
+    /// The tun driver, with routes and no program
+    Routed,
+}
+
+impl ModeChoice {
+    fn name(self) -> &'static str {
+        match self {
+            ModeChoice::Auto => "auto",
+            ModeChoice::Copy => "copy",
+            ModeChoice::Generic => "generic",
+            ModeChoice::Tun => "tun",
+            ModeChoice::Routed => "routed",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -94,7 +127,11 @@ fn main() -> ExitCode {
 
 fn run_demo(arguments: DemoArguments) -> ExitCode {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
-    if let Err(message) = become_root("demo", &program, std::env::args_os().skip(1)) {
+    let privilege = match arguments.unprivileged {
+        true => enter_user_namespace(),
+        false => become_root("demo", &program, std::env::args_os().skip(1)),
+    };
+    if let Err(message) = privilege {
         eprintln!("egret demo: {message}");
         return ExitCode::from(2);
     }
@@ -107,6 +144,10 @@ fn run_demo(arguments: DemoArguments) -> ExitCode {
         only: arguments.only,
         json: arguments.json,
         keep: arguments.keep,
+        mode: Some(match arguments.unprivileged {
+            true => ModeChoice::Routed.name().to_owned(),
+            false => arguments.mode.name().to_owned(),
+        }),
         program: arguments.gateway_program.unwrap_or(program),
     }))
 }

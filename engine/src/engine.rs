@@ -1,6 +1,7 @@
 //! The running gateway: what is started in which order, and how it all ends. Everything here happens before the first frame or after the last one.
 
-use std::sync::atomic::Ordering;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -10,25 +11,28 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use crate::clock;
-use crate::config::{Config, DeviceMode, Problem};
+use crate::config::{Config, DeviceMode, Problem, RUN_DIR};
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::MemFile;
+use crate::device::sys::tap::Tap;
+use crate::device::tap::TapDevice;
 use crate::facts;
 use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::Shared;
 use crate::governor::Governor;
 use crate::ladder::{self, Devices, Rung, Way};
-use crate::netlink::{self, NetlinkHandle};
+use crate::netlink::{self, NetlinkHandle, NetworkView};
 use crate::plan::{HostFacts, Plan};
 use crate::punt::Punt;
 use crate::random::WorkerRandom;
 use crate::route::{Forwarding, ServedInterface};
+use crate::routed::{self, RoutedPlan};
 use crate::rulebook::{self, Rulebook};
 use crate::staff::Staff;
 use crate::steering::{self, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
 use crate::tables::{UnusedFile, open_nat};
-use crate::undo::{self, Undo};
+use crate::undo::{self, Change, Undo};
 
 /// Next hops that a gateway knows at the same time.
 const HOPS_MAX: u32 = 65_536;
@@ -72,6 +76,15 @@ pub struct Engine {
     netlink: NetlinkHandle,
     tables: MemFile,
     undo: Arc<Mutex<Undo>>,
+    instance: String,
+}
+
+/// How frames come to the workers.
+enum Entrance {
+    /// The steering program gives them.
+    Steered(Box<Steering>),
+    /// The kernel routes them into a TAP, whose queues these are.
+    Routed(Vec<Tap>),
 }
 
 impl Engine {
@@ -83,6 +96,14 @@ impl Engine {
     pub fn start(config: Config) -> Result<Engine, StartError> {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
+        match config.mode.value {
+            DeviceMode::Routed => Engine::start_routed(&config, &plan),
+            _ => Engine::start_steered(config, host, plan),
+        }
+    }
+
+    /// With the steering program, which the instance's lock comes with.
+    fn start_steered(config: Config, host: HostFacts, plan: Plan) -> Result<Engine, StartError> {
         let instance = config.instance.clone();
         let size = SteeringSize {
             addresses_max: plan.addresses_max,
@@ -92,30 +113,65 @@ impl Engine {
             .map_err(at("loading the steering program"))?;
         let inherited = steering.is_inherited();
         // With an error all that was made is dropped, the instance's lock, too.
-        Engine::start_steered(config, host, plan, steering).inspect_err(|_| {
+        let entrance = Entrance::Steered(Box::new(steering));
+        Engine::start_at(config, host, plan, entrance).inspect_err(|_| {
             if inherited {
                 warn!(
                     "the program of the dead engine before this one goes on dropping internal \
                      traffic; `egret detach --instance {instance}` ends that"
                 );
-            } else if let Err(error) = put_back(&instance) {
-                let error: &dyn std::error::Error = &error;
-                warn!(
-                    error,
-                    "something is left behind: `egret detach --instance {instance}`"
-                );
+            } else {
+                put_back_or_tell(&instance);
             }
         })
     }
 
-    /// The rest of the start, with the instance's lock held.
-    fn start_steered(
+    /// With a TAP in the place of the interfaces, of which nobody else can have one of this name.
+    fn start_routed(config: &Config, outer: &Plan) -> Result<Engine, StartError> {
+        let step = "setting up routed mode";
+        let external = &outer.interfaces[usize::from(outer.external)].facts;
+        let entrance = RoutedPlan {
+            tap: tap_prefix(&config.instance, 'r'),
+            instance: config.instance.clone(),
+            mtu: outer.mtu_min(),
+            queues: outer.workers,
+            internal: config.internal.iter().map(|prefix| prefix.value).collect(),
+            bypass: config.bypass.iter().map(|prefix| prefix.value).collect(),
+            pool: config.pool.own().collect(),
+            external: external.ifindex,
+            external_name: external.name.clone(),
+            one_arm: outer.interfaces.len() == 1,
+        };
+        std::fs::create_dir_all(Path::new(RUN_DIR).join(&config.instance))
+            .map_err(at("making the instance's directory"))?;
+        let mut undo = Undo::open(&config.instance);
+        for &addr in &entrance.pool {
+            undo.add(Change::Proxy(external.name.clone(), addr))
+                .map_err(at(step))?;
+        }
+        let taps = routed::open(&entrance).map_err(at(step))?;
+        let start = || {
+            let config = config.through(&entrance.tap);
+            let host = facts::read(&config).map_err(at("reading the interfaces"))?;
+            let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
+            let plan = Plan {
+                workers: outer.workers,
+                cpus: outer.cpus.clone(),
+                problems: outer.problems.clone(),
+                ..plan
+            };
+            Engine::start_at(config, host, plan, Entrance::Routed(taps))
+        };
+        start().inspect_err(|_| put_back_or_tell(&config.instance))
+    }
+
+    /// The rest of the start, when nobody else can start this instance.
+    fn start_at(
         config: Config,
         host: HostFacts,
         mut plan: Plan,
-        mut steering: Steering,
+        entrance: Entrance,
     ) -> Result<Engine, StartError> {
-        let instance = config.instance.clone();
         let size = TableSize {
             sessions_max: plan.sessions_max,
             addresses_max: plan.addresses_max,
@@ -127,7 +183,13 @@ impl Engine {
         let tables = MemFile::open(&config.tables.path.value, size.words())
             .map_err(at("opening the tables"))?;
         let unused = UnusedFile::of(&tables, &config.tables.path.value);
-        let (nat, lost) = open_nat(&tables, &steering, size)?;
+        let (owned, placed) = match &entrance {
+            Entrance::Steered(steering) => (steering.owned(), steering.addresses()),
+            // Nobody else reads it.
+            Entrance::Routed(_) => (private_words(size.owned_words()), Ok(Vec::new())),
+        };
+        let placed = placed.map_err(at("reading the addresses of an earlier engine"))?;
+        let (nat, lost) = open_nat(&tables, owned, &placed, size)?;
         plan.reseat(&config, &host, &nat.placed());
         if !rulebook::settle(&nat, &plan.policy, clock::now()) {
             let path = config.tables.path.value.display();
@@ -140,18 +202,10 @@ impl Engine {
             warn!(ports = held, "ports that lost sessions had are held down");
         }
 
-        let forwarding = forwarding(&plan);
+        let forwarding = forwarding(&plan, &entrance);
         let netlink =
             netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
         let view = netlink.view().borrow().clone();
-
-        let names: Vec<&str> = plan
-            .interfaces
-            .iter()
-            .map(|planned| planned.facts.name.as_str())
-            .collect();
-        let punt = Punt::open(&mut steering, &tap_prefix(&instance, 'p'), &names)
-            .map_err(at("making the punt devices"))?;
         let shared = Arc::new(Shared {
             nat,
             size,
@@ -165,33 +219,18 @@ impl Engine {
             midstream: config.nat.midstream,
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
-        let mut steward = Steward::new(
-            config.clone(),
-            plan.clone(),
-            host,
-            steering,
-            Arc::clone(&shared),
-        )
-        .map_err(at("telling the steering program its settings"))?;
-        steward
-            .follow(&view)
-            .map_err(at("telling the steering program its settings"))?;
-
-        let undo = Undo::open(&instance);
-        let undo = Arc::new(Mutex::new(undo));
-        if config.mode.value != DeviceMode::Tun {
-            turn_vlan_offload_off(&plan, &undo)?;
-        }
-        let taps = tap_prefix(&instance, 't');
-        let (devices, rung) =
-            ladder::descend(&config, &plan, steward.steering(), &taps, Some(&punt))
-                .map_err(at("opening a way for frames and attaching the program"))?;
-        match rung.way {
-            Way::Generic => turn_merging_off(&plan, &undo, &[Offload::Gro, Offload::Lro]),
-            // What the NIC has merged itself cannot be cut again.
-            Way::Tun => turn_merging_off(&plan, &undo, &[Offload::Lro]),
-            Way::ZeroCopy | Way::Copy => {}
-        }
+        let undo = Arc::new(Mutex::new(Undo::open(&config.instance)));
+        let Opened {
+            steward,
+            punt,
+            devices,
+            rung,
+        } = match entrance {
+            Entrance::Steered(steering) => {
+                open_steered(&config, &plan, host, *steering, &shared, &view, &undo)
+            }
+            Entrance::Routed(taps) => open_routed(&config, &plan, host, taps, &shared, &view),
+        }?;
 
         let mut staff = Staff::new(&shared, punt, &config, &plan);
         let stats = match devices {
@@ -220,6 +259,7 @@ impl Engine {
             netlink,
             tables,
             undo,
+            instance: config.instance,
         })
     }
 
@@ -250,21 +290,115 @@ impl Engine {
             error!("the control thread panicked: `egret detach` takes its program away");
         }
         self.staff.dismiss();
-        drop(steward);
+        let routed = steward.is_some_and(|steward| steward.steering_ref().is_none());
         self.netlink.stop();
-        lock(&self.undo).restore_offloads();
+        let mut undo = lock(&self.undo);
+        undo.restore_offloads();
+        undo.end_proxies();
+        drop(undo);
+        if routed && let Err(error) = routed::remove_all(&self.instance) {
+            error!(%error, "rules or routes are left behind: `egret detach` takes them away");
+        }
         drop(self.tables);
     }
 }
 
+/// What the workers get, and who keeps it in step with the host.
+struct Opened {
+    steward: Steward,
+    punt: Punt,
+    devices: Devices,
+    rung: Rung,
+}
+
+/// Brings the steering program to work, with the best way for frames that there is.
+fn open_steered(
+    config: &Config,
+    plan: &Plan,
+    host: HostFacts,
+    mut steering: Steering,
+    shared: &Arc<Shared>,
+    view: &NetworkView,
+    undo: &Mutex<Undo>,
+) -> Result<Opened, StartError> {
+    let instance = &config.instance;
+    let names = plan.interfaces.iter();
+    let names: Vec<&str> = names.map(|planned| planned.facts.name.as_str()).collect();
+    let punt = Punt::open(&mut steering, &tap_prefix(instance, 'p'), &names)
+        .map_err(at("making the punt devices"))?;
+    let mut steward = Steward::new(
+        config.clone(),
+        plan.clone(),
+        host,
+        Some(steering),
+        Arc::clone(shared),
+    )
+    .map_err(at("telling the steering program its settings"))?;
+    steward
+        .follow(view)
+        .map_err(at("telling the steering program its settings"))?;
+    if !config.mode.value.is_of_tun_driver() {
+        turn_vlan_offload_off(plan, undo)?;
+    }
+    let taps = tap_prefix(instance, 't');
+    let steering = steward.steering().expect("it was given one above");
+    let (devices, rung) = ladder::descend(config, plan, steering, &taps, Some(&punt))
+        .map_err(at("opening a way for frames and attaching the program"))?;
+    match rung.way {
+        Way::Generic => turn_merging_off(plan, undo, &[Offload::Gro, Offload::Lro]),
+        // What the NIC has merged itself cannot be cut again.
+        Way::Tun => turn_merging_off(plan, undo, &[Offload::Lro]),
+        Way::ZeroCopy | Way::Copy | Way::Routed => {}
+    }
+    Ok(Opened {
+        steward,
+        punt,
+        devices,
+        rung,
+    })
+}
+
+/// Brings a TAP to work that the kernel routes into.
+fn open_routed(
+    config: &Config,
+    plan: &Plan,
+    host: HostFacts,
+    taps: Vec<Tap>,
+    shared: &Arc<Shared>,
+    view: &NetworkView,
+) -> Result<Opened, StartError> {
+    let (config, plan) = (config.clone(), plan.clone());
+    let mut steward = Steward::new(config, plan, host, None, Arc::clone(shared))
+        .map_err(at("taking up the host's settings"))?;
+    steward
+        .follow(view)
+        .map_err(at("taking up the host's settings"))?;
+    let device = |(worker, tap)| TapDevice::new(vec![tap], worker == 0);
+    Ok(Opened {
+        steward,
+        punt: Punt::none(),
+        devices: Devices::Tap(taps.into_iter().enumerate().map(device).collect()),
+        rung: Rung::routed(),
+    })
+}
+
+/// Zeroed words that live as long as the process.
+fn private_words(count: usize) -> &'static [AtomicU64] {
+    Vec::leak((0..count).map(|_| AtomicU64::new(0)).collect())
+}
+
 /// The view of routes and neighbours, empty yet.
-fn forwarding(plan: &Plan) -> Arc<Forwarding> {
+fn forwarding(plan: &Plan, entrance: &Entrance) -> Arc<Forwarding> {
     let served = plan.interfaces.iter().map(|planned| ServedInterface {
         name: planned.facts.name.clone(),
         ifindex: planned.facts.ifindex,
     });
     let generation = unpredictable() as u32;
-    Arc::new(Forwarding::new(served.collect(), HOPS_MAX, generation))
+    let forwarding = Forwarding::new(served.collect(), HOPS_MAX, generation);
+    Arc::new(match entrance {
+        Entrance::Steered(_) => forwarding,
+        Entrance::Routed(_) => forwarding.by(routed::GATEWAY),
+    })
 }
 
 fn fragments(config: &Config) -> FragmentTable {
@@ -286,8 +420,20 @@ fn unpredictable() -> u64 {
 /// It runs, or the kernel's refusal.
 pub fn put_back(instance: &str) -> Result<usize, StartError> {
     let count = steering::detach_all(instance).map_err(at("detaching the steering program"))?;
+    routed::remove_all(instance).map_err(at("removing rules and routes"))?;
     undo::everything(instance).map_err(at("putting settings back"))?;
     Ok(count)
+}
+
+/// After a start that failed.
+fn put_back_or_tell(instance: &str) {
+    if let Err(error) = put_back(instance) {
+        let error: &dyn std::error::Error = &error;
+        warn!(
+            error,
+            "something is left behind: `egret detach --instance {instance}`"
+        );
+    }
 }
 
 /// Names of TAPs of one kind begin with this; instances of one namespace are told apart by a hash,

@@ -53,7 +53,10 @@ impl Governor {
             let _context = runtime.enter();
             (
                 Control::listen(&self.control_socket)?,
-                Announcer::open(self.undo.clone())?,
+                steward
+                    .steering_ref()
+                    .map(|_| Announcer::open(self.undo.clone()))
+                    .transpose()?,
             )
         };
         let failed = Arc::clone(&self.failed);
@@ -80,7 +83,7 @@ impl Governor {
         mut self,
         steward: &RefCell<Steward>,
         control: Control,
-        mut announcer: Announcer,
+        mut announcer: Option<Announcer>,
         ended: oneshot::Receiver<()>,
     ) {
         let status = Status {
@@ -132,7 +135,9 @@ impl Governor {
             let mut tick = tokio::time::interval(own_address::ANNOUNCE_INTERVAL);
             loop {
                 tick.tick().await;
-                announcer.tick(&self.shared).await;
+                if let Some(announcer) = &mut announcer {
+                    announcer.tick(&self.shared).await;
+                }
                 let total = Snapshot::sum(status.stats.iter().map(|stats| stats.snapshot()));
                 let wake_errors = total.sockets.iter().map(|counters| counters.wake_errors);
                 steward.borrow_mut().look(wake_errors);
@@ -145,10 +150,14 @@ impl Governor {
             () = announce => {}
             () = control.serve(&status) => {}
         }
-        if let Err(error) = steward.borrow_mut().steering().detach() {
+        if let Some(steering) = steward.borrow_mut().steering()
+            && let Err(error) = steering.detach()
+        {
             error!(%error, "detaching the steering program");
         }
-        announcer.stop().await;
+        if let Some(announcer) = &mut announcer {
+            announcer.stop().await;
+        }
     }
 }
 

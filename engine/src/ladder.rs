@@ -30,6 +30,8 @@ pub enum Way {
     Generic,
     /// The tun driver; the kernel runs the program in tc.
     Tun,
+    /// The tun driver; the kernel routes packets into it.
+    Routed,
 }
 
 impl Way {
@@ -39,7 +41,7 @@ impl Way {
             Way::ZeroCopy => Some((XdpMode::Native, CopyMode::ZeroCopy)),
             Way::Copy => Some((XdpMode::Native, CopyMode::Copy)),
             Way::Generic => Some((XdpMode::Generic, CopyMode::Copy)),
-            Way::Tun => None,
+            Way::Tun | Way::Routed => None,
         }
     }
 }
@@ -59,6 +61,7 @@ impl fmt::Display for Way {
             Way::Copy => "copy",
             Way::Generic => "generic",
             Way::Tun => "tun",
+            Way::Routed => "routed",
         })
     }
 }
@@ -72,6 +75,19 @@ pub struct Rung {
     pub refused: Vec<(Way, String)>,
     /// Why no test frame proved that frames reach the sockets of every interface; `None`: proven.
     pub untested: Option<String>,
+}
+
+impl Rung {
+    /// The kernel routes packets to us, which no ladder leads to.
+    pub fn routed() -> Rung {
+        Rung {
+            way: Way::Routed,
+            refused: Vec::new(),
+            untested: Some(
+                "the kernel routes packets into the TAP; no test frame is sent".to_owned(),
+            ),
+        }
+    }
 }
 
 /// Why a way does not work here.
@@ -117,6 +133,8 @@ fn ways(mode: DeviceMode) -> &'static [Way] {
         DeviceMode::Copy => &[Way::Copy],
         DeviceMode::Generic => &[Way::Generic],
         DeviceMode::Tun => &[Way::Tun],
+        // Set up by `routed`: there is nothing to descend.
+        DeviceMode::Routed => &[],
     }
 }
 

@@ -32,6 +32,7 @@ pub mod punt;
 pub mod random;
 pub mod rewrite;
 pub mod route;
+pub mod routed;
 pub mod rulebook;
 pub mod segment;
 pub mod self_test;

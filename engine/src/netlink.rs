@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use ipnet::Ipv4Net;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::AsyncSocket;
@@ -26,7 +27,10 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::interface::InterfaceFacts;
 use crate::neighbour::{HopNumber, TURN_MIN};
-use crate::route::{Forwarding, InterfaceState, RouteInput, RouteKind, clamp};
+use crate::route::{
+    Forwarding, InterfaceState, PathFacts, RouteFacts, RouteInput, RouteKind, ServedInterface,
+    clamp,
+};
 
 pub(crate) mod dump;
 mod mirror;
@@ -373,7 +377,10 @@ impl Follower {
                 .filter(|facts| served.iter().all(|one| one.ifindex != facts.ifindex))
                 .map(|facts| (facts.ifindex, facts.name.clone()))
                 .collect(),
-            routes: network.routes,
+            routes: match self.forwarding.gateway() {
+                Some(gateway) => served.iter().map(|one| by_gateway(one, gateway)).collect(),
+                None => network.routes,
+            },
         }
     }
 
@@ -406,12 +413,10 @@ impl Follower {
                 continue;
             }
             let interface = usize::from(forwarding.hops().load(number).interface);
-            let arp = self
-                .input
-                .interfaces
-                .get(interface)
-                .is_none_or(|state| state.arp);
-            let (key, follow) = self.mirror.ask(forwarding.hops(), number, arp);
+            // As the kernel: whoever is behind an interface without ARP has its own address.
+            let state = self.input.interfaces.get(interface);
+            let fixed = state.filter(|state| !state.arp).map(|state| state.mac);
+            let (key, follow) = self.mirror.ask(forwarding.hops(), number, fixed);
             self.send(key, follow).await;
         }
         self.turn_over().await;
@@ -485,6 +490,23 @@ impl Follower {
 }
 
 /// Sleeps until then; for ever if there is nothing to wait for.
+/// The route of all packets where the kernel finds the way itself.
+fn by_gateway(served: &ServedInterface, gateway: Ipv4Addr) -> RouteFacts {
+    RouteFacts {
+        prefix: Ipv4Net::default(),
+        kind: RouteKind::Unicast,
+        metric: 0,
+        mtu: None,
+        paths: vec![PathFacts {
+            ifindex: served.ifindex,
+            gateway: Some(gateway),
+            weight: 1,
+            down: false,
+            foreign: false,
+        }],
+    }
+}
+
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,

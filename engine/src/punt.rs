@@ -46,6 +46,14 @@ pub struct Punt {
 }
 
 impl Punt {
+    /// None: nothing can be given back.
+    pub fn none() -> Punt {
+        Punt {
+            taps: Vec::new(),
+            mark: [0; 6],
+        }
+    }
+
     /// Makes the TAPs `PREFIX0`, `PREFIX1`, ... for the interfaces named, in their order, in the
     /// network namespace of the calling thread. At most 15 characters a name.
     pub fn open(

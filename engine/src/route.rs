@@ -342,6 +342,7 @@ pub struct Forwarding {
     served: Vec<ServedInterface>,
     routes: ArcSwap<Routes>,
     hops: HopTable,
+    gateway: Option<Ipv4Addr>,
 }
 
 impl Forwarding {
@@ -354,7 +355,20 @@ impl Forwarding {
             served,
             routes: ArcSwap::from_pointee(routes),
             hops: HopTable::new(hops_max),
+            gateway: None,
         }
+    }
+
+    /// All packets go by this gateway, whatever routes there are: the kernel, which finds the way.
+    #[must_use]
+    pub fn by(mut self, gateway: Ipv4Addr) -> Forwarding {
+        self.gateway = Some(gateway);
+        self
+    }
+
+    /// The one gateway, if there is one.
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
+        self.gateway
     }
 
     /// The current snapshot; workers keep it in an `arc_swap::Cache` and look once a batch.

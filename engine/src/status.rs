@@ -47,7 +47,11 @@ impl Status<'_> {
     }
 
     fn steering(&self) -> Value {
-        match self.steward.borrow().steering_ref().counters() {
+        let steward = self.steward.borrow();
+        let Some(steering) = steward.steering_ref() else {
+            return Value::Null;
+        };
+        match steering.counters() {
             Ok(counters) => json!({
                 "passed": counters.passed,
                 "punted": counters.punted,

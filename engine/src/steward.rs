@@ -54,7 +54,8 @@ pub struct Steward {
     slots: Slots,
     /// Clashes of ports that were told.
     clashes: Vec<Problem>,
-    steering: Steering,
+    /// `None`: the kernel's routes steer.
+    steering: Option<Steering>,
     shared: Arc<Shared>,
     presence: Presence,
 }
@@ -65,14 +66,16 @@ impl Steward {
         config: Config,
         plan: Plan,
         host: HostFacts,
-        mut steering: Steering,
+        mut steering: Option<Steering>,
         shared: Arc<Shared>,
     ) -> Result<Steward, SteeringError> {
         let prefixes = |given: &[crate::config::At<Ipv4Net>]| -> Vec<Ipv4Net> {
             given.iter().map(|prefix| prefix.value).collect()
         };
-        steering.set_internals(&prefixes(&config.internal))?;
-        steering.set_bypasses(&prefixes(&config.bypass))?;
+        if let Some(steering) = &mut steering {
+            steering.set_internals(&prefixes(&config.internal))?;
+            steering.set_bypasses(&prefixes(&config.bypass))?;
+        }
         let slots = plan.slots.clone();
         let clashes = port_clashes(&config, &host, plan.shared_address);
         let served = plan.interfaces.iter();
@@ -92,14 +95,14 @@ impl Steward {
         })
     }
 
-    /// The steering program.
-    pub fn steering(&mut self) -> &mut Steering {
-        &mut self.steering
+    /// The steering program; `None` where the kernel's routes steer.
+    pub fn steering(&mut self) -> Option<&mut Steering> {
+        self.steering.as_mut()
     }
 
     /// The steering program, to read.
-    pub fn steering_ref(&self) -> &Steering {
-        &self.steering
+    pub fn steering_ref(&self) -> Option<&Steering> {
+        self.steering.as_ref()
     }
 
     /// The configuration in force.
@@ -136,8 +139,11 @@ impl Steward {
         for (number, link) in links.links.iter_mut().enumerate() {
             link.present = self.presence.is_present(number);
         }
-        self.steering.set_interfaces(&self.steered(&links))?;
-        self.steering.set_locals(&view.locals)?;
+        let steered = self.steered(&links);
+        if let Some(steering) = &mut self.steering {
+            steering.set_interfaces(&steered)?;
+            steering.set_locals(&view.locals)?;
+        }
         if links != **self.shared.links.load() {
             self.shared.links.store(Arc::new(links));
         }
@@ -149,7 +155,7 @@ impl Steward {
         );
         let before = Arc::clone(&self.shared.rulebook.load());
         if policy == *before {
-            return self.steering.set_externals(&steered_addresses(&policy));
+            return self.steer(&steered_addresses(&policy));
         }
         announce_change(&before, &policy);
         // New addresses are steered before anything is mapped onto them, old ones until nothing
@@ -164,9 +170,16 @@ impl Steward {
                     .all(|new| new.slot != old.slot && new.addr != old.addr)
             }))
             .collect();
-        self.steering.set_externals(&both)?;
+        self.steer(&both)?;
         self.shared.rulebook.publish(policy.clone());
-        self.steering.set_externals(&steered_addresses(&policy))
+        self.steer(&steered_addresses(&policy))
+    }
+
+    fn steer(&mut self, addresses: &[SteeredAddress]) -> Result<(), SteeringError> {
+        match &mut self.steering {
+            Some(steering) => steering.set_externals(addresses),
+            None => Ok(()),
+        }
     }
 
     /// Looks whether the kernel still serves the sockets: `wake_errors` are the wake-ups that have

@@ -1,6 +1,8 @@
 //! The tables of an earlier engine taken over, or new ones made, and their file.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use conntrack::{Identity, LostPorts, Nat, TableSize};
 use tracing::{info, warn};
@@ -9,7 +11,6 @@ use crate::device::sys::memfile::{Found, MemFile};
 use crate::engine::{StartError, at};
 use crate::facts;
 use crate::random::WorkerRandom;
-use crate::steering::Steering;
 
 /// Takes a tables' file that was made for a start away, if that start fails.
 pub(crate) struct UnusedFile(Option<PathBuf>);
@@ -34,17 +35,18 @@ impl Drop for UnusedFile {
 }
 
 /// Takes over the tables of an earlier engine if they fit, else makes new ones; and the ports that
-/// the steering program still sends to a lost engine's sessions.
+/// the ownership bitmap `owned` still gives to a lost engine's sessions, on the addresses `placed`.
 pub(crate) fn open_nat(
     tables: &MemFile,
-    steering: &Steering,
+    owned: &'static [AtomicU64],
+    placed: &[(u16, Ipv4Addr)],
     size: TableSize,
 ) -> Result<(Nat<'static>, LostPorts), StartError> {
     let identity = Identity {
         boot_id: facts::boot_id(),
     };
     if tables.found() == Found::Kept {
-        match Nat::open(tables.words(), steering.owned(), size, identity) {
+        match Nat::open(tables.words(), owned, size, identity) {
             Ok(nat) => {
                 let totals = nat.totals();
                 info!(
@@ -57,18 +59,9 @@ pub(crate) fn open_nat(
         }
     }
     // The maps outlive the engine, not the boot: after a reboot nothing tells what was in use.
-    let placed = steering
-        .addresses()
-        .map_err(at("reading the addresses of an earlier engine"))?;
-    let lost = LostPorts::of(steering.owned(), &placed);
+    let lost = LostPorts::of(owned, placed);
     let mut random = WorkerRandom::from_system();
-    let nat = Nat::create(
-        tables.words(),
-        steering.owned(),
-        size,
-        identity,
-        &mut random,
-    )
-    .map_err(at("making the tables"))?;
+    let nat = Nat::create(tables.words(), owned, size, identity, &mut random)
+        .map_err(at("making the tables"))?;
     Ok((nat, lost))
 }

@@ -1,6 +1,7 @@
 //! What an engine changed on the host and puts back at its end, written down in
 //! `/run/egret/INSTANCE/undo` before it is changed: so a clean end after a crash, or
-//! `egret detach`, still knows. One change a line: `offload INTERFACE NAME`, `route ADDRESS`.
+//! `egret detach`, still knows. One change a line: `offload INTERFACE NAME`, `route ADDRESS`,
+//! `proxy INTERFACE ADDRESS`.
 
 use std::fs;
 use std::io;
@@ -11,7 +12,9 @@ use tracing::warn;
 
 use crate::config::RUN_DIR;
 use crate::device::sys::ethtool::{self, Offload};
+use crate::device::sys::link;
 use crate::own_address;
+use crate::routed;
 
 /// Something that was changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum Change {
     Offload(String, Offload),
     /// `local ADDRESS/32 dev lo` was added.
     Route(Ipv4Addr),
+    /// The kernel answers ARP for an address on an interface.
+    Proxy(String, Ipv4Addr),
 }
 
 impl Change {
@@ -27,6 +32,7 @@ impl Change {
         match self {
             Change::Offload(interface, which) => format!("offload {interface} {}\n", which.name()),
             Change::Route(addr) => format!("route {addr}\n"),
+            Change::Proxy(interface, addr) => format!("proxy {interface} {addr}\n"),
         }
     }
 
@@ -41,6 +47,9 @@ impl Change {
                 Change::Offload(interface.to_owned(), which)
             }
             ("route", addr) => Change::Route(addr.parse().ok()?),
+            ("proxy", interface) => {
+                Change::Proxy(interface.to_owned(), words.next()?.parse().ok()?)
+            }
             _ => return None,
         };
         words.next().is_none().then_some(change)
@@ -95,9 +104,25 @@ impl Undo {
     pub fn routes(&self) -> Vec<Ipv4Addr> {
         let route = |change: &Change| match change {
             Change::Route(addr) => Some(*addr),
-            Change::Offload(..) => None,
+            Change::Offload(..) | Change::Proxy(..) => None,
         };
         self.changes.iter().filter_map(route).collect()
+    }
+
+    /// Ends the answering of ARP for others' addresses.
+    pub fn end_proxies(&mut self) {
+        for change in self.changes.clone() {
+            let Change::Proxy(interface, addr) = &change else {
+                continue;
+            };
+            // With its interface it has gone itself.
+            if let Ok(index) = link::index(interface)
+                && let Err(error) = routed::forget_proxies(index, &[*addr])
+            {
+                warn!(%interface, %addr, %error, "the kernel still answers ARP for it");
+            }
+            self.remove(&change);
+        }
     }
 
     /// Turns an offload off, to be turned on again at the end; nothing if it is off already.
@@ -152,6 +177,7 @@ impl Undo {
 pub fn everything(instance: &str) -> io::Result<()> {
     let mut undo = Undo::open(instance);
     undo.restore_offloads();
+    undo.end_proxies();
     let routes = undo.routes();
     own_address::remove_all(&routes)?;
     for addr in routes {

@@ -8,10 +8,13 @@ use crate::lab::Lab;
 pub fn run(stage: &mut Stage<'_>) -> Verdict {
     let (forwarding, rules) = facts(stage.lab)?;
     let seen = describe(&forwarding, rules.as_deref());
-    if forwarding == "0" && rules.as_deref().unwrap_or("").is_empty() {
+    // In routed mode the kernel forwards, but translates nothing.
+    let wanted = if stage.lab.is_routed() { "1" } else { "0" };
+    if forwarding == wanted && rules.as_deref().unwrap_or("").is_empty() {
         return Ok(seen);
     }
-    Err(Miss::failed("ip_forward = 0 and no rule", seen))
+    let expected = format!("ip_forward = {wanted} and no rule");
+    Err(Miss::failed(expected, seen))
 }
 
 /// The gateway namespace's `ip_forward`, and its nft rules if nft is there to list them.

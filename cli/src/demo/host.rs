@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::check::{Miss, Stage, Verdict, at, endpoint, expect};
 use crate::lab::Lab;
 use crate::lab::icmp::IcmpSocket;
-use crate::lab::plan::EXTERNAL;
 use crate::lab::service::{UdpFlow, UdpService};
 use crate::lab::tcp::{TcpService, exchange};
 
@@ -47,7 +46,7 @@ fn server_on_the_gateway(lab: &Lab) -> Result<(), Miss> {
     let service = TcpService::start(&lab.gateway, HOST_PORT)?;
     for server in &lab.servers {
         let what = format!("{} uses the gateway's own port {HOST_PORT}", server.address);
-        let to = endpoint(EXTERNAL, HOST_PORT);
+        let to = endpoint(lab.host_address(), HOST_PORT);
         let seen = expect(what, exchange(&server.namespace, to, 256 << 10, 21))?;
         if *seen.ip() != server.address {
             let expected = format!("the gateway's server sees {}", server.address);
@@ -90,8 +89,9 @@ fn shared_port(lab: &Lab) -> Result<std::net::SocketAddrV4, Miss> {
     let gateway = UdpFlow::open(&lab.gateway, SHARED_PORT, at(1, NAME_PORT))?;
     let what = format!("the gateway asks s2 from its port {SHARED_PORT}");
     let seen = expect(what, gateway.ask(b"gateway", 3, LIMIT))?;
-    if seen != endpoint(EXTERNAL, SHARED_PORT) {
-        let expected = format!("s2 sees {EXTERNAL}:{SHARED_PORT}, not translated");
+    if seen != endpoint(lab.host_address(), SHARED_PORT) {
+        let own = lab.host_address();
+        let expected = format!("s2 sees {own}:{SHARED_PORT}, not translated");
         return Err(Miss::failed(expected, format!("it sees {seen}")));
     }
     expect(
@@ -110,7 +110,7 @@ fn name_queries(lab: &Lab) -> Result<(), Miss> {
             format!("{to} answers the gateway"),
             flow.ask(&[number], 3, LIMIT),
         )?;
-        if seen != endpoint(EXTERNAL, flow.local()?.port()) {
+        if seen != endpoint(lab.host_address(), flow.local()?.port()) {
             let expected = format!("{to} sees the gateway's own {}", flow.local()?);
             return Err(Miss::failed(expected, format!("it sees {seen}")));
         }
@@ -126,9 +126,13 @@ fn fragments(lab: &Lab) -> Result<(), Miss> {
         let what = format!("{} answers {LARGE} bytes with as many", flow.to);
         expect(what, flow.ask(&payload, 3, LIMIT))?;
     }
-    let service = UdpService::start(&lab.gateway, EXTERNAL, [HOST_UDP_PORT])?;
+    let service = UdpService::start(&lab.gateway, lab.host_address(), [HOST_UDP_PORT])?;
     for server in &lab.servers {
-        let flow = UdpFlow::open(&server.namespace, 0, endpoint(EXTERNAL, HOST_UDP_PORT))?;
+        let flow = UdpFlow::open(
+            &server.namespace,
+            0,
+            endpoint(lab.host_address(), HOST_UDP_PORT),
+        )?;
         let what = format!("the gateway answers {LARGE} bytes from {}", server.address);
         expect(what, flow.ask(&payload, 3, LIMIT))?;
     }

@@ -46,6 +46,8 @@ pub struct DemoOptions {
     pub json: bool,
     /// Leave the labs and their gateways in place at the end.
     pub keep: bool,
+    /// `device.mode` of the gateway; the engine's default if `None`.
+    pub mode: Option<String>,
     /// The `egret` binary.
     pub program: PathBuf,
 }
@@ -92,8 +94,15 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
     let mut standing = Vec::new();
     for &topology in &options.topologies {
         progress.step(&format!("{}: building the lab", topology.name()));
-        let lab = Lab::build(LabOptions::new(PREFIX, topology))?;
-        let config = setup::config(&lab, &Tuning::default());
+        let lab = Lab::build(LabOptions {
+            routed: options.mode.as_deref() == Some("routed"),
+            ..LabOptions::new(PREFIX, topology)
+        })?;
+        let tuning = Tuning {
+            mode: options.mode.clone(),
+            ..Tuning::default()
+        };
+        let config = setup::config(&lab, &tuning);
         let mut engine = EngineProcess::new(&lab, &options.program, &config)?;
         progress.step(&format!("{}: starting the gateway", topology.name()));
         engine.start()?;

@@ -137,7 +137,8 @@ impl Masquerade<'_> {
 impl Drop for Masquerade<'_> {
     fn drop(&mut self) {
         // The namespace goes soon; what cannot be undone here goes with it.
-        let _ = self.lab.gateway.set_sysctl("ipv4/ip_forward", "0");
+        let before = if self.lab.is_routed() { "1" } else { "0" };
+        let _ = self.lab.gateway.set_sysctl("ipv4/ip_forward", before);
         let _ = nft(&self.lab.gateway, &["delete table ip pod"]);
     }
 }

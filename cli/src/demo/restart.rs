@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::check::{Miss, Stage, Verdict, at, endpoint, expect, expect_external};
 use crate::lab::Lab;
-use crate::lab::plan::{EXTERNAL, SERVERS};
+use crate::lab::plan::SERVERS;
 use crate::lab::service::{UdpFlow, UdpService};
 use crate::lab::tcp::{EchoConnection, TcpService, exchange};
 
@@ -99,7 +99,7 @@ fn while_dead(lab: &Lab, open: &mut Open) -> Result<(), Miss> {
         }
     }
     let what = "the gateway host's own traffic goes on while the gateway is dead";
-    let to = endpoint(EXTERNAL, HOST_PORT);
+    let to = endpoint(lab.host_address(), HOST_PORT);
     expect(what, exchange(&lab.servers[0].namespace, to, 64 << 10, 31)).map(drop)
 }
 

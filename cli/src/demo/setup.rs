@@ -1,6 +1,6 @@
 //! The configuration that the demo writes for the engine.
 
-use crate::lab::plan::{INTERNAL, SERVER_NETS, Topology, client};
+use crate::lab::plan::{EXTERNAL, INTERNAL, SERVER_NETS, Topology, client};
 use crate::lab::{EngineProcess, Lab};
 
 /// The external port whose forward has an allow-list.
@@ -15,7 +15,7 @@ pub const HAIRPIN_TARGET: u16 = 81;
 /// What a test may set beyond the demo's own configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Tuning {
-    /// `device.mode`: `auto`, `copy`, `generic`; the engine's default if `None`.
+    /// `device.mode`: `auto`, `copy`, `generic`, `tun`, `routed`; the engine's default if `None`.
     pub mode: Option<String>,
     /// `workers.count`; the engine's default if `None`.
     pub workers: Option<u32>,
@@ -30,18 +30,25 @@ pub fn config(lab: &Lab, tuning: &Tuning) -> String {
     text += &interfaces(lab.topology);
     let target = client(2);
     let allowed = SERVER_NETS[0];
+    let (at, pool) = match lab.is_routed() {
+        true => (
+            format!("{EXTERNAL}:"),
+            format!("\n[pool]\naddresses = [\"{EXTERNAL}\"]\n"),
+        ),
+        false => (String::new(), String::new()),
+    };
     let control = EngineProcess::control_path(lab);
     text += &format!(
         r#"
 [[forwards]]
 protocol = "tcp"
-external = "{FORWARD_LISTED}"
+external = "{at}{FORWARD_LISTED}"
 target = "{target}:{FORWARD_TARGET}"
 allow = ["{allowed}"]
 
 [[forwards]]
 protocol = "tcp"
-external = "{FORWARD_OPEN}"
+external = "{at}{FORWARD_OPEN}"
 target = "{target}:{HAIRPIN_TARGET}"
 
 [tables]
@@ -58,7 +65,7 @@ socket = "{}"
     if let Some(workers) = tuning.workers {
         text += &format!("\n[workers]\ncount = {workers}\n");
     }
-    text + &tuning.more
+    text + &pool + &tuning.more
 }
 
 /// Which interfaces there are, and on which side.

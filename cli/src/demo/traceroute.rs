@@ -22,6 +22,8 @@ const TRIES: u32 = 3;
 pub fn run(stage: &mut Stage<'_>) -> Verdict {
     let lab = stage.lab;
     let server = lab.servers[0].address;
+    // In routed mode a packet passes the gateway's kernel before and after its NAT.
+    let own_hops = if lab.is_routed() { 3 } else { 1 };
     let paths = std::thread::scope(|scope| {
         let traces: Vec<_> = lab
             .clients
@@ -29,7 +31,7 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
             .enumerate()
             .map(|(number, client)| {
                 let first_port = 33_434 + 100 * number as u16;
-                scope.spawn(move || trace(client, server, first_port))
+                scope.spawn(move || trace(client, server, first_port, own_hops))
             })
             .collect();
         traces.into_iter().map(join).collect::<Result<Vec<_>, _>>()
@@ -41,15 +43,15 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
 }
 
 /// Traces the path of one client; the hops that answered.
-fn trace(client: &Host, server: Ipv4Addr, first_port: u16) -> Result<String, Miss> {
+fn trace(client: &Host, server: Ipv4Addr, first_port: u16, own_hops: u16) -> Result<String, Miss> {
     let errors = IcmpSocket::open(&client.namespace)?;
     let own = endpoint(client.address, SOURCE_PORT);
     let mut path = Vec::new();
-    for hop in 1..=3 {
+    for hop in 1..=own_hops + 2 {
         let to = endpoint(server, first_port + hop);
         let what = format!("hop {hop} answers {} about {own} to {to}", client.address);
         let message = expect(what, probe(client, &errors, own, to, u32::from(hop)))?;
-        check_hop(hop, &message, server)?;
+        check_hop(hop, own_hops, &message, server)?;
         path.push(message.source.to_string());
     }
     if let Some(stray) = errors.take()?.iter().find(|m| is_stray(m, own, first_port)) {
@@ -121,12 +123,13 @@ fn told_the_socket(socket: &Socket, message: &Message) -> io::Result<()> {
 }
 
 /// Is it the hop that should answer, and does it say what it should?
-fn check_hop(hop: u16, message: &Message, server: Ipv4Addr) -> Result<(), Miss> {
+fn check_hop(hop: u16, own_hops: u16, message: &Message, server: Ipv4Addr) -> Result<(), Miss> {
     let exceeded = Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit);
     let unreachable = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
     let (expected, sources) = match hop {
         1 => (exceeded, vec![GATEWAY_INTERNAL, EXTERNAL]),
-        2 => (exceeded, vec![ROUTER]),
+        _ if hop <= own_hops => (exceeded, vec![engine::routed::ADDRESS]),
+        _ if hop == own_hops + 1 => (exceeded, vec![ROUTER]),
         _ => (unreachable, vec![server]),
     };
     if message.kind == expected && sources.contains(&message.source) {

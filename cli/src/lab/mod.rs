@@ -60,6 +60,9 @@ pub struct LabOptions {
     pub external_mtu: u32,
     /// MTU of the link between the two routers, in bytes.
     pub far_mtu: u32,
+    /// The gateway's kernel forwards, has an external address of its own, and routes
+    /// [`plan::EXTERNAL`] to its NAT.
+    pub routed: bool,
 }
 
 impl LabOptions {
@@ -73,6 +76,7 @@ impl LabOptions {
             mtu: 1500,
             external_mtu: 1492,
             far_mtu: 1280,
+            routed: false,
         }
     }
 }
@@ -181,6 +185,19 @@ impl Lab {
         (self.options.external_mtu, self.options.far_mtu)
     }
 
+    /// Does the gateway's kernel route to its NAT?
+    pub fn is_routed(&self) -> bool {
+        self.options.routed
+    }
+
+    /// The external address of the gateway's kernel.
+    pub fn host_address(&self) -> Ipv4Addr {
+        match self.options.routed {
+            true => plan::GATEWAY_EXTERNAL,
+            false => plan::EXTERNAL,
+        }
+    }
+
     /// The switch of the clients' segment; its port `gw` faces the gateway.
     pub fn switch(&self) -> &Namespace {
         &self.switch
@@ -271,7 +288,8 @@ impl Lab {
     /// Forwarding where there are routers, and only there; no limit on the ICMP errors that the
     /// probes wait for, but on the gateway, which stays as its kernel made it.
     fn set_up_kernels(&self) -> Result<(), LabError> {
-        self.gateway.set_sysctl("ipv4/ip_forward", "0")?;
+        let forwards = if self.options.routed { "1" } else { "0" };
+        self.gateway.set_sysctl("ipv4/ip_forward", forwards)?;
         let edges = self
             .clients
             .iter()
@@ -378,7 +396,7 @@ impl Lab {
         let transit = plan::TRANSIT.prefix_len();
         let external = self.topology.external_link();
         self.gateway
-            .add_address(external, plan::with_length(plan::EXTERNAL, transit))?;
+            .add_address(external, plan::with_length(self.host_address(), transit))?;
         self.router
             .add_address(plan::ROUTER_LINK, plan::with_length(plan::ROUTER, transit))?;
         self.router

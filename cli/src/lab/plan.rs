@@ -50,6 +50,8 @@ pub const GATEWAY_INTERNAL: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub const TRANSIT: Ipv4Net = net([192, 0, 2, 0], 25);
 /// The gateway's external address, shared with its kernel.
 pub const EXTERNAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The gateway's own address where [`EXTERNAL`] is its NAT's alone.
+pub const GATEWAY_EXTERNAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 /// The router: the gateway's default route.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The router's interface towards the gateway.

@@ -9,7 +9,7 @@ use super::problem::{At, Level, Problem, Source, Span};
 use super::read::{FILTERINGS, word};
 use super::reader::Problems;
 use super::values::{PoolEntry, PortRange};
-use super::{ADDRESSES_MAX, Config, INTERFACES_MAX, Role};
+use super::{ADDRESSES_MAX, Config, DeviceMode, INTERFACES_MAX, Role};
 
 /// Checks what single values cannot tell.
 pub(super) fn check(config: &Config, problems: &Problems) {
@@ -189,6 +189,19 @@ fn roles(config: &Config, found: &mut Vec<Problem>) {
 /// False when the pool is so wrong that forwards cannot be held against it.
 fn pool(config: &Config, found: &mut Vec<Problem>) -> bool {
     let before = found.len();
+    if let (DeviceMode::Routed, Some(span)) = (config.mode.value, config.pool.interface_span()) {
+        let what = "mode = \"routed\" needs pool addresses of Egret's own";
+        let why =
+            "the kernel routes whole addresses to Egret; the interface's own stays the host's";
+        let fix = "name addresses in `pool.addresses` that the outside routes to this host";
+        let span = span.or(config.mode.span);
+        found.push(
+            Problem::error("routed-pool", what)
+                .why(why)
+                .fix(fix)
+                .at(span),
+        );
+    }
     let entries = &config.pool.addresses;
     let mut count = 0u64;
     for (number, entry) in entries.iter().enumerate() {

@@ -247,6 +247,16 @@ pub enum DeviceMode {
     /// The kernel runs the program in tc, and the tun driver exchanges frames: every driver can, and
     /// big packets stay whole.
     Tun,
+    /// The kernel routes what is to be translated into the tun driver: needs no BPF and no root, but
+    /// pool addresses of Egret's own.
+    Routed,
+}
+
+impl DeviceMode {
+    /// Are frames exchanged by the tun driver only?
+    pub fn is_of_tun_driver(self) -> bool {
+        matches!(self, DeviceMode::Tun | DeviceMode::Routed)
+    }
 }
 
 /// The checked configuration: every value is within its range and fits the others.
@@ -292,6 +302,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// The same with one interface for both sides.
+    #[must_use]
+    pub fn through(&self, interface: &str) -> Config {
+        Config {
+            interfaces: vec![InterfaceConfig {
+                name: At::default_value(interface.to_owned()),
+                role: Role::Both,
+            }],
+            ..self.clone()
+        }
+    }
+
     /// Reads and checks a configuration. `name` is what messages call the file.
     ///
     /// # Errors

@@ -108,6 +108,7 @@ pub(super) const DEVICE_MODES: &[(&str, DeviceMode)] = &[
     ("copy", DeviceMode::Copy),
     ("generic", DeviceMode::Generic),
     ("tun", DeviceMode::Tun),
+    ("routed", DeviceMode::Routed),
 ];
 
 /// The word of a value in a list of choices.

@@ -43,7 +43,13 @@ pub(crate) struct Mirror {
 
 impl Mirror {
     /// A worker asked for a hop.
-    pub(crate) fn ask(&mut self, hops: &HopTable, number: HopNumber, arp: bool) -> (Key, Follow) {
+    /// `fixed`: the address that everybody has on an interface without ARP.
+    pub(crate) fn ask(
+        &mut self,
+        hops: &HopTable,
+        number: HopNumber,
+        fixed: Option<[u8; 6]>,
+    ) -> (Key, Follow) {
         let hop = hops.load(number);
         let key = (hop.interface, hop.addr);
         let asked = self.asked.entry(key).or_insert(Asked {
@@ -56,8 +62,8 @@ impl Mirror {
             asked.numbers.push(number);
             hops.set(number, asked.mac, asked.state);
         }
-        if !arp {
-            asked.set(hops, HopState::Resolved, [0; 6]);
+        if let Some(mac) = fixed {
+            asked.set(hops, HopState::Resolved, mac);
             return (key, None);
         }
         match self.kernel.get(&key) {
@@ -233,7 +239,7 @@ mod tests {
         }
 
         fn ask(&mut self) -> Follow {
-            self.mirror.ask(&self.hops, self.number, true).1
+            self.mirror.ask(&self.hops, self.number, None).1
         }
 
         fn hop(&self) -> (HopState, [u8; 6]) {
@@ -278,7 +284,7 @@ mod tests {
         assert_eq!(world.ask(), Some(NeighbourRequest::Manage));
         assert_eq!(world.hop(), (HopState::Resolved, OLD));
         let other = world.hops.number_of(KEY.0, KEY.1, 1400).unwrap();
-        world.mirror.ask(&world.hops, other, true);
+        world.mirror.ask(&world.hops, other, None);
         assert_eq!(world.hops.load(other).mac, OLD);
     }
 

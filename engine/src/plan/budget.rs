@@ -219,5 +219,6 @@ pub(super) fn mode_name(mode: DeviceMode) -> &'static str {
         DeviceMode::Copy => "copy",
         DeviceMode::Generic => "generic",
         DeviceMode::Tun => "tun",
+        DeviceMode::Routed => "routed",
     }
 }

@@ -86,7 +86,7 @@ fn single(
     mtu(config, interface, facts, found);
     match facts.vlan_offload {
         // A tag that the NIC took out is seen in tc.
-        _ if config.mode.value == DeviceMode::Tun => {}
+        _ if config.mode.value.is_of_tun_driver() => {}
         Some(VlanOffload::Fixed) => {
             let what =
                 format!("\"{name}\" takes VLAN tags out of frames and cannot be told not to");
@@ -175,7 +175,7 @@ fn xdp(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &m
 }
 
 fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
-    if facts.mtu <= XDP_MTU_MAX || config.mode.value == DeviceMode::Tun {
+    if facts.mtu <= XDP_MTU_MAX || config.mode.value.is_of_tun_driver() {
         return;
     }
     let what = format!(

@@ -73,7 +73,7 @@ impl Plan {
     /// Everything that speaks against running, and the warnings and notes: errors first.
     pub fn make(config: &Config, host: &HostFacts) -> Result<Plan, Vec<Problem>> {
         let mut found = config.advice.clone();
-        privileges(host, &mut found);
+        privileges(config, host, &mut found);
         let facts = interfaces::find(config, host, &mut found);
         let external = config
             .interfaces
@@ -101,7 +101,7 @@ impl Plan {
         let queues = facts.iter().flatten().map(|facts| facts.rx_queues);
         let queues = queues.filter(|&queues| queues > 0).min();
         // A TAP has as many queues as there are workers.
-        let queues = queues.filter(|_| config.mode.value != DeviceMode::Tun);
+        let queues = queues.filter(|_| !config.mode.value.is_of_tun_driver());
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
         priority::priority(config, host, workers, &mut found);
 
@@ -135,6 +135,12 @@ impl Plan {
 }
 
 impl Plan {
+    /// The smallest MTU of the interfaces, bytes.
+    pub fn mtu_min(&self) -> u32 {
+        let mtus = self.interfaces.iter().map(|planned| planned.facts.mtu);
+        mtus.min().unwrap_or(1500)
+    }
+
     /// Gives addresses the places that they have in tables taken over from an earlier run, and lets
     /// the interface's address that was in force stay so while it is there. `config` and `host` are
     /// those that the plan was made from.
@@ -164,7 +170,7 @@ fn addresses_max(config: &Config) -> u16 {
     }
 }
 
-fn privileges(host: &HostFacts, found: &mut Vec<Problem>) {
+fn privileges(config: &Config, host: &HostFacts, found: &mut Vec<Problem>) {
     let Some(has) = host.capabilities else {
         let problem = Problem::note("unchecked-privilege", "privileges were not checked");
         found.push(problem.why("`egret run` needs CAP_NET_ADMIN, CAP_NET_RAW and CAP_SYS_ADMIN"));
@@ -181,7 +187,12 @@ fn privileges(host: &HostFacts, found: &mut Vec<Problem>) {
             "CAP_SYS_ADMIN (load programs, mount the BPF file system)",
         ),
     ];
-    let lacks: Vec<&str> = needs
+    // Routed mode loads nothing and opens no socket.
+    let count = match config.mode.value {
+        DeviceMode::Routed => 1,
+        _ => needs.len(),
+    };
+    let lacks: Vec<&str> = needs[..count]
         .iter()
         .filter(|(has, _)| !has)
         .map(|&(_, name)| name)
@@ -265,7 +276,17 @@ fn kernel_settings(
 ) {
     let first = config.internal.first().and_then(|prefix| prefix.span);
     let bypass = config.bypass.first();
+    let routed = config.mode.value == DeviceMode::Routed;
     match host.ip_forward {
+        // Rules lead all that comes from inside to Egret, alive or dead.
+        Some(true) if routed => {}
+        Some(false) if routed => {
+            let what = "mode = \"routed\" is given, and ip_forward is 0";
+            let why = "the kernel carries every packet between the interfaces and Egret";
+            let fix = "sysctl -w net.ipv4.ip_forward=1";
+            let problem = Problem::error("routed-not-forwarded", what).why(why);
+            found.push(problem.fix(fix).at(config.mode.span));
+        }
         Some(true) => {
             let prefixes: Vec<String> = config.internal.iter().map(|net| net.to_string()).collect();
             let what = format!(

@@ -1,0 +1,474 @@
+//! Routed mode: the kernel routes what is to be translated into a TAP, and what comes out of it on to
+//! where it goes. No BPF program is loaded, so that it works in containers and user namespaces.
+//!
+//! The TAP has no ARP: the kernel takes its own MAC for everyone's behind it, and so does the engine,
+//! for which the TAP is the one interface of a one-arm gateway. Packets from inside come by policy
+//! rules and a table of their own, and so do not when their destination is internal or bypassed; packets
+//! to a pool address come by a route in the main table. All of this is marked with [`PROTOCOL`]. When
+//! the engine dies the TAP goes, and its routes with it; an `unreachable` route stays in the table, so
+//! that nothing leaves untranslated.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::{LinkFlags, LinkMessage};
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder, RuleAddRequest};
+
+use crate::device::sys::link;
+use crate::device::sys::tap::Tap;
+use crate::punt::silence;
+
+/// The TAP's own address: the one for hosts that need one to send ICMP errors from (RFC 7600).
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+/// Where the kernel sends what is ours: an address on the TAP that nobody has, of those for networks
+/// between a host and its translator (RFC 7335). One gateway is one neighbour, whatever is behind it.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+/// Marks our rules and routes (`ip rule ... proto 231`).
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(231);
+/// The kernel's table of ordinary routes (`RT_TABLE_MAIN`).
+const TABLE_MAIN: u32 = 254;
+/// Tables and priorities of instances of one network namespace begin here.
+const TABLE_BASE: u32 = 231_000_000;
+const PRIORITY_BASE: u32 = 10_000;
+/// Priorities of an instance.
+const RANKS: u32 = 3;
+/// How many instances are told apart.
+const INSTANCES: u32 = 5000;
+/// What the TAP is told: packets from anywhere may come out of it, such as ICMP errors from
+/// [`ADDRESS`]; those who send through it need no shorter way.
+const SETTINGS: [(&str, &str); 3] = [
+    ("rp_filter", "2"),
+    ("accept_local", "1"),
+    ("send_redirects", "0"),
+];
+
+/// Why routed mode could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum RoutedError {
+    /// The TAP could not be made.
+    #[error("TAP {name}: {step}: {source}")]
+    Tap {
+        /// Name of the TAP.
+        name: String,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// /dev/net/tun is not there, or not for this user.
+    #[error(
+        "/dev/net/tun: {0}; it must be open to this user: `chmod 666 /dev/net/tun` as root (the \
+         default of most distributions), `modprobe tun` if it is missing, and in a container \
+         `--device /dev/net/tun`"
+    )]
+    NoTun(#[source] io::Error),
+    /// An engine of this name is running.
+    #[error("an engine of this instance's name is running: its TAP {0} is there")]
+    InUse(String),
+    /// A rule or route could not be set.
+    #[error("{step}: {why}")]
+    Route {
+        /// What was being done.
+        step: String,
+        /// The kernel's answer.
+        why: String,
+    },
+    /// A setting of the TAP could not be written.
+    #[error("{path}: {source}")]
+    Setting {
+        /// The file.
+        path: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> RoutedError {
+    move |error| RoutedError::Route {
+        step: step.into(),
+        why: error.to_string(),
+    }
+}
+
+/// What routed mode is to carry.
+#[derive(Clone, Debug)]
+pub struct RoutedPlan {
+    /// Name of the TAP, at most 15 characters.
+    pub tap: String,
+    /// The instance's name.
+    pub instance: String,
+    /// MTU of the TAP, bytes: the smallest of the served interfaces', so that the engine and not the
+    /// kernel tells senders of too big packets.
+    pub mtu: u32,
+    /// Queues of the TAP: as many as there are workers.
+    pub queues: u32,
+    /// Whose packets are translated.
+    pub internal: Vec<Ipv4Net>,
+    /// Destinations whose packets are not.
+    pub bypass: Vec<Ipv4Net>,
+    /// The pool's addresses.
+    pub pool: Vec<Ipv4Addr>,
+    /// Index of the external interface: there the kernel answers ARP for the pool.
+    pub external: u32,
+    /// Its name.
+    pub external_name: String,
+    /// Are clients behind it, too?
+    pub one_arm: bool,
+}
+
+/// The TAP's queues, one a worker, and the way into it: rules and routes. These go with
+/// [`remove_all`] and [`forget_proxies`], the TAP with the queues.
+///
+/// # Errors
+/// The kernel's refusal: nothing is left then.
+pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
+    let name = &plan.tap;
+    let fail = |step| {
+        let name = name.clone();
+        move |source| RoutedError::Tap { name, step, source }
+    };
+    let taps = Tap::create_queues(name, plan.queues).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            if std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/net/tun")
+                .is_err() =>
+        {
+            RoutedError::NoTun(error)
+        }
+        io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
+        _ => fail("making it")(error),
+    })?;
+    silence(name);
+    link::set_mtu(name, plan.mtu).map_err(fail("setting its MTU"))?;
+    for (key, value) in SETTINGS {
+        let path = format!("/proc/sys/net/ipv4/conf/{name}/{key}");
+        std::fs::write(&path, value).map_err(|source| RoutedError::Setting { path, source })?;
+    }
+    let index = link::index(name).map_err(fail("finding it"))?;
+    let made = with_netlink(async |handle| {
+        // Of a dead engine, perhaps with other prefixes.
+        clear(handle, &plan.instance).await?;
+        lead_in(handle, plan, index).await
+    });
+    if made.is_err() {
+        // That the set-up failed is what matters to the reader.
+        let _ = remove_all(&plan.instance);
+        let _ = forget_proxies(plan.external, &plan.pool);
+    }
+    made.map(|()| taps)
+}
+
+/// Takes away the rules and routes of an instance, also those of a dead engine. Those that are gone
+/// already are fine.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn remove_all(instance: &str) -> Result<(), RoutedError> {
+    with_netlink(async |handle| clear(handle, instance).await)
+}
+
+/// Lets the kernel no longer answer ARP for addresses on the interface of this index. Where it does not
+/// that is fine.
+///
+/// # Errors
+/// No netlink connection.
+pub fn forget_proxies(external: u32, pool: &[Ipv4Addr]) -> Result<(), RoutedError> {
+    with_netlink(async |handle| {
+        for &addr in pool {
+            let _ = handle
+                .neighbours()
+                .del(proxy(external, addr))
+                .execute()
+                .await;
+        }
+        Ok(())
+    })
+}
+
+/// Runs `work` with a netlink connection, in the network namespace of the calling thread.
+fn with_netlink<T>(
+    work: impl AsyncFnOnce(&Handle) -> Result<T, RoutedError>,
+) -> Result<T, RoutedError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build();
+    let system = |error: io::Error| RoutedError::Route {
+        step: "opening a netlink connection".to_owned(),
+        why: error.to_string(),
+    };
+    runtime.map_err(system)?.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(system)?;
+        tokio::spawn(connection);
+        work(&handle).await
+    })
+}
+
+/// An instance's table, and the first of its priorities.
+fn numbers(instance: &str) -> (u32, u32) {
+    let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
+    let number = hash % INSTANCES;
+    (TABLE_BASE + number, PRIORITY_BASE + RANKS * number)
+}
+
+async fn lead_in(handle: &Handle, plan: &RoutedPlan, index: u32) -> Result<(), RoutedError> {
+    let name = &plan.tap;
+    let mut up = LinkMessage::default();
+    up.header.index = index;
+    up.header.flags = LinkFlags::Up | LinkFlags::Noarp;
+    up.header.change_mask = LinkFlags::Up | LinkFlags::Noarp;
+    let raised = handle.link().set(up).execute().await;
+    raised.map_err(at(format!("bringing {name} up without ARP")))?;
+    let given = handle
+        .address()
+        .add(index, IpAddr::V4(ADDRESS), 32)
+        .execute();
+    given
+        .await
+        .map_err(at(format!("giving {name} the address {ADDRESS}")))?;
+
+    let (table, priority) = numbers(&plan.instance);
+    let anywhere = Ipv4Net::default();
+    for message in [unreachable(table), route(anywhere, table, index)] {
+        let added = handle.route().add(message).execute().await;
+        added.map_err(at(format!("adding a route to table {table}")))?;
+    }
+    for rule in rules(plan) {
+        let added = rule.request(handle, priority).execute().await;
+        added.map_err(at(format!(
+            "adding a rule from {} to {}",
+            rule.from, rule.to
+        )))?;
+    }
+    for &addr in &plan.pool {
+        let added = handle.route().add(route(addr.into(), TABLE_MAIN, index));
+        let added = added.replace().execute().await;
+        added.map_err(at(format!("routing {addr} to {name}")))?;
+        let answered = handle.neighbours().add(plan.external, addr.into());
+        let answered = answered.flags(NeighbourFlags::Proxy).replace().execute();
+        answered
+            .await
+            .map_err(at(format!("answering ARP for {addr}")))?;
+    }
+    Ok(())
+}
+
+fn route(destination: Ipv4Net, table: u32, index: u32) -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(destination.addr(), destination.prefix_len())
+        .output_interface(index)
+        .gateway(GATEWAY)
+        .onlink()
+        .table_id(table)
+        .protocol(PROTOCOL)
+        .build()
+}
+
+/// What is left of a table when the TAP goes: no packet falls through to the main table.
+fn unreachable(table: u32) -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .table_id(table)
+        .kind(RouteType::Unreachable)
+        .priority(u32::MAX)
+        .protocol(PROTOCOL)
+        .build()
+}
+
+fn proxy(index: u32, addr: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Proxy;
+    let destination = NeighbourAttribute::Destination(NeighbourAddress::Inet(addr));
+    message.attributes.push(destination);
+    message
+}
+
+/// One policy rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rule {
+    /// Below [`RANKS`]: the lowest is asked first.
+    rank: u32,
+    /// Packets that came in here only.
+    by: Option<String>,
+    from: Ipv4Net,
+    to: Ipv4Net,
+    /// The table that knows the way; `None`: dropped.
+    table: Option<u32>,
+}
+
+/// The rules of a plan. What the steering program drops on an external interface is dropped here, too:
+/// internal sources (not one-arm: there they are the clients), and packets straight to internal
+/// addresses.
+fn rules(plan: &RoutedPlan) -> Vec<Rule> {
+    let anywhere = Ipv4Net::default();
+    let rule = |rank, by: Option<&String>, from, to, table| Rule {
+        rank,
+        by: by.cloned(),
+        from,
+        to,
+        table,
+    };
+    let outside = &plan.external_name;
+    let mut rules = Vec::new();
+    for &inside in &plan.internal {
+        if !plan.one_arm {
+            rules.push(rule(0, Some(outside), inside, anywhere, None));
+        }
+        for &other in plan.internal.iter().chain(&plan.bypass) {
+            rules.push(rule(1, None, inside, other, Some(TABLE_MAIN)));
+        }
+        for &other in &plan.bypass {
+            rules.push(rule(1, None, other, inside, Some(TABLE_MAIN)));
+        }
+        rules.push(rule(2, Some(outside), anywhere, inside, None));
+        let (table, _) = numbers(&plan.instance);
+        rules.push(rule(2, None, inside, anywhere, Some(table)));
+    }
+    rules
+}
+
+impl Rule {
+    fn request(&self, handle: &Handle, first: u32) -> RuleAddRequest<Ipv4Addr> {
+        let mut request = handle.rule().add().v4().priority(first + self.rank);
+        request = match self.table {
+            Some(table) => request.table_id(table).action(RuleAction::ToTable),
+            None => request.action(RuleAction::Blackhole),
+        };
+        if let Some(by) = &self.by {
+            request = request.input_interface(by);
+        }
+        if self.from.prefix_len() > 0 {
+            request = request.source_prefix(self.from.network(), self.from.prefix_len());
+        }
+        if self.to.prefix_len() > 0 {
+            request = request.destination_prefix(self.to.network(), self.to.prefix_len());
+        }
+        let protocol = RuleAttribute::Protocol(PROTOCOL);
+        request.message_mut().attributes.push(protocol);
+        request
+    }
+}
+
+/// Takes the instance's rules away, then its table.
+async fn clear(handle: &Handle, instance: &str) -> Result<(), RoutedError> {
+    let (table, priority) = numbers(instance);
+    let rules: Vec<RuleMessage> = handle
+        .rule()
+        .get(IpVersion::V4)
+        .execute()
+        .try_collect()
+        .await
+        .map_err(at("listing the rules"))?;
+    for rule in rules.into_iter().filter(|rule| is_ours(rule, priority)) {
+        let removed = handle.rule().del(rule).execute().await;
+        removed.map_err(at("removing a rule"))?;
+    }
+    let routes: Vec<RouteMessage> = handle
+        .route()
+        .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
+        .execute()
+        .try_collect()
+        .await
+        .map_err(at("listing the routes"))?;
+    let in_table = |route: &RouteMessage| {
+        let stated =
+            |one: &RouteAttribute| matches!(one, RouteAttribute::Table(id) if *id == table);
+        route.attributes.iter().any(stated)
+    };
+    for route in routes.into_iter().filter(in_table) {
+        let removed = handle.route().del(route).execute().await;
+        removed.map_err(at("removing a route"))?;
+    }
+    Ok(())
+}
+
+fn is_ours(rule: &RuleMessage, first: u32) -> bool {
+    let has = |wanted: &dyn Fn(&RuleAttribute) -> bool| rule.attributes.iter().any(wanted);
+    has(&|one| matches!(one, RuleAttribute::Protocol(protocol) if *protocol == PROTOCOL))
+        && has(
+            &|one| matches!(one, RuleAttribute::Priority(p) if (first..first + RANKS).contains(p)),
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_rules_of_the_instance_are_its_own() {
+        let (_, priority) = numbers("default");
+        let rule = |protocol, priority| {
+            let mut rule = RuleMessage::default();
+            rule.attributes = vec![
+                RuleAttribute::Protocol(protocol),
+                RuleAttribute::Priority(priority),
+            ];
+            rule
+        };
+        assert!(is_ours(&rule(PROTOCOL, priority), priority));
+        assert!(is_ours(&rule(PROTOCOL, priority + 1), priority));
+        assert!(!is_ours(&rule(PROTOCOL, priority + RANKS), priority));
+        assert!(!is_ours(&rule(RouteProtocol::Static, priority), priority));
+    }
+
+    #[test]
+    fn internal_sources_are_dropped_outside_unless_clients_are_there() {
+        let plan = |one_arm| RoutedPlan {
+            tap: "egret0".to_owned(),
+            instance: "default".to_owned(),
+            mtu: 1500,
+            queues: 1,
+            internal: vec!["10.0.0.0/24".parse().unwrap()],
+            bypass: vec!["10.42.0.0/16".parse().unwrap()],
+            pool: vec![],
+            external: 2,
+            external_name: "eth0".to_owned(),
+            one_arm,
+        };
+        let told = |one_arm| -> Vec<String> {
+            let tell = |rule: &Rule| {
+                let by = rule.by.as_deref().unwrap_or("any");
+                let table = rule.table.map_or("drop", |table| match table {
+                    TABLE_MAIN => "main",
+                    _ => "own",
+                });
+                format!("{} {by} {} {} {table}", rule.rank, rule.from, rule.to)
+            };
+            rules(&plan(one_arm)).iter().map(tell).collect()
+        };
+        let one_arm = [
+            "1 any 10.0.0.0/24 10.0.0.0/24 main",
+            "1 any 10.0.0.0/24 10.42.0.0/16 main",
+            "1 any 10.42.0.0/16 10.0.0.0/24 main",
+            "2 eth0 0.0.0.0/0 10.0.0.0/24 drop",
+            "2 any 10.0.0.0/24 0.0.0.0/0 own",
+        ];
+        assert_eq!(told(true), one_arm);
+        let two_arm = told(false);
+        assert_eq!(two_arm[0], "0 eth0 10.0.0.0/24 0.0.0.0/0 drop");
+        assert_eq!(two_arm[1..], one_arm);
+    }
+
+    #[test]
+    fn priorities_come_before_those_of_the_kernel_s_tables() {
+        for instance in ["default", "a", "egret-demo-12-0"] {
+            let (table, priority) = numbers(instance);
+            assert!(table > 255 && (1..32_765).contains(&priority), "{instance}");
+        }
+    }
+}
