@@ -70,7 +70,10 @@ impl Steering {
 
     /// Makes a TAP the way to the engine for what is ours of an interface, by its number. The
     /// kernel forgets it when the TAP goes.
-    pub(crate) fn set_door(&mut self, interface: usize, tap: &Tap) -> Result<(), SteeringError> {
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn set_door(&mut self, interface: usize, tap: &Tap) -> Result<(), SteeringError> {
         maps::set_door(&mut self.ebpf, interface, tap.ifindex())
     }
 
