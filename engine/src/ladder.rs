@@ -130,8 +130,12 @@ pub fn descend(
     punt: Option<&Punt>,
 ) -> Result<(Devices, Rung), LadderError> {
     for planned in &plan.interfaces {
-        // Another's program on the interface stands in every way.
-        steering.may_attach(&planned.facts.name)?;
+        // Another's program on the interface stands in every way; in tc only another engine's.
+        let name = &planned.facts.name;
+        steering.may_attach_tc(name)?;
+        if config.mode.value != DeviceMode::Tun {
+            steering.may_attach(name)?;
+        }
     }
     let mut refused = Vec::new();
     for &way in ways(config.mode.value) {
