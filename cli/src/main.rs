@@ -42,6 +42,9 @@ struct DemoArguments {
     /// How many interfaces the gateway has
     #[arg(long, value_enum, default_value_t = TopologyChoice::Both)]
     topology: TopologyChoice,
+    /// How the gateway exchanges frames; as `device.mode`
+    #[arg(long, value_enum, default_value_t = ModeChoice::Auto)]
+    mode: ModeChoice,
     /// Print one JSON object a line, for machines
     #[arg(long)]
     json: bool,
@@ -92,6 +95,31 @@ fn main() -> ExitCode {
     }
 }
 
+/// The modes that there are on veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeChoice {
+    /// The best that works
+    Auto,
+    /// AF_XDP, the kernel copies
+    Copy,
+    /// AF_XDP behind the kernel's receive path
+    Generic,
+    /// The tun driver
+    Tun,
+}
+
+impl ModeChoice {
+    /// As in the configuration.
+    fn name(self) -> &'static str {
+        match self {
+            ModeChoice::Auto => "auto",
+            ModeChoice::Copy => "copy",
+            ModeChoice::Generic => "generic",
+            ModeChoice::Tun => "tun",
+        }
+    }
+}
+
 fn run_demo(arguments: DemoArguments) -> ExitCode {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
     if let Err(message) = become_root("demo", &program, std::env::args_os().skip(1)) {
@@ -104,6 +132,7 @@ fn run_demo(arguments: DemoArguments) -> ExitCode {
     }
     ExitCode::from(demo::run(&DemoOptions {
         topologies: arguments.topology.topologies(),
+        mode: arguments.mode.name(),
         only: arguments.only,
         json: arguments.json,
         keep: arguments.keep,

@@ -40,6 +40,8 @@ const PREFIX: &str = "egret-demo";
 pub struct DemoOptions {
     /// The topologies, in order.
     pub topologies: Vec<Topology>,
+    /// `device.mode` of the gateway.
+    pub mode: &'static str,
     /// The checks, by name; empty means all.
     pub only: Vec<String>,
     /// One JSON object a line on standard output, and nothing else.
@@ -93,7 +95,14 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
     for &topology in &options.topologies {
         progress.step(&format!("{}: building the lab", topology.name()));
         let lab = Lab::build(LabOptions::new(PREFIX, topology))?;
-        let config = setup::config(&lab, &Tuning::default());
+        if options.mode == "generic" {
+            lab.split_towards_gateway()?;
+        }
+        let tuning = Tuning {
+            mode: Some(options.mode.to_owned()),
+            ..Tuning::default()
+        };
+        let config = setup::config(&lab, &tuning);
         let mut engine = EngineProcess::new(&lab, &options.program, &config)?;
         progress.step(&format!("{}: starting the gateway", topology.name()));
         engine.start()?;

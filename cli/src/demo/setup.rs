@@ -15,7 +15,7 @@ pub const HAIRPIN_TARGET: u16 = 81;
 /// What a test may set beyond the demo's own configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Tuning {
-    /// `device.mode`: `auto`, `copy`, `generic`; the engine's default if `None`.
+    /// `device.mode`: `auto`, `copy`, `generic`, `tun`; the engine's default if `None`.
     pub mode: Option<String>,
     /// `workers.count`; the engine's default if `None`.
     pub workers: Option<u32>,
