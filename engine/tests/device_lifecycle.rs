@@ -434,7 +434,7 @@ fn stays_in_tc(test: &str, tcx: bool) {
             steering.attach_tc("in0", tcx).is_ok()
         }));
         drop(steering);
-        let shown = filters().matches("egret_steer_tc").count();
+        let shown = filters().matches("handle 0x1 egret_steer_tc").count();
         assert_eq!(shown, usize::from(!tcx), "{}", filters());
         assert!(!world.server_is_reached_raw(), "nobody guards the inside");
         assert!(world.host_is_reached());
