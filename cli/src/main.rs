@@ -43,6 +43,9 @@ struct DemoArguments {
     /// How many interfaces the gateway has
     #[arg(long, value_enum, default_value_t = TopologyChoice::Both)]
     topology: TopologyChoice,
+    /// How the gateway exchanges frames; as `device.mode`
+    #[arg(long, value_enum, default_value_t = ModeChoice::Auto)]
+    mode: ModeChoice,
     /// Print one JSON object a line, for machines
     #[arg(long)]
     json: bool,
@@ -52,9 +55,6 @@ struct DemoArguments {
     /// Only these checks, by name
     #[arg(long, value_delimiter = ',', value_name = "CHECK")]
     only: Vec<String>,
-    /// How the gateway exchanges frames, as `device.mode` in its configuration
-    #[arg(long, value_enum, default_value_t = ModeChoice::Auto)]
-    mode: ModeChoice,
     /// Without root: in a user namespace of its own, in routed mode
     #[arg(long, conflicts_with_all = ["mode", "keep", "clean"])]
     unprivileged: bool,
@@ -64,32 +64,6 @@ struct DemoArguments {
     /// Only remove what an earlier `--keep` left
     #[arg(long, conflicts_with_all = ["keep", "only", "json"])]
     clean: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ModeChoice {
-    /// The best that works
-    Auto,
-    /// AF_XDP, the kernel copies
-    Copy,
-    /// AF_XDP behind the kernel's own receive path
-    Generic,
-    /// The tun driver, with the program in tc
-    Tun,
-    /// The tun driver, with routes and no program
-    Routed,
-}
-
-impl ModeChoice {
-    fn name(self) -> &'static str {
-        match self {
-            ModeChoice::Auto => "auto",
-            ModeChoice::Copy => "copy",
-            ModeChoice::Generic => "generic",
-            ModeChoice::Tun => "tun",
-            ModeChoice::Routed => "routed",
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -125,6 +99,34 @@ fn main() -> ExitCode {
     }
 }
 
+/// The modes that there are on veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeChoice {
+    /// The best that works
+    Auto,
+    /// AF_XDP, the kernel copies
+    Copy,
+    /// AF_XDP behind the kernel's receive path
+    Generic,
+    /// The tun driver
+    Tun,
+    /// The tun driver, into which the kernel routes
+    Routed,
+}
+
+impl ModeChoice {
+    /// As in the configuration.
+    fn name(self) -> &'static str {
+        match self {
+            ModeChoice::Auto => "auto",
+            ModeChoice::Copy => "copy",
+            ModeChoice::Generic => "generic",
+            ModeChoice::Tun => "tun",
+            ModeChoice::Routed => "routed",
+        }
+    }
+}
+
 fn run_demo(arguments: DemoArguments) -> ExitCode {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
     let privilege = match arguments.unprivileged {
@@ -141,13 +143,13 @@ fn run_demo(arguments: DemoArguments) -> ExitCode {
     }
     ExitCode::from(demo::run(&DemoOptions {
         topologies: arguments.topology.topologies(),
+        mode: match arguments.unprivileged {
+            true => ModeChoice::Routed.name(),
+            false => arguments.mode.name(),
+        },
         only: arguments.only,
         json: arguments.json,
         keep: arguments.keep,
-        mode: Some(match arguments.unprivileged {
-            true => ModeChoice::Routed.name().to_owned(),
-            false => arguments.mode.name().to_owned(),
-        }),
         program: arguments.gateway_program.unwrap_or(program),
     }))
 }

@@ -85,10 +85,16 @@ fn offloads(namespace: &Namespace, link: &str) -> String {
 
 /// What the instance keeps in /run, but for its tables.
 fn kept(lab: &Lab) -> Vec<String> {
-    let entries = fs::read_dir(format!("/run/egret/{}", lab.name()));
-    let names = entries.into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    names.filter(|name| name != "tables").collect()
+    let directory = format!("/run/egret/{}", lab.name());
+    let names = |directory: &str| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.collect::<Vec<String>>()
+    };
+    let mut all = names(&directory);
+    all.extend(names(&format!("{directory}/bpf")));
+    all.retain(|name| name != "tables");
+    all
 }
 
 /// Differences of two snapshots, a line each.
@@ -155,8 +161,13 @@ fn left_as_found(topology: Topology, mode: &str, more: String) {
             .unwrap_or_else(|error| panic!("{error}"));
         some_traffic(&stand.lab);
         let during = difference(&before, &snapshot(&stand.lab));
-        let merging = if mode == "generic" { "gro" } else { "xdp" };
-        for sign in ["xdp", "egret", "rxvlan", merging] {
+        let signs: &[&str] = match mode {
+            "generic" => &["xdp", "egret", "rxvlan", "gro"],
+            // In tc tags are seen, and the program is no part of the interface.
+            "tun" => &["egret", "link_tc_"],
+            _ => &["xdp", "egret", "rxvlan"],
+        };
+        for &sign in signs {
             assert!(
                 during.contains(sign),
                 "no sign of {sign} while it runs:\n{during}"
@@ -194,6 +205,16 @@ fn sigterm_leaves_the_host_as_found_generic_two_arm() {
     left_as_found(Topology::TwoArm, "generic", String::new());
 }
 
+#[test]
+fn sigterm_leaves_the_host_as_found_tun_one_arm() {
+    left_as_found(Topology::OneArm, "tun", own_pool());
+}
+
+#[test]
+fn sigterm_leaves_the_host_as_found_tun_two_arm() {
+    left_as_found(Topology::TwoArm, "tun", String::new());
+}
+
 /// `egret` with words, in the gateway's namespace.
 fn egret(lab: &Lab, words: &[&str]) -> Said {
     run(&lab.gateway, Command::new(EGRET).args(words), LIMIT)
@@ -201,10 +222,20 @@ fn egret(lab: &Lab, words: &[&str]) -> Said {
 
 #[test]
 fn after_sigkill_internal_traffic_stops_until_detach_puts_everything_back() {
+    after_sigkill("copy", "xdp");
+}
+
+#[test]
+fn after_sigkill_in_tun_mode_internal_traffic_stops_until_detach_puts_everything_back() {
+    after_sigkill("tun", "link_tc_");
+}
+
+/// `sign`: what shows that the program is attached.
+fn after_sigkill(mode: &str, sign: &str) {
     if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
         return;
     }
-    let (mut stand, before) = found(Topology::TwoArm, "copy", own_pool());
+    let (mut stand, before) = found(Topology::TwoArm, mode, own_pool());
     stand
         .engine
         .start()
@@ -223,8 +254,8 @@ fn after_sigkill_internal_traffic_stops_until_detach_puts_everything_back() {
     let flow = UdpFlow::open(&stand.lab.clients[0].namespace, 0, at(0, 7001)).expect("a flow");
     flow.ask(b"anybody", 3, LIMIT / 100)
         .expect_err("nobody translates");
-    let link = ip(&stand.lab.gateway, "link show lan0");
-    assert!(link.contains("xdp"), "the program stays: {link}");
+    let now = snapshot(&stand.lab);
+    assert!(now.contains(sign), "the program stays: {now}");
     let host = TcpService::start(&stand.lab.gateway, 22).expect("a server");
     exchange(&server.namespace, endpoint(EXTERNAL, 22), 64 << 10, 3).expect("host traffic");
     drop((service, host));
@@ -249,6 +280,39 @@ fn after_sigkill_internal_traffic_stops_until_detach_puts_everything_back() {
         .unwrap_or_else(|error| panic!("{error}"));
     some_traffic(&stand.lab);
     stand.stop();
+}
+
+/// A dead engine's program is replaced by that of the next one, wherever it is attached.
+#[test]
+fn an_engine_of_another_mode_takes_over_after_sigkill() {
+    if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
+        return;
+    }
+    let (mut stand, before) = found(Topology::TwoArm, "copy", String::new());
+    for mode in ["copy", "tun", "copy"] {
+        let tuning = Tuning {
+            mode: Some(mode.to_owned()),
+            ..Tuning::default()
+        };
+        let config = setup::config(&stand.lab, &tuning);
+        let path = stand.lab.directory().join("egret.toml");
+        fs::write(path, config).expect("a configuration");
+        stand
+            .engine
+            .start()
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(stand.status()["mode"], mode);
+        some_traffic(&stand.lab);
+        let now = snapshot(&stand.lab);
+        let attached = (now.contains("prog/xdp"), now.contains("clsact"));
+        assert_eq!(attached, (mode == "copy", false), "{now}");
+        stand.engine.kill();
+    }
+    let name = stand.lab.name().to_owned();
+    let detached = egret(&stand.lab, &["detach", "--instance", &name]);
+    assert!(detached.status.success(), "{detached:?}");
+    let settled = wait::until(LIMIT / 10, || snapshot(&stand.lab) == before);
+    assert!(settled, "{}", difference(&before, &snapshot(&stand.lab)));
 }
 
 /// `egret run` with a file of this text, which must not start.
@@ -526,13 +590,17 @@ fn run_time(pid: u32) -> (u64, u64) {
     (ran, ticks.sum())
 }
 
-fn idle(sessions: &str) {
+fn idle(mode: &str, sessions: &str) {
     if !is_root() {
         return;
     }
     const WATCHED: Duration = Duration::from_secs(5);
     let lab = build(LabOptions::new(PREFIX, Topology::TwoArm));
-    let config = setup::config(&lab, &Tuning::default()).replace("sessions_max = 65536", sessions);
+    let tuning = Tuning {
+        mode: Some(mode.to_owned()),
+        ..Tuning::default()
+    };
+    let config = setup::config(&lab, &tuning).replace("sessions_max = 65536", sessions);
     let mut stand = Stand::with_config(lab, &config);
     stand
         .engine
@@ -561,12 +629,17 @@ fn idle(sessions: &str) {
 
 #[test]
 fn an_idle_gateway_sleeps() {
-    idle("sessions_max = 65536");
+    idle("copy", "sessions_max = 65536");
+}
+
+#[test]
+fn an_idle_gateway_in_tun_mode_sleeps() {
+    idle("tun", "sessions_max = 65536");
 }
 
 #[test]
 fn an_idle_gateway_with_tables_of_the_default_size_sleeps() {
-    idle("");
+    idle("copy", "");
 }
 
 /// Every message names the value, what is allowed, and what to do.

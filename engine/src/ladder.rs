@@ -148,8 +148,12 @@ pub fn descend(
     punt: Option<&Punt>,
 ) -> Result<(Devices, Rung), LadderError> {
     for planned in &plan.interfaces {
-        // Another's program on the interface stands in every way.
-        steering.may_attach(&planned.facts.name)?;
+        // Another's program on the interface stands in every way; in tc only another engine's.
+        let name = &planned.facts.name;
+        steering.may_attach_tc(name)?;
+        if config.mode.value != DeviceMode::Tun {
+            steering.may_attach(name)?;
+        }
     }
     let mut refused = Vec::new();
     for &way in ways(config.mode.value) {
@@ -221,18 +225,29 @@ fn try_tun(
 ) -> Result<(Devices, Option<String>), LadderError> {
     let mut devices = doors::open(taps, plan, steering, true)?;
     for planned in &plan.interfaces {
-        steering.attach_tc(&planned.facts.name, true)?;
+        if let Err(error) = steering.attach_tc(&planned.facts.name, true) {
+            detach_tc(plan, steering);
+            return Err(error.into());
+        }
     }
     // The program of an engine before this one, in front of this program.
     for planned in &plan.interfaces {
         steering.detach_interface(planned.facts.ifindex)?;
     }
-    let untested = test_taps(config, plan, steering, punt, &mut devices)
-        .inspect_err(|_| detach_tc(plan, steering))?;
-    Ok((Devices::Tap(devices), untested))
+    match test_taps(config, plan, steering, punt, &mut devices) {
+        Ok(untested) => Ok((Devices::Tap(devices), untested)),
+        Err(error) => {
+            detach_tc(plan, steering);
+            Err(error)
+        }
+    }
 }
 
+/// After a way that did not work. What a dead engine left attached goes on guarding the inside.
 fn detach_tc(plan: &Plan, steering: &mut Steering) {
+    if steering.is_inherited() {
+        return;
+    }
     for planned in &plan.interfaces {
         if let Err(error) = steering.detach_tc(planned.facts.ifindex) {
             warn!(interface = planned.facts.name, %error, "detaching the program again");

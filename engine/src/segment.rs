@@ -163,7 +163,7 @@ mod tests {
         frame.truncate(len);
         assert_eq!(frame.len(), 54 + 1448);
         assert_eq!(parse(&frame).unwrap().ipv4.total_len, 1488);
-        assert!(transport_is_right(&frame));
+        assert_eq!(transport_is_right(&frame), Some(true));
         assert_eq!(frame[34 + tcp::FLAGS], tcp::ACK);
         assert_eq!(frame[54..], payload(1448));
     }
@@ -174,7 +174,7 @@ mod tests {
         let packet = parse(&frame).unwrap();
         let offload = offload(SegmentKind::Tcp { ecn: false }, 54, 1448);
         assert_eq!(first(&mut frame, &packet, offload), 154);
-        assert!(transport_is_right(&frame));
+        assert_eq!(transport_is_right(&frame), Some(true));
         assert_eq!(frame[34 + tcp::FLAGS], tcp::ACK | tcp::FIN);
     }
 
@@ -187,7 +187,7 @@ mod tests {
         let (mut lens, mut bytes, mut identifications) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(datagram) = datagrams.next_frame() {
             let parsed = parse(datagram).unwrap();
-            assert!(transport_is_right(datagram));
+            assert_eq!(transport_is_right(datagram), Some(true));
             assert_eq!(parsed.frame_len(), datagram.len());
             lens.push(datagram.len() - 42);
             bytes.extend_from_slice(&datagram[42..]);

@@ -83,6 +83,18 @@ pub enum SteeringError {
         /// The instance of Egret that it belongs to.
         instance: Option<String>,
     },
+    /// Another engine's program is attached to the interface's tc ingress.
+    #[error(
+        "{interface} has the tc program of the engine with `instance = \"{instance}\"` already: one \
+         interface has one engine: stop that one, or, if it is dead, `egret detach --instance \
+         {instance}`"
+    )]
+    OccupiedInTc {
+        /// Name of the interface.
+        interface: String,
+        /// The instance of Egret that it belongs to.
+        instance: String,
+    },
     /// The program could not be attached.
     #[error("attaching to {interface} in {mode} mode: {why}")]
     Attach {

@@ -745,7 +745,7 @@ error: `device.mode` is "zerocopy"
    |
  9 | mode = "zerocopy"
    |        ^^^^^^^^^^
-   = why: it takes "auto", "zero-copy", "copy" or "generic"
+   = why: it takes "auto", "zero-copy", "copy", "generic" or "tun"
    = fix: write "zero-copy"
 "#,
     );

@@ -417,3 +417,42 @@ fn pins_of_interfaces_that_are_gone_do_not_block() {
     steering.detach().unwrap();
     assert!(world.attached().is_none());
 }
+
+/// In tc the program stays when its engine dies, is replaced in one step by the next one's, and goes
+/// when it is detached: by a link, and by a filter as before Linux 6.6.
+fn stays_in_tc(test: &str, tcx: bool) {
+    if !privileged(test) {
+        return;
+    }
+    let world = World::new();
+    let filters = || world.gateway.exec("tc filter show dev in0 ingress");
+    assert!(world.server_is_reached_raw());
+    for _ in 0..2 {
+        let mut steering = world.open();
+        assert!(world.gateway.enter(|| {
+            steering.attach_tc("in0", tcx).unwrap();
+            steering.attach_tc("in0", tcx).is_ok()
+        }));
+        drop(steering);
+        let shown = filters().matches("handle 0x1 egret_steer_tc").count();
+        assert_eq!(shown, usize::from(!tcx), "{}", filters());
+        assert!(!world.server_is_reached_raw(), "nobody guards the inside");
+        assert!(world.host_is_reached());
+    }
+    let count = world
+        .gateway
+        .enter(|| detach_all(&world.instance.0).unwrap());
+    assert_eq!(count, 1);
+    assert_eq!(filters().trim(), "");
+    assert!(world.server_is_reached_raw());
+}
+
+#[test]
+fn a_tcx_link_outlives_its_engine() {
+    stays_in_tc("a_tcx_link_outlives_its_engine", true);
+}
+
+#[test]
+fn a_filter_outlives_its_engine() {
+    stays_in_tc("a_filter_outlives_its_engine", false);
+}

@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{Instance, Net, eventually, privileged, veth};
 use conntrack::AddressKind;
 use engine::device::Device;
+use engine::device::offload::Offload;
 use engine::device::sys::link::{self, XdpMode};
 use engine::device::sys::socket::CopyMode;
 use engine::device::xdp::{XdpConfig, XdpDevice, XdpInterface};
@@ -142,7 +143,7 @@ fn delivers(test: &str, mode: XdpMode, tcx: bool) {
         });
         assert_eq!(receive(&socket, 20), None, "not yet at the host");
         for frame in frames.drain(..) {
-            assert!(punt.punt(1, device.bytes(&frame)));
+            assert!(punt.punt(1, device.bytes(&frame), Offload::NONE));
             device.free(frame);
         }
         let wanted = (sent.into_bytes(), CLIENT.into());
@@ -199,9 +200,9 @@ fn what_cannot_be_punted_is_counted() {
     world.host.enter(|| {
         let mut steering = world.steering();
         let punt = Punt::open(&mut steering, "egretp", &["other0", "out0"]).unwrap();
-        assert!(!punt.punt(0, &[0; 13]) && !punt.punt(2, &[0; 60]));
+        assert!(!punt.punt(0, &[0; 13], Offload::NONE) && !punt.punt(2, &[0; 60], Offload::NONE));
         common::run("ip link set egretp0 down");
-        assert!(!punt.punt(0, &[0; 60]));
+        assert!(!punt.punt(0, &[0; 60], Offload::NONE));
         let taken = Punt::open(&mut steering, "egretp", &["other0"]).unwrap_err();
         assert!(matches!(taken, PuntError::Tap { .. }) && taken.to_string().contains("egretp0"));
         let unknown = Punt::open(&mut steering, "egretq", &["none"]).unwrap_err();
@@ -223,7 +224,7 @@ fn a_tap_is_silent_and_takes_full_frames() {
         let mut steering = world.steering();
         let punt = Punt::open(&mut steering, "egretp", &["other0", "out0"]).unwrap();
         assert_eq!(link::mtu("egretp1").unwrap(), 3000);
-        assert!(punt.punt(1, &[0; 3014]));
+        assert!(punt.punt(1, &[0; 3014], Offload::NONE));
         let addresses = common::run("ip addr show dev egretp1");
         assert!(!addresses.contains("inet"), "{addresses}");
         let path = "/proc/sys/net/ipv6/conf/egretp1/disable_ipv6";

@@ -10,6 +10,7 @@ use common::{Instance, Net, privileged, unique, veth};
 use conntrack::AddressKind;
 use engine::device::sys::link;
 use engine::device::sys::socket::CopyMode;
+use engine::device::sys::tap::Tap;
 use engine::device::xdp::{XdpConfig, XdpDevice, XdpInterface};
 use engine::steering::{
     Judgement, SteeredAddress, SteeredInterface, Steering, SteeringCounters, SteeringSize,
@@ -30,6 +31,10 @@ struct Bench {
     steering: Steering,
     interfaces: [(u32, [u8; 6]); 3],
     _device: XdpDevice,
+    /// The same in tc: a way to the engine for each interface.
+    doors: Vec<Tap>,
+    /// Every frame is judged in tc, too.
+    compares_tc: bool,
 }
 
 const INTERNAL: usize = 0;
@@ -94,10 +99,17 @@ impl Bench {
         for (interface, queue, socket) in device.sockets() {
             steering.set_socket(interface, queue, socket).unwrap();
         }
+        let door = |number: usize| Tap::create(&format!("door{number}")).unwrap();
+        let doors: Vec<Tap> = (0..names.len()).map(door).collect();
+        for (number, door) in doors.iter().enumerate() {
+            steering.set_door(number, door).unwrap();
+        }
         Bench {
             steering,
             interfaces,
             _device: device,
+            doors,
+            compares_tc: true,
         }
     }
 
@@ -115,10 +127,22 @@ impl Bench {
 
     fn frame(&self, on: usize, frame: &[u8]) -> (Judgement, Judgement) {
         let (ifindex, _) = self.interfaces[on];
-        (
-            self.steering.judge(ifindex, 0, frame).unwrap(),
-            self.steering.judge(ifindex, 1, frame).unwrap(),
-        )
+        let served = self.steering.judge(ifindex, 0, frame).unwrap();
+        let unserved = self.steering.judge(ifindex, 1, frame).unwrap();
+        // For a try in tc the kernel takes none that is shorter than its IP header.
+        let is_ipv6 = frame.get(12..14) == Some(&[0x86, 0xdd]);
+        let shortest = if is_ipv6 { 54 } else { 34 };
+        if !self.compares_tc || frame.len() < shortest {
+            return (served, unserved);
+        }
+        let in_tc = self.steering.judge_tc(ifindex, frame).unwrap();
+        let wanted = if self.doors.is_empty() {
+            unserved
+        } else {
+            served
+        };
+        assert_eq!(in_tc, wanted, "tc judges otherwise: {frame:02x?}");
+        (served, unserved)
     }
 }
 
@@ -433,9 +457,32 @@ fn malformed_packets_go_by_their_addresses() {
     });
 }
 
+/// The kernel forgets the doors of a dead engine: then tc does what XDP does without a socket.
+#[test]
+fn without_doors_tc_falls_back_as_xdp_does() {
+    with_bench("without_doors", |bench| {
+        let mut doors = std::mem::take(&mut bench.doors);
+        let own = ipv4(17, REMOTE, OWN, 0, &udp(53, 5000, b"x"));
+        let internal = ipv4(17, INSIDE, REMOTE, 0, &udp(5000, 53, b"x"));
+        let fragment = ipv4(17, REMOTE, HOST, MORE, &udp(53, 5000, b"12345678"));
+        let (ifindex, mac) = bench.interfaces[ONE_ARM];
+        let own_frame = ethernet(mac, PEER, 0x0800, &own);
+        let judge = |bench: &Bench| bench.steering.judge_tc(ifindex, &own_frame).unwrap();
+        assert_eq!(judge(bench), Judgement::Engine);
+        doors.clear();
+        common::eventually("the doors to be forgotten", || {
+            judge(bench) == Judgement::Drop
+        });
+        assert_eq!(bench.packet(ONE_ARM, &own), ENGINE);
+        assert_eq!(bench.packet(ONE_ARM, &internal), ENGINE);
+        assert_eq!(bench.packet(EXTERNAL, &fragment), ENGINE_OR_PASS);
+    });
+}
+
 #[test]
 fn everything_is_counted() {
     with_bench("counted", |bench| {
+        bench.compares_tc = false;
         bench.own(0, 40_000);
         let (ifindex, mac) = bench.interfaces[EXTERNAL];
         let before = bench.steering.counters().unwrap();
@@ -518,6 +565,7 @@ fn sets_are_replaced_as_wholes() {
 #[test]
 fn a_socket_can_be_taken_away() {
     with_bench("socket", |bench| {
+        bench.compares_tc = false;
         let packet = ipv4(6, INSIDE, REMOTE, 0, &tcp(5000, 443));
         assert_eq!(bench.packet(INTERNAL, &packet), ENGINE);
         bench.steering.clear_socket(INTERNAL, 0).unwrap();

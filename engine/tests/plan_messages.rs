@@ -284,7 +284,7 @@ fn mtu_too_large() {
         MINIMAL,
         &host,
         r#"
-error: the MTU of "eth0" (driver ena) is 9001, too large for XDP
+warning: the MTU of "eth0" (driver ena) is 9001, too large for XDP: it will be served in tun mode
   --> egret.toml:2:13
    |
  2 | interface = "eth0"
@@ -293,6 +293,32 @@ error: the MTU of "eth0" (driver ena) is 9001, too large for XDP
    = fix: ip link set eth0 mtu 1500
 "#,
     );
+    says(
+        &format!("{MINIMAL}device.mode = \"copy\"\n"),
+        &host,
+        r#"
+error: the MTU of "eth0" (driver ena) is 9001, too large for XDP
+  --> egret.toml:2:13
+   |
+ 2 | interface = "eth0"
+   |             ^^^^^^
+   = why: a frame must fit one buffer: 3498 at most
+   = fix: ip link set eth0 mtu 1500, or write mode = "tun" in [device]
+"#,
+    );
+    says(&format!("{MINIMAL}device.mode = \"tun\"\n"), &host, "");
+}
+
+/// Each worker makes queues of its own, and tags are seen in tc.
+#[test]
+fn tun_mode_asks_nothing_of_the_card() {
+    let host = eth0_with(|nic| {
+        nic.rx_queues = 1;
+        nic.xdp_native = Some(false);
+        nic.vlan_offload = Some(VlanOffload::Fixed);
+    });
+    let text = format!("{MINIMAL}device.mode = \"tun\"\nworkers.count = 2\n");
+    says(&text, &host, "");
 }
 
 #[test]

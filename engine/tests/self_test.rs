@@ -7,8 +7,9 @@ use common::{Instance, Net, privileged, veth};
 use engine::config::Config;
 use engine::device::sys::link;
 use engine::device::xdp::{XdpConfig, XdpDevice, XdpInterface};
-use engine::ladder::{self, LadderError, Rung};
+use engine::ladder::{self, Devices, LadderError, Rung, Way};
 use engine::plan::Plan;
+use engine::punt::Punt;
 use engine::self_test::{self, Outcome};
 use engine::steering::{SteeredAddress, SteeredInterface, Steering, SteeringSize};
 
@@ -95,6 +96,20 @@ fn attached(plan: &Plan) -> bool {
         .any(|planned| there(planned.facts.ifindex))
 }
 
+fn descend(
+    config: &Config,
+    plan: &Plan,
+    steering: &mut Steering,
+) -> Result<(Devices, Rung), LadderError> {
+    let names: Vec<&str> = plan
+        .interfaces
+        .iter()
+        .map(|planned| planned.facts.name.as_str())
+        .collect();
+    let punt = Punt::open(steering, "egretsp", &names).unwrap();
+    ladder::descend(config, plan, steering, "egretst", Some(&punt))
+}
+
 fn arrives(test: &str, mode: &str) {
     if !privileged(test) {
         return;
@@ -103,7 +118,10 @@ fn arrives(test: &str, mode: &str) {
     let before = stand.sent();
     stand.gateway.enter(|| {
         let (config, plan, mut steering) = stand.prepare(mode);
-        let (devices, rung) = ladder::descend(&config, &plan, &mut steering).unwrap();
+        let (devices, rung) = descend(&config, &plan, &mut steering).unwrap();
+        let Devices::Xdp(devices) = devices else {
+            panic!("{rung:?}");
+        };
         assert_eq!((rung.way.to_string().as_str(), rung.untested), (mode, None));
         for device in &devices {
             // Nothing of it is left for the workers.
@@ -125,6 +143,47 @@ fn test_frames_arrive_before_generic_mode_is_taken() {
     arrives("test_frames_arrive_before_generic_mode", "generic");
 }
 
+#[test]
+fn test_frames_arrive_in_tun_mode() {
+    if !privileged("test_frames_arrive_in_tun_mode") {
+        return;
+    }
+    let stand = Stand::new();
+    let before = stand.sent();
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare("tun");
+        let (devices, rung) = descend(&config, &plan, &mut steering).unwrap();
+        assert_eq!((rung.way, rung.untested), (Way::Tun, None));
+        let Devices::Tap(devices) = devices else {
+            panic!("not the tun driver's devices");
+        };
+        assert_eq!(devices.len(), plan.workers as usize);
+        steering.detach().unwrap();
+    });
+    assert_eq!(stand.sent(), before, "nothing went onto a wire");
+}
+
+/// What no buffer of AF_XDP has room for is no hindrance to the tun driver.
+#[test]
+fn a_large_mtu_leads_down_to_tun_mode_with_the_reasons() {
+    if !privileged("a_large_mtu_leads_down_to_tun_mode") {
+        return;
+    }
+    let stand = Stand::new();
+    stand.gateway.ip("link set wan0 mtu 9001");
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare("auto");
+        let (_devices, rung) = descend(&config, &plan, &mut steering).unwrap();
+        assert_eq!((rung.way, rung.untested), (Way::Tun, None));
+        assert_eq!(rung.refused.len(), 3);
+        for (way, why) in &rung.refused {
+            assert!(why.contains("9001") && why.contains("wan0"), "{way}: {why}");
+        }
+        assert!(!attached(&plan), "no XDP program is left");
+        steering.detach().unwrap();
+    });
+}
+
 /// The program knows the interfaces by other numbers than the sockets' map: what it redirects, the
 /// kernel does not deliver.
 #[test]
@@ -139,14 +198,14 @@ fn a_way_whose_frames_do_not_arrive_is_refused() {
         let mut interfaces = steered_interfaces(&plan);
         interfaces.reverse();
         steering.set_interfaces(&interfaces).unwrap();
-        let error = ladder::descend(&config, &plan, &mut steering).err();
+        let error = descend(&config, &plan, &mut steering).err();
         let Some(LadderError::Bottom(reasons)) = error else {
             panic!("{error:?}");
         };
-        let [_, copy, generic] = reasons.as_slice() else {
+        let [_, copy, generic, tun] = reasons.as_slice() else {
             panic!("{reasons:?}");
         };
-        for (mode, reason) in [("copy", copy), ("generic", generic)] {
+        for (mode, reason) in [("copy", copy), ("generic", generic), ("tun", tun)] {
             for word in [mode, "test frame for lan0", "does not deliver"] {
                 assert!(reason.contains(word), "no {word} in {reason}");
             }
@@ -207,9 +266,8 @@ fn no_test_frame_is_sent_over_a_program_at_work() {
     let stand = Stand::new();
     stand.gateway.enter(|| {
         let (config, plan, mut steering) = stand.prepare("copy");
-        let descend = |steering: &mut Steering| -> Rung {
-            ladder::descend(&config, &plan, steering).unwrap().1
-        };
+        let descend =
+            |steering: &mut Steering| -> Rung { descend(&config, &plan, steering).unwrap().1 };
         assert_eq!(descend(&mut steering).untested, None);
         let sent = steering.counters().unwrap().internal;
         // As after a crash: the sockets are gone, the program is not.

@@ -159,11 +159,16 @@ pub fn expect<T>(expected: impl Into<String>, result: io::Result<T>) -> Result<T
 
 /// Is it the gateway's external address that the server saw?
 pub fn expect_external(seen: SocketAddrV4) -> Result<(), Miss> {
-    if *seen.ip() == EXTERNAL {
+    expect_from(EXTERNAL, seen)
+}
+
+/// Is it this address that the server saw?
+pub fn expect_from(address: Ipv4Addr, seen: SocketAddrV4) -> Result<(), Miss> {
+    if *seen.ip() == address {
         return Ok(());
     }
     Err(Miss::failed(
-        format!("the server sees {EXTERNAL} as source"),
+        format!("the server sees {address} as source"),
         format!("it sees {seen}"),
     ))
 }

@@ -40,14 +40,14 @@ const PREFIX: &str = "egret-demo";
 pub struct DemoOptions {
     /// The topologies, in order.
     pub topologies: Vec<Topology>,
+    /// `device.mode` of the gateway.
+    pub mode: &'static str,
     /// The checks, by name; empty means all.
     pub only: Vec<String>,
     /// One JSON object a line on standard output, and nothing else.
     pub json: bool,
     /// Leave the labs and their gateways in place at the end.
     pub keep: bool,
-    /// `device.mode` of the gateway; the engine's default if `None`.
-    pub mode: Option<String>,
     /// The `egret` binary.
     pub program: PathBuf,
 }
@@ -95,11 +95,14 @@ fn run_topologies(options: &DemoOptions) -> Result<bool, LabError> {
     for &topology in &options.topologies {
         progress.step(&format!("{}: building the lab", topology.name()));
         let lab = Lab::build(LabOptions {
-            routed: options.mode.as_deref() == Some("routed"),
+            routed: options.mode == "routed",
             ..LabOptions::new(PREFIX, topology)
         })?;
+        if options.mode == "generic" {
+            lab.split_towards_gateway()?;
+        }
         let tuning = Tuning {
-            mode: options.mode.clone(),
+            mode: Some(options.mode.to_owned()),
             ..Tuning::default()
         };
         let config = setup::config(&lab, &tuning);

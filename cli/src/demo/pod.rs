@@ -1,13 +1,13 @@
 //! A pod behind the gateway that the kernel itself masquerades onto the same external address,
 //! from ports of its own choice, while clients go on through Egret.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::check::{Miss, Stage, Verdict, at, expect, expect_external, join};
+use super::check::{Miss, Stage, Verdict, at, expect, expect_from, join};
 use crate::lab::netns::Namespace;
-use crate::lab::plan::{POD, SERVERS};
+use crate::lab::plan::{EXTERNAL, POD, SERVERS};
 use crate::lab::service::{UdpFlow, UdpService};
 use crate::lab::tcp::{TcpService, exchange};
 use crate::lab::{Host, Lab, LabError};
@@ -46,7 +46,13 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
             .chain(&lab.clients)
             .enumerate()
             .map(|(number, host)| {
-                scope.spawn(move || traffic_of(host, at(number.min(1), UDP_PORT)))
+                // The kernel's masquerade has the host's address.
+                let by = if number == 0 {
+                    lab.host_address()
+                } else {
+                    EXTERNAL
+                };
+                scope.spawn(move || traffic_of(host, at(number.min(1), UDP_PORT), by))
             })
             .collect();
         hosts.into_iter().map(join).collect::<Result<Vec<_>, _>>()
@@ -59,21 +65,21 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
 ///
 /// Pod and clients use the same source ports, which both NATs keep. They ask different servers:
 /// one external endpoint for one remote endpoint cannot be had by two that do not know each other.
-fn traffic_of(host: &Host, asked: SocketAddrV4) -> Result<SocketAddrV4, Miss> {
+fn traffic_of(host: &Host, asked: SocketAddrV4, by: Ipv4Addr) -> Result<SocketAddrV4, Miss> {
     let who = host.address;
     let mut last = None;
     for server in 0..SERVERS.len() {
         let to = at(server, TCP_PORT);
         let what = format!("{LENGTH} bytes both ways from {who} to {to}");
         let seen = expect(what, exchange(&host.namespace, to, LENGTH, 41))?;
-        expect_external(seen)?;
+        expect_from(by, seen)?;
         last = Some(seen);
     }
     for number in 0..FLOWS {
         let port = FIRST_PORT + number;
         let flow = UdpFlow::open(&host.namespace, port, asked)?;
         let what = format!("{} answers {who}", flow.to);
-        expect_external(expect(what, flow.ask(&[number as u8], 3, LIMIT))?)?;
+        expect_from(by, expect(what, flow.ask(&[number as u8], 3, LIMIT))?)?;
     }
     last.ok_or_else(|| Miss::failed("servers", "none"))
 }

@@ -181,6 +181,20 @@ pub(super) fn instance_of(ifindex: u32, program: u32) -> Option<String> {
     Some(dir.file_name()?.to_string_lossy().into_owned())
 }
 
+/// The instance, another than that of `own`, one of whose programs on the interface's tc ingress is
+/// among these. Call it `at_home`.
+pub(super) fn other_in_tc(own: &Pins, ifindex: u32, programs: &[u32]) -> Option<String> {
+    let instances = fs::read_dir(RUN_DIR).ok()?.flatten();
+    let attached = |dir: &PathBuf| {
+        let link = bpf::open_pin(&dir.join("bpf").join(format!("link_tc_{ifindex}")));
+        let info = link.and_then(|link| bpf::link_info(link.as_fd()));
+        *dir != own.dir
+            && info.is_ok_and(|info| info.ifindex == ifindex && programs.contains(&info.program))
+    };
+    let dir = instances.map(|entry| entry.path()).find(attached)?;
+    Some(dir.file_name()?.to_string_lossy().into_owned())
+}
+
 /// Detaches the link that is pinned at `path`, if there is one, and removes the pin. Call it
 /// `at_home`.
 pub(super) fn detach(path: &Path) -> Result<(), SteeringError> {

@@ -70,7 +70,10 @@ impl Steering {
 
     /// Makes a TAP the way to the engine for what is ours of an interface, by its number. The
     /// kernel forgets it when the TAP goes.
-    pub(crate) fn set_door(&mut self, interface: usize, tap: &Tap) -> Result<(), SteeringError> {
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn set_door(&mut self, interface: usize, tap: &Tap) -> Result<(), SteeringError> {
         maps::set_door(&mut self.ebpf, interface, tap.ifindex())
     }
 
@@ -114,6 +117,36 @@ impl Steering {
             self.attached.push(ifindex);
         }
         Ok(())
+    }
+
+    /// Is the interface without the program of another engine, in XDP and in tc? Programs that are
+    /// nobody's of ours do not hinder one in tc.
+    ///
+    /// # Errors
+    /// It has one, or its state could not be read.
+    pub fn may_attach_tc(&self, interface: &str) -> Result<(), SteeringError> {
+        match self.may_attach(interface) {
+            Err(SteeringError::Occupied { instance: None, .. }) => {}
+            other => other?,
+        }
+        let ifindex = link::index(interface).map_err(|source| SteeringError::Interface {
+            interface: interface.to_owned(),
+            source,
+        })?;
+        // A kernel without tcx has none of it.
+        let programs = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
+        let programs = programs.map_or(Vec::new(), |(_, programs)| programs);
+        let programs: Vec<u32> = programs
+            .iter()
+            .map(aya::programs::ProgramInfo::id)
+            .collect();
+        match at_home(|| Ok(pins::other_in_tc(&self.pins, ifindex, &programs)))? {
+            None => Ok(()),
+            Some(instance) => Err(SteeringError::OccupiedInTc {
+                interface: interface.to_owned(),
+                instance,
+            }),
+        }
     }
 
     /// Detaches the program from one interface's tc ingress. One that it is not attached to is fine.

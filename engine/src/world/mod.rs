@@ -6,6 +6,7 @@
 
 mod check;
 mod facts;
+mod finish;
 mod inspect;
 mod setup;
 
@@ -38,6 +39,7 @@ use crate::worker::{Host, Worker};
 pub use facts::{
     Arm, EXTERNAL, UPSTREAM, host_for, mac_of, mac_of_interface, routes_for, unicast_route,
 };
+pub use finish::{finish, unfinish};
 pub use inspect::{inspect, repair, transport_is_right};
 pub use setup::{Memory, Setup, WorldError};
 
@@ -57,9 +59,10 @@ pub struct Recorder {
 }
 
 impl Host for Recorder {
-    fn punt(&mut self, interface: u8, frame: &mut [u8], _: Offload) -> bool {
+    fn punt(&mut self, interface: u8, frame: &mut [u8], offload: Offload) -> bool {
         if !self.refuses && !self.forgets {
-            self.punted.push((interface, frame.to_vec()));
+            let frames = finish(frame, offload).into_iter();
+            self.punted.extend(frames.map(|frame| (interface, frame)));
         }
         !self.refuses
     }
@@ -193,7 +196,8 @@ impl World {
         self.before = vec![vec![Before::default(); interfaces]; count as usize];
         for number in 0..count as usize {
             let seed = self.setup.seed.wrapping_add(1 + number as u64);
-            let mut memory = MemoryDevice::new(interfaces, self.setup.slots);
+            let mut memory =
+                MemoryDevice::with_slots_of(self.setup.slot_size, interfaces, self.setup.slots);
             memory.set_forgetful(!self.setup.record);
             let device = FaultDevice::new(memory, interfaces, self.setup.faults, seed);
             let host = Recorder {
@@ -266,6 +270,13 @@ impl World {
     /// Lets a frame arrive at any worker. False if that has no free slot.
     pub fn inject_to(&mut self, worker: usize, interface: usize, frame: &[u8]) -> bool {
         self.device(worker).inject(interface, frame)
+    }
+
+    /// Lets a frame arrive at the first worker that is still to be finished by whoever sends it.
+    /// False if that has no free slot.
+    pub fn inject_unfinished(&mut self, interface: usize, frame: &[u8], offload: Offload) -> bool {
+        let device = self.device(0);
+        device.inject_unfinished(interface, frame, offload)
     }
 
     /// One round of every worker, and then (unless the setup says otherwise) the neighbours' answers:
@@ -531,7 +542,9 @@ impl World {
         for (worker, before) in self.workers.iter_mut().zip(&mut self.before) {
             for (interface, sent) in self.sent.iter_mut().enumerate() {
                 let before = &mut before[interface];
-                let frames = worker.device().inner_mut().take_transmitted(interface);
+                let frames = worker.device().inner_mut().take_unfinished(interface);
+                let finish = |(frame, offload): (Vec<u8>, Offload)| finish(&frame, offload);
+                let frames: Vec<Vec<u8>> = frames.into_iter().flat_map(finish).collect();
                 for frame in &frames {
                     let links = before.links_for_next(&links, interface);
                     if let Err(what) = inspect(frame, interface as u8, &links, transport) {

@@ -6,6 +6,7 @@ use conntrack::Time;
 
 use super::facts::Arm;
 use crate::config::{ConfigError, Problem};
+use crate::device::FRAME_SIZE;
 use crate::device::fault::Faults;
 use crate::fragment::FragmentLimits;
 use crate::route::RouteFacts;
@@ -21,6 +22,8 @@ pub struct Setup {
     pub workers: u32,
     /// Frame slots of each worker.
     pub slots: u32,
+    /// Bytes of a slot.
+    pub slot_size: usize,
     /// Sessions, unless the configuration says how many.
     pub sessions_max: u32,
     /// Places for pool addresses; none: as many as the plan asks for, which is one more than there
@@ -53,6 +56,7 @@ impl Default for Setup {
             start: Time(1_000_000),
             workers: 1,
             slots: 1024,
+            slot_size: FRAME_SIZE,
             sessions_max: 1024,
             addresses_max: None,
             memory: None,

@@ -86,7 +86,7 @@ pub fn mappable_array(words: usize) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// What an XDP link connects.
+/// What an XDP or tcx link connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
     /// The interface; 0 if it was removed or the link detached.
@@ -95,7 +95,7 @@ pub struct LinkInfo {
     pub program: u32,
 }
 
-/// What an XDP link connects. Fails with `InvalidData` for a link of another kind.
+/// What an XDP or tcx link connects. Fails with `InvalidData` for a link of another kind.
 pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     /// Start of `struct bpf_link_info`, with the XDP part of its union.
     #[repr(C)]
@@ -115,6 +115,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         info: u64,
     }
     const XDP: u32 = 6;
+    const TCX: u32 = 11;
     let mut info = Info::default();
     let mut attributes = Attributes {
         fd: link.as_raw_fd() as u32,
@@ -124,10 +125,11 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     // SAFETY: the kernel writes at most `len` bytes to `info`, which is that long; any bytes are a
     // value of it.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-    if info.kind != XDP {
+    // The interface comes first in both parts of the union.
+    if info.kind != XDP && info.kind != TCX {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "not an XDP link",
+            "neither an XDP link nor one of tcx",
         ));
     }
     Ok(LinkInfo {
