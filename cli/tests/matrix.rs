@@ -19,6 +19,7 @@ fn demo(topology: Topology, mode: &str, queues: u32, workers: u32) {
     }
     let options = LabOptions {
         queues,
+        routed: mode == "routed",
         ..LabOptions::new(PREFIX, topology)
     };
     let tuning = Tuning {
@@ -85,4 +86,7 @@ demos! {
     tun_one_arm: OneArm, "tun", 1, 1;
     tun_two_arm_two_workers: TwoArm, "tun", 1, 2;
     tun_one_arm_two_workers: OneArm, "tun", 1, 2;
+    routed_two_arm: TwoArm, "routed", 1, 1;
+    routed_one_arm: OneArm, "routed", 1, 1;
+    routed_two_arm_two_workers: TwoArm, "routed", 1, 2;
 }
