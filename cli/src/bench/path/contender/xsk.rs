@@ -1,9 +1,9 @@
 //! The yardstick for the engine's rings: the same sockets and the same rounds on the crate xsk-rs,
 //! which is libxdp.
 //!
-//! The crate leaves it to its user that no frame is in two places. Here a [`FrameDesc`] is moved
-//! from queue to queue as the engine moves its frames, and is never copied on the way: every frame
-//! of the memory is in `free`, in `batch` during a round, or with the kernel.
+//! The crate leaves it to its user that no frame is in two places. Here every frame of the memory is
+//! in `free`, in the part of `batch` that the round has taken and not yet handed on, or with the
+//! kernel; a [`FrameDesc`] that stays behind in `batch` is overwritten before it is used again.
 #![allow(unsafe_code)]
 
 use std::error::Error;
