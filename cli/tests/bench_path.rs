@@ -74,7 +74,9 @@ fn the_quick_form_measures_everybody_and_cleans_up() {
         let figure = figures.iter().find(|figure| figure["name"] == name);
         figure.and_then(|figure| figure["value"].as_f64())
     };
-    for contender in ["nft", "forward", "xdp-forward", "egret-xdp", "egret-tun"] {
+    let yardstick = cfg!(feature = "xsk-rs").then_some("xsk-rs-forward");
+    let contenders = ["nft", "forward", "xdp-forward", "egret-xdp", "egret-tun"];
+    for contender in contenders.into_iter().chain(yardstick) {
         let rate = value(&format!("path/udp64-overload/1k/{contender}"));
         assert!(
             rate.is_some_and(|mpps| mpps > 0.0),
@@ -89,7 +91,24 @@ fn the_quick_form_measures_everybody_and_cleans_up() {
         );
     }
     assert!(value("path/udp64-overload/1k/egret-xdp-vs-nft").is_some());
+    let left_out = said.matches("skipped xsk-rs-forward: ").count();
+    assert_eq!(left_out, usize::from(yardstick.is_none()), "{said}");
     assert_eq!(namespaces_of(process), [""; 0]);
+}
+
+#[test]
+#[cfg(not(feature = "xsk-rs"))]
+fn a_contender_that_is_not_built_is_refused_with_how_to_build_it() {
+    let output = Command::new(EGRET)
+        .args(["bench", "path", "--contenders=nft,xsk-rs-forward"])
+        .output()
+        .expect("egret starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in ["xsk-rs-forward", "--features xsk-rs", "libelf-dev"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
 }
 
 #[test]

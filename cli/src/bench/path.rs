@@ -138,6 +138,10 @@ impl Agenda {
 
 /// Measures and prints; 0, 1 if a measurement failed, 2 if nothing could be measured.
 pub fn run(arguments: PathArgs) -> ExitCode {
+    if let Err(message) = check_built(&arguments.contenders) {
+        eprintln!("{NAME}: {message}");
+        return ExitCode::from(2);
+    }
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("egret"));
     if let Err(message) = become_root("bench path", &program, std::env::args_os().skip(1)) {
         eprintln!("egret bench path: {message}");
@@ -150,6 +154,17 @@ pub fn run(arguments: PathArgs) -> ExitCode {
             eprintln!("{NAME}: could not be run: {error}");
             ExitCode::from(2)
         }
+    }
+}
+
+/// Are the contenders that were asked for by name in this build?
+fn check_built(chosen: &[Rival]) -> Result<(), String> {
+    match chosen
+        .iter()
+        .find_map(|rival| Some((rival, rival.left_out()?)))
+    {
+        Some((rival, why)) => Err(format!("{}: {why}", rival.name())),
+        None => Ok(()),
     }
 }
 
@@ -290,6 +305,21 @@ mod tests {
                 (Test::Tcp1, None)
             ]
         );
+    }
+
+    #[test]
+    fn who_is_not_built_is_refused_by_name_only() {
+        assert_eq!(check_built(&[]), Ok(()));
+        assert_eq!(check_built(&[Rival::Nft, Rival::EgretXdp]), Ok(()));
+        let asked = check_built(&[Rival::Nft, Rival::XskRsForward]);
+        if cfg!(feature = "xsk-rs") {
+            assert_eq!(asked, Ok(()));
+        } else {
+            let message = asked.unwrap_err();
+            assert!(message.starts_with("xsk-rs-forward: "), "{message}");
+            assert!(message.contains("--features xsk-rs"), "{message}");
+            assert!(message.contains("libelf-dev"), "{message}");
+        }
     }
 
     #[test]

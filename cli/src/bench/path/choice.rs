@@ -66,6 +66,10 @@ pub enum Need {
     Translation,
 }
 
+/// Why a build has no `xsk-rs-forward`, and how to make one that has.
+pub const XSK_RS_LEFT_OUT: &str = "it is not in this build: build with `cargo build --release \
+     --features xsk-rs`, which needs the Debian packages clang libelf-dev m4 pkg-config zlib1g-dev";
+
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Rival {
@@ -75,6 +79,8 @@ pub enum Rival {
     Forward,
     /// A bare AF_XDP forwarder that sets Ethernet addresses: the ceiling of AF_XDP here
     XdpForward,
+    /// The same on the rings of the crate xsk-rs (in builds with `--features xsk-rs`)
+    XskRsForward,
     /// `egret run` with AF_XDP
     EgretXdp,
     /// `egret run` with the tun driver
@@ -85,10 +91,16 @@ impl Rival {
     /// What it can do.
     pub fn ability(self) -> Need {
         match self {
-            Rival::XdpForward => Need::Forwarding,
+            Rival::XdpForward | Rival::XskRsForward => Need::Forwarding,
             Rival::Forward => Need::BothWays,
             Rival::Nft | Rival::EgretXdp | Rival::EgretTun => Need::Translation,
         }
+    }
+
+    /// What to do to have it, if this build is without it.
+    pub fn left_out(self) -> Option<&'static str> {
+        let absent = self == Rival::XskRsForward && !cfg!(feature = "xsk-rs");
+        absent.then_some(XSK_RS_LEFT_OUT)
     }
 
     /// As on the command line and in the names of figures.
@@ -152,8 +164,17 @@ mod tests {
             ]
         );
         let rivals: Vec<String> = Rival::value_variants().iter().map(|r| r.name()).collect();
-        let expected = ["nft", "forward", "xdp-forward", "egret-xdp", "egret-tun"];
-        assert_eq!(rivals, expected);
+        assert_eq!(
+            rivals,
+            [
+                "nft",
+                "forward",
+                "xdp-forward",
+                "xsk-rs-forward",
+                "egret-xdp",
+                "egret-tun"
+            ]
+        );
         assert_eq!(Flows::ALL.map(Flows::name), ["1k", "64k", "1M"]);
     }
 
@@ -162,5 +183,20 @@ mod tests {
         assert!(Rival::Forward.ability() < Test::NewSessions.needs());
         assert!(Rival::Nft.ability() >= Test::PortsExhausted.needs());
         assert!(Rival::XdpForward.ability() < Test::Rtt.needs());
+    }
+
+    #[test]
+    fn only_what_needs_a_feature_is_left_out() {
+        let left_out: Vec<Rival> = Rival::value_variants()
+            .iter()
+            .copied()
+            .filter(|rival| rival.left_out().is_some())
+            .collect();
+        let expected: &[Rival] = if cfg!(feature = "xsk-rs") {
+            &[]
+        } else {
+            &[Rival::XskRsForward]
+        };
+        assert_eq!(left_out, expected);
     }
 }

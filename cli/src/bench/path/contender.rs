@@ -3,10 +3,14 @@
 pub mod bare;
 pub mod egret;
 pub mod kernel;
+#[cfg(feature = "xsk-rs")]
+pub mod xsk;
 
 use std::path::Path;
 
 use super::choice::Rival;
+#[cfg(not(feature = "xsk-rs"))]
+use super::choice::XSK_RS_LEFT_OUT;
 use super::stage::Stage;
 use crate::lab::LabError;
 
@@ -39,7 +43,11 @@ pub fn start(rival: Rival, stage: &Stage, program: &Path) -> Result<Box<dyn Cont
     Ok(match rival {
         Rival::Nft => Box::new(kernel::Nft::start(stage)?),
         Rival::Forward => Box::new(kernel::Forward::start(stage)?),
-        Rival::XdpForward => Box::new(bare::XdpForward::start(stage)?),
+        Rival::XdpForward => Box::new(bare::Bare::start(stage, bare::OwnRings::open(stage)?)?),
+        #[cfg(feature = "xsk-rs")]
+        Rival::XskRsForward => Box::new(bare::Bare::start(stage, xsk::XskRings::open(stage)?)?),
+        #[cfg(not(feature = "xsk-rs"))]
+        Rival::XskRsForward => return Err(LabError::Gateway(XSK_RS_LEFT_OUT.to_owned())),
         Rival::EgretXdp => Box::new(egret::Egret::start(stage, program, egret::Backend::Xdp)?),
         Rival::EgretTun => Box::new(egret::Egret::start(stage, program, egret::Backend::Tun)?),
     })

@@ -51,6 +51,11 @@ impl Bench {
     /// A program could not be loaded or attached.
     pub fn open(stage: Stage, program: PathBuf, agenda: &Agenda) -> Result<Bench, LabError> {
         let has_nft = prepare_nft(&stage);
+        for rival in &agenda.rivals {
+            if let Some(why) = rival.left_out() {
+                eprintln!("skipped {}: {why}", rival.name());
+            }
+        }
         Ok(Bench {
             sender: Sender::open(&stage)?,
             sink: Sink::open(&stage.server, END, EXTERNAL)?,
@@ -66,7 +71,7 @@ impl Bench {
 
     /// Is there everything that a contender needs?
     pub fn can_run(&self, rival: Rival) -> bool {
-        rival != Rival::Nft || self.has_nft
+        rival.left_out().is_none() && (rival != Rival::Nft || self.has_nft)
     }
 
     /// One contender's turn in one test.

@@ -27,9 +27,10 @@ impl Reading {
 }
 
 /// Who is compared with whom, round by round.
-const PAIRS: [(Rival, Rival); 6] = [
+const PAIRS: [(Rival, Rival); 7] = [
     (Rival::Forward, Rival::Nft),
     (Rival::XdpForward, Rival::Nft),
+    (Rival::XdpForward, Rival::XskRsForward),
     (Rival::EgretXdp, Rival::Nft),
     (Rival::EgretXdp, Rival::XdpForward),
     (Rival::EgretTun, Rival::Nft),

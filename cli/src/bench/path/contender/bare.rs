@@ -1,7 +1,8 @@
 //! The ceiling of AF_XDP: a forwarder that does nothing but set the Ethernet addresses, on the
-//! engine's own rings.
+//! engine's own rings or on another's.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -23,7 +24,7 @@ use crate::bench::path::stage::{END, Stage};
 use crate::lab::{LabError, Namespace};
 
 /// Frames that are taken at a time, as by the engine.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 /// Empty rounds after which it sleeps, as the engine.
 const EMPTY_ROUNDS_MAX: u32 = 32;
 /// Longest sleep: how soon it sees that it should end.
@@ -32,8 +33,24 @@ const SLEEP: Duration = Duration::from_millis(50);
 const INSIDE: usize = 0;
 const OUTSIDE: usize = 1;
 
+/// Both Ethernet addresses of a frame that goes outside, as they stand in it.
+pub type Addresses = [u8; 12];
+
+/// AF_XDP sockets on both of the gateway's interfaces, over one frame memory.
+pub trait Rings: Send + 'static {
+    /// Takes a batch from inside, gives every frame these addresses, sends it outside, and refills
+    /// the rings. Returns how many frames it took.
+    ///
+    /// # Errors
+    /// A system call failed for good.
+    fn carry(&mut self, addresses: &Addresses) -> io::Result<usize>;
+
+    /// The sockets, the one that receives from inside first.
+    fn sockets(&self) -> [RawFd; 2];
+}
+
 /// Forwards from inside to outside on a thread.
-pub struct XdpForward {
+pub struct Bare {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<io::Result<()>>>,
     /// The thread's number.
@@ -42,36 +59,31 @@ pub struct XdpForward {
     _steering: (Object, XskMap<MapData>),
 }
 
-impl XdpForward {
-    /// Opens the sockets, steers all frames from inside to them, and starts forwarding.
+impl Bare {
+    /// Steers all frames from inside to these rings, and starts forwarding.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn start(stage: &Stage) -> Result<XdpForward, LabError> {
-        let device = open(stage)?;
+    pub fn start(stage: &Stage, rings: impl Rings) -> Result<Bare, LabError> {
         let mut object = Object::load()?;
         let mut sockets = object.sockets("sockets")?;
-        for (interface, queue, socket) in device.sockets() {
-            if interface == INSIDE {
-                sockets
-                    .set(queue, socket, 0)
-                    .map_err(LabError::bpf("giving the socket to the program"))?;
-            }
-        }
+        let [inside, _] = rings.sockets();
+        sockets
+            .set(0, inside, 0)
+            .map_err(LabError::bpf("giving the socket to the program"))?;
         attach(&mut object, &stage.gateway, &stage.inside)?;
-        let macs = [
-            stage.mac(&stage.server, END)?,
-            stage.mac(&stage.gateway, &stage.outside)?,
-        ];
+        let mut addresses = Addresses::default();
+        addresses[..6].copy_from_slice(&stage.mac(&stage.server, END)?);
+        addresses[6..].copy_from_slice(&stage.mac(&stage.gateway, &stage.outside)?);
         let stop = Arc::new(AtomicBool::new(false));
         let (tell, told) = std::sync::mpsc::channel();
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             pin::own(GATEWAY_CORE, WORKER_PRIORITY)?;
             let _ = tell.send(nix::unistd::gettid().as_raw());
-            forward(device, macs, &stopped)
+            forward(rings, &addresses, &stopped)
         });
-        let mut forwarder = XdpForward {
+        let mut forwarder = Bare {
             stop,
             thread: Some(thread),
             worker: 0,
@@ -85,28 +97,6 @@ impl XdpForward {
     }
 }
 
-/// Binds a socket on both of the gateway's interfaces, over one frame memory.
-fn open(stage: &Stage) -> Result<XdpDevice, LabError> {
-    let opened = stage.gateway.run(|| {
-        let interface = |name: &str| {
-            Ok::<_, io::Error>(XdpInterface {
-                name: name.to_owned(),
-                ifindex: link::index(name)?,
-                queues: 1,
-            })
-        };
-        let config = XdpConfig {
-            interfaces: vec![interface(&stage.inside)?, interface(&stage.outside)?],
-            worker: 0,
-            workers: 1,
-            mode: CopyMode::Auto,
-            slots_max: 65_536,
-        };
-        XdpDevice::open(&config).map_err(io::Error::other)
-    });
-    opened.map_err(LabError::system("opening AF_XDP sockets"))
-}
-
 fn attach(object: &mut Object, namespace: &Namespace, link: &str) -> Result<(), LabError> {
     let program = object.load_xdp("to_socket")?;
     let what = format!("attaching to {link}");
@@ -117,26 +107,16 @@ fn attach(object: &mut Object, namespace: &Namespace, link: &str) -> Result<(), 
 }
 
 /// Forwards until told to stop; the engine's own way to wait for frames.
-fn forward(mut device: XdpDevice, macs: [[u8; 6]; 2], stop: &AtomicBool) -> io::Result<()> {
+fn forward(mut rings: impl Rings, addresses: &Addresses, stop: &AtomicBool) -> io::Result<()> {
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(4);
-    for (number, fd) in device.wait_fds().iter().enumerate() {
+    for (number, fd) in rings.sockets().iter().enumerate() {
         poll.registry()
             .register(&mut SourceFd(fd), Token(number), Interest::READABLE)?;
     }
-    let mut frames: Vec<Frame> = Vec::with_capacity(BATCH);
     let mut empty_rounds = 0;
     while !stop.load(Ordering::Relaxed) {
-        let taken = device.receive(INSIDE, &mut frames, BATCH);
-        for frame in &frames {
-            let bytes = device.bytes_mut(frame);
-            bytes[..6].copy_from_slice(&macs[0]);
-            bytes[6..12].copy_from_slice(&macs[1]);
-        }
-        device.transmit(OUTSIDE, &mut frames);
-        frames.drain(..).for_each(|frame| device.free(frame));
-        device.flush();
-        if taken > 0 {
+        if rings.carry(addresses)? > 0 {
             empty_rounds = 0;
             continue;
         }
@@ -151,7 +131,66 @@ fn forward(mut device: XdpDevice, macs: [[u8; 6]; 2], stop: &AtomicBool) -> io::
     Ok(())
 }
 
-impl Contender for XdpForward {
+/// The engine's own rings.
+pub struct OwnRings {
+    device: XdpDevice,
+    /// What is under way; empty between batches.
+    frames: Vec<Frame>,
+}
+
+impl OwnRings {
+    /// Binds a socket on both of the gateway's interfaces, over one frame memory.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn open(stage: &Stage) -> Result<OwnRings, LabError> {
+        let opened = stage.gateway.run(|| {
+            let interface = |name: &str| {
+                Ok::<_, io::Error>(XdpInterface {
+                    name: name.to_owned(),
+                    ifindex: link::index(name)?,
+                    queues: 1,
+                })
+            };
+            let config = XdpConfig {
+                interfaces: vec![interface(&stage.inside)?, interface(&stage.outside)?],
+                worker: 0,
+                workers: 1,
+                mode: CopyMode::Auto,
+                slots_max: 65_536,
+            };
+            XdpDevice::open(&config).map_err(io::Error::other)
+        });
+        Ok(OwnRings {
+            device: opened.map_err(LabError::system("opening AF_XDP sockets"))?,
+            frames: Vec::with_capacity(BATCH),
+        })
+    }
+}
+
+impl Rings for OwnRings {
+    fn carry(&mut self, addresses: &Addresses) -> io::Result<usize> {
+        let OwnRings { device, frames } = self;
+        let taken = device.receive(INSIDE, frames, BATCH);
+        for frame in frames.iter() {
+            device.bytes_mut(frame)[..12].copy_from_slice(addresses);
+        }
+        device.transmit(OUTSIDE, frames);
+        frames.drain(..).for_each(|frame| device.free(frame));
+        device.flush();
+        Ok(taken)
+    }
+
+    fn sockets(&self) -> [RawFd; 2] {
+        let mut sockets = [-1; 2];
+        for (interface, _, socket) in self.device.sockets() {
+            sockets[interface] = socket.as_raw_fd();
+        }
+        sockets
+    }
+}
+
+impl Contender for Bare {
     fn tracked(&self, _: &Stage) -> Result<Option<u64>, LabError> {
         Ok(None)
     }
@@ -169,7 +208,7 @@ impl Contender for XdpForward {
     }
 }
 
-impl XdpForward {
+impl Bare {
     fn end(&mut self) -> Result<(), LabError> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {
@@ -180,7 +219,7 @@ impl XdpForward {
     }
 }
 
-impl Drop for XdpForward {
+impl Drop for Bare {
     fn drop(&mut self) {
         // After `stop` there is nothing left to end; its error was reported there.
         let _ = self.end();
