@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod confirm;
 pub mod demo;
 pub mod detach;
 pub mod lab;

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egret_cli::bench::{self, BenchCommand};
 use egret_cli::check::{self, CheckArgs};
+use egret_cli::confirm::guard::{self, GuardArgs};
+use egret_cli::confirm::{self, ConfirmArgs};
 use egret_cli::demo::{self, DemoOptions, root::become_root};
 use egret_cli::detach::{self, DetachArgs};
 use egret_cli::lab::Topology;
@@ -28,6 +30,11 @@ enum Command {
     Check(CheckArgs),
     /// Show what a running gateway does
     Status(StatusArgs),
+    /// Make a gateway that was started on trial (`run --confirm`) stay
+    Confirm(ConfirmArgs),
+    /// Watch over a gateway on trial: started by `run --confirm` only
+    #[command(hide = true)]
+    Guard(GuardArgs),
     /// Remove what a dead gateway left attached
     Detach(DetachArgs),
     /// Send real traffic through the gateway in a lab of its own, and say what held
@@ -86,6 +93,8 @@ fn main() -> ExitCode {
             engine::facts::read(config).map_err(|error| format!("reading this machine: {error}"))
         }),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Confirm(arguments) => confirm::run(&arguments),
+        Command::Guard(arguments) => guard::run(&arguments),
         Command::Detach(arguments) => detach::run(&arguments),
         Command::Demo(arguments) => run_demo(arguments),
         Command::Bench(command) => bench::run(command),

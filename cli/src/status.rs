@@ -46,10 +46,10 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 }
 
 /// Why nobody answered, and what to do.
-fn why(error: &io::Error) -> String {
+pub(crate) fn why(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::PermissionDenied {
         return "permission denied; only root, or the user or group that `egret run` runs as, may \
-                ask: use `sudo egret status`"
+                ask: use sudo"
             .to_owned();
     }
     format!("{error}; is `egret run` running, and is `instance` the same?")
@@ -100,6 +100,12 @@ fn text(status: &Value) -> String {
         status["uptime_s"],
         string(&status["mode"])
     );
+    if let Some(left_s) = status["confirm_within_s"].as_u64() {
+        let _ = writeln!(
+            out,
+            "  on trial: detaches in {left_s} s unless `egret confirm` is run"
+        );
+    }
     for refused in status["modes_refused"].as_array().into_iter().flatten() {
         let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
         let _ = writeln!(out, "  not by {mode}: {reason}");

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use conntrack::TableSize;
 use crossbeam_queue::ArrayQueue;
@@ -11,6 +12,7 @@ use tracing::{error, warn};
 
 use crate::clock;
 use crate::config::{Config, Problem};
+use crate::confirmation::Confirmation;
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::MemFile;
 use crate::facts;
@@ -72,6 +74,7 @@ pub struct Engine {
     netlink: NetlinkHandle,
     tables: MemFile,
     undo: Arc<Mutex<Undo>>,
+    confirmation: Arc<Confirmation>,
 }
 
 impl Engine {
@@ -81,6 +84,21 @@ impl Engine {
     /// What speaks against it, or the step that failed; the host is then as it was found: also the
     /// program of a dead engine goes on dropping internal traffic.
     pub fn start(config: Config) -> Result<Engine, StartError> {
+        Engine::begin(config, Confirmation::given())
+    }
+
+    /// As [`Engine::start`], on trial: whoever calls is to stop it when its [`Confirmation`], which
+    /// may be given for so long from the end of the start, expires. Until it is given the program
+    /// stays attached only as long as this process lives, and so does that of a dead engine, whose
+    /// place it takes.
+    ///
+    /// # Errors
+    /// As [`Engine::start`]; but after an error a dead engine's program is detached, too.
+    pub fn start_on_trial(config: Config, limit: Duration) -> Result<Engine, StartError> {
+        Engine::begin(config, Confirmation::awaited(limit))
+    }
+
+    fn begin(config: Config, confirmation: Confirmation) -> Result<Engine, StartError> {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
         let instance = config.instance.clone();
@@ -88,11 +106,15 @@ impl Engine {
             addresses_max: plan.addresses_max,
             ..SteeringSize::default()
         };
-        let steering = Steering::open(&instance, size, random_mac())
+        let mut steering = Steering::open(&instance, size, random_mac())
             .map_err(at("loading the steering program"))?;
-        let inherited = steering.is_inherited();
+        if confirmation.is_awaited() {
+            steering.begin_trial();
+        }
+        let inherited = steering.is_inherited() && !confirmation.is_awaited();
         // With an error all that was made is dropped, the instance's lock, too.
-        Engine::start_steered(config, host, plan, steering).inspect_err(|_| {
+        let confirmation = Arc::new(confirmation);
+        Engine::start_steered(config, host, plan, steering, confirmation).inspect_err(|_| {
             if inherited {
                 warn!(
                     "the program of the dead engine before this one goes on dropping internal \
@@ -114,6 +136,7 @@ impl Engine {
         host: HostFacts,
         mut plan: Plan,
         mut steering: Steering,
+        confirmation: Arc<Confirmation>,
     ) -> Result<Engine, StartError> {
         let instance = config.instance.clone();
         let size = TableSize {
@@ -196,11 +219,13 @@ impl Engine {
             control_socket: config.control_socket.clone(),
             undo: Arc::clone(&undo),
             failed: Arc::clone(&staff.failed),
+            confirmation: Arc::clone(&confirmation),
         };
         let control = governor
             .start(steward)
             .map_err(at("starting the control thread"))?;
         unused.keep();
+        confirmation.begin(Instant::now());
         Ok(Engine {
             plan,
             rung,
@@ -209,6 +234,7 @@ impl Engine {
             netlink,
             tables,
             undo,
+            confirmation,
         })
     }
 
@@ -225,6 +251,11 @@ impl Engine {
     /// Has a worker or the control thread ended by itself? The gateway should then be stopped.
     pub fn has_failed(&self) -> bool {
         self.staff.failed.load(Ordering::Acquire)
+    }
+
+    /// Whether the start is for good.
+    pub fn confirmation(&self) -> &Confirmation {
+        &self.confirmation
     }
 
     /// Stops: detaches the program, lets the workers finish, and leaves the interfaces as they were

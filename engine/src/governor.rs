@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::error;
 
-use crate::control::Control;
+use crate::confirmation::Confirmation;
+use crate::control::{Answer, Control};
 use crate::gateway::Shared;
 use crate::host::HostPorts;
 use crate::ladder::Rung;
@@ -39,6 +40,7 @@ pub(crate) struct Governor {
     pub control_socket: PathBuf,
     pub undo: Arc<Mutex<Undo>>,
     pub failed: Arc<AtomicBool>,
+    pub confirmation: Arc<Confirmation>,
 }
 
 impl Governor {
@@ -89,6 +91,8 @@ impl Governor {
             stats: self.stats,
             started: Instant::now(),
             steward,
+            confirmation: Arc::clone(&self.confirmation),
+            failed: Arc::clone(&self.failed),
         };
         let view = self.view.clone();
         let follow = async {
@@ -138,11 +142,19 @@ impl Governor {
                 steward.borrow_mut().look(wake_errors);
             }
         };
+        let confirm = async {
+            loop {
+                self.confirmation.asked().await;
+                // What comes of it is in the log.
+                status.confirm();
+            }
+        };
         tokio::select! {
             _ = ended => {}
             () = follow => {}
             () = watch_ports => {}
             () = announce => {}
+            () = confirm => {}
             () = control.serve(&status) => {}
         }
         if let Err(error) = steward.borrow_mut().steering().detach() {

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod clock;
 pub mod config;
+pub mod confirmation;
 pub mod control;
 pub mod device;
 pub mod drop_reason;

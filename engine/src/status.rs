@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 use serde_json::{Map, Value, json};
+use tracing::{error, info};
 
 use crate::clock;
+use crate::confirmation::Confirmation;
 use crate::control::Answer;
 use crate::gateway::Shared;
 use crate::ladder::Rung;
@@ -27,6 +30,10 @@ pub struct Status<'a> {
     pub started: Instant,
     /// The steering program's owner.
     pub steward: &'a RefCell<Steward>,
+    /// Whether the start is for good.
+    pub confirmation: Arc<Confirmation>,
+    /// Set when the gateway cannot go on.
+    pub failed: Arc<AtomicBool>,
 }
 
 impl Status<'_> {
@@ -95,6 +102,7 @@ impl Answer for Status<'_> {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs(),
+            "confirm_within_s": self.confirmation.left(Instant::now()).map(|left| left.as_secs()),
             "mode": self.rung.way.to_string(),
             "modes_refused": refused
                 .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
@@ -129,6 +137,24 @@ impl Answer for Status<'_> {
                 Err(why) => json!({ "invariants": why.to_string() }),
             }
         })
+    }
+
+    fn confirm(&self) -> Value {
+        if !self.confirmation.give() {
+            return json!({ "error": "there is nothing to confirm: the start was for good, was \
+                                     confirmed already, or its time is over" });
+        }
+        match self.steward.borrow_mut().steering().end_trial() {
+            Ok(()) => {
+                info!("confirmed: the gateway stays");
+                json!({ "confirmed": true })
+            }
+            Err(error) => {
+                error!(%error, "confirmed, but the program cannot be kept attached: the gateway ends");
+                self.failed.store(true, Ordering::Release);
+                json!({ "error": format!("{error}; the gateway ends") })
+            }
+        }
     }
 }
 

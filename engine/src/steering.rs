@@ -11,6 +11,7 @@
 mod frames;
 mod maps;
 mod pins;
+mod trial;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -18,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::xdp::XdpMode as AyaMode;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
@@ -30,6 +31,7 @@ use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::mapping::Mapping;
 use crate::device::sys::{bpf, tap::Tap};
 use pins::{Pins, at_home};
+use trial::Trial;
 
 /// Queues of one interface that can have a socket.
 pub const QUEUES_MAX: u32 = 64;
@@ -212,6 +214,7 @@ pub struct Steering {
     /// Links were pinned already.
     inherited: bool,
     attached: Vec<u32>,
+    trial: Trial,
 }
 
 impl std::fmt::Debug for Steering {
@@ -257,6 +260,7 @@ impl Steering {
             mark,
             inherited,
             attached: Vec::new(),
+            trial: Trial::default(),
         })
     }
 
@@ -328,7 +332,7 @@ impl Steering {
     }
 
     /// Attaches the program to an interface of the calling thread's network namespace and pins the
-    /// link. A program of a former engine of this instance is replaced in one step if the mode is
+    /// link (unless on trial). A program of a former engine of this instance is replaced in one step if the mode is
     /// the same; a program of anybody else is left alone, and that is an error.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), SteeringError> {
         let unknown = |source| SteeringError::Interface {
@@ -337,7 +341,8 @@ impl Steering {
         };
         let ifindex = link::index(interface).map_err(unknown)?;
         let pin = self.pins.link(ifindex);
-        let ebpf = &mut self.ebpf;
+        let (ebpf, trial) = (&mut self.ebpf, &mut self.trial);
+        trial.release(ifindex);
         at_home(|| {
             let there = link::attached_xdp(ifindex).map_err(unknown)?;
             let ours = bpf::open_pin(&pin).and_then(|link| bpf::link_info(link.as_fd()));
@@ -349,7 +354,7 @@ impl Steering {
             };
             let program = xdp(ebpf)?;
             if keeps && ours.as_ref().is_ok_and(|ours| ours.ifindex == ifindex) {
-                return replace(program, &pin).map_err(why);
+                return trial.replace(ifindex, program, &pin).map_err(why);
             }
             if ours.is_ok() || pin.exists() {
                 // Of another mode, or of an interface that is gone.
@@ -371,9 +376,7 @@ impl Steering {
             let link = program.take_link(id).map_err(|e| why(reason(&e)))?;
             let link = FdLink::try_from(link)
                 .map_err(|_| why("the kernel made no XDP link".to_owned()))?;
-            link.pin(&pin)
-                .map(drop)
-                .map_err(|error| why(error.to_string()))
+            trial.keep(ifindex, link, &pin).map_err(why)
         })?;
         if !self.attached.contains(&ifindex) {
             self.attached.push(ifindex);
@@ -410,6 +413,7 @@ impl Steering {
     /// that it is not attached to is fine.
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), SteeringError> {
         self.attached.retain(|&other| other != ifindex);
+        self.trial.release(ifindex);
         let pin = self.pins.link(ifindex);
         at_home(|| {
             if pin.exists() {
@@ -425,6 +429,7 @@ impl Steering {
     /// them. Without this call the program stays attached when the process ends.
     pub fn detach(&mut self) -> Result<(), SteeringError> {
         self.attached.clear();
+        self.trial.release_all();
         let pins = &self.pins;
         at_home(|| {
             pins.detach_links()?;
@@ -506,21 +511,6 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, SteeringError> {
         .ok_or_else(|| SteeringError::Load("egret_steer is missing".to_owned()))?
         .try_into()
         .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))
-}
-
-/// Puts the program in the place of the one that the pinned link holds. The pin stays.
-fn replace(program: &mut Xdp, pin: &std::path::Path) -> Result<(), String> {
-    let link = PinnedLink::from_pin(pin).map_err(|error| error.to_string())?;
-    let link = FdLink::from(link).try_into();
-    let link = link.map_err(|error: aya::programs::links::LinkError| error.to_string())?;
-    let id = program
-        .attach_to_link(link)
-        .map_err(|error| reason(&error))?;
-    // Dropped: the pin keeps the link.
-    program
-        .take_link(id)
-        .map(drop)
-        .map_err(|error| reason(&error))
 }
 
 /// An error with its causes.
