@@ -5,6 +5,7 @@ pub mod check;
 pub mod confirm;
 pub mod demo;
 pub mod detach;
+pub mod doctor;
 pub mod lab;
 pub mod run;
 pub mod status;

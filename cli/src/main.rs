@@ -10,6 +10,7 @@ use egret_cli::confirm::guard::{self, GuardArgs};
 use egret_cli::confirm::{self, ConfirmArgs};
 use egret_cli::demo::{self, DemoOptions, root::become_root};
 use egret_cli::detach::{self, DetachArgs};
+use egret_cli::doctor::{self, DoctorArgs};
 use egret_cli::lab::Topology;
 use egret_cli::run::{self, RunArgs};
 use egret_cli::status::{self, StatusArgs};
@@ -28,6 +29,8 @@ enum Command {
     Run(RunArgs),
     /// Explain a configuration file, and what is wrong with it on this machine
     Check(CheckArgs),
+    /// Look for what keeps the gateway from running here, or from running fast
+    Doctor(DoctorArgs),
     /// Show what a running gateway does
     Status(StatusArgs),
     /// Make a gateway that was started on trial (`run --confirm`) stay
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::run(&arguments, |config| {
             engine::facts::read(config).map_err(|error| format!("reading this machine: {error}"))
         }),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Confirm(arguments) => confirm::run(&arguments),
         Command::Guard(arguments) => guard::run(&arguments),

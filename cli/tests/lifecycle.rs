@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use egret_cli::demo::check::{at, endpoint};
 use egret_cli::demo::setup::{self, Tuning};
-use egret_cli::lab::plan::{EXTERNAL, ROUTER_LINK, SERVERS};
+use egret_cli::lab::plan::{EXTERNAL, SERVERS};
 use egret_cli::lab::service::{UdpFlow, UdpService};
 use egret_cli::lab::tcp::{EchoConnection, TcpService, exchange};
-use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Namespace, Topology, wait};
+use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Topology, wait};
 use engine::device::sys::ethtool::{self, Offload};
 use kernel::found::{difference, kept, snapshot};
-use kernel::{EGRET, Said, Stand, build, command, have, ip, is_root, run, succeed};
+use kernel::{EGRET, Said, Stand, build, command, have, ip, is_root, run};
 
 const PREFIX: &str = "egret-tl";
 const LIMIT: Duration = Duration::from_secs(20);

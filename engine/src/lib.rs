@@ -8,6 +8,7 @@ pub mod config;
 pub mod confirmation;
 pub mod control;
 pub mod device;
+pub mod doctor;
 pub mod drop_reason;
 pub mod engine;
 pub mod facts;

@@ -492,6 +492,12 @@ pub fn detach_all(instance: &str) -> Result<usize, SteeringError> {
     })
 }
 
+/// The instance of Egret that attached a program to an interface, if one did, and if the user may
+/// see that.
+pub fn owner(ifindex: u32, program: u32) -> Option<String> {
+    at_home(|| Ok(pins::instance_of(ifindex, program))).ok()?
+}
+
 /// Another's program is attached. Call it `at_home`.
 fn occupied(interface: &str, ifindex: u32, other: link::AttachedXdp) -> SteeringError {
     SteeringError::Occupied {
