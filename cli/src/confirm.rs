@@ -32,7 +32,10 @@ pub fn run(args: &ConfirmArgs) -> ExitCode {
         Ok(answer) => answer,
         Err(error) => {
             let path = path.display();
-            eprintln!("egret confirm: {path}: {}", crate::status::why(&error));
+            eprintln!(
+                "egret confirm: {path}: {}",
+                crate::status::why("confirm", &error)
+            );
             return ExitCode::from(2);
         }
     };

@@ -194,3 +194,22 @@ pub fn concerns(config: &Config) -> Vec<Finding> {
     found.retain(|one| one.level > Level::Note);
     found
 }
+
+/// What the doctor warns of, in short, after the report of `egret check`; nothing for a file that is
+/// no configuration.
+pub fn tell_after_check(file: &Path, as_json: bool) {
+    let Ok(config) = read_config(file) else {
+        return;
+    };
+    for finding in concerns(&config) {
+        let line = match as_json {
+            true => finding.json().to_string(),
+            false => {
+                let (level, name, what) = (finding.level, &finding.name, &finding.what);
+                format!("doctor: {level}: {name}: {what}")
+            }
+        };
+        // As above.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+}

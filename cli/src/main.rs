@@ -92,9 +92,14 @@ impl TopologyChoice {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments),
-        Command::Check(arguments) => check::run(&arguments, |config| {
-            engine::facts::read(config).map_err(|error| format!("reading this machine: {error}"))
-        }),
+        Command::Check(arguments) => {
+            let status = check::run(&arguments, |config| {
+                let facts = engine::facts::read(config);
+                facts.map_err(|error| format!("reading this machine: {error}"))
+            });
+            doctor::tell_after_check(&arguments.file, arguments.json);
+            status
+        }
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Confirm(arguments) => confirm::run(&arguments),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use engine::config::{Config, Problem};
 use engine::engine::{Engine, StartError};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::confirm::countdown::Countdown;
 use crate::confirm::guard::Guard;
@@ -119,6 +119,7 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
         }
     };
     let countdown = Countdown::new(&config.instance);
+    let for_doctor = config.clone();
     let started = match trial {
         Some(limit) => Engine::start_on_trial(config, limit),
         None => Engine::start(config),
@@ -135,6 +136,7 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
         }
     };
     show(&engine.plan().problems);
+    tell_concerns(for_doctor);
     let mut out = io::stdout();
     // Whoever started us may have closed our stdout; the gateway serves all the same.
     let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
@@ -145,6 +147,24 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
         info!("everything is as it was before the start");
     }
     ExitCode::from(u8::from(failed || !in_time))
+}
+
+/// Logs what the doctor warns of, beside the gateway: it lists the host's rules, which may take
+/// seconds.
+fn tell_concerns(config: Config) {
+    let tell = move || {
+        for finding in crate::doctor::concerns(&config) {
+            let mend = finding.mend.map(|mend| mend.command).unwrap_or_default();
+            warn!(
+                mend,
+                "{}: {} (`egret doctor` explains)", finding.name, finding.what
+            );
+        }
+    };
+    // The gateway does as well without it.
+    let _ = std::thread::Builder::new()
+        .name("egret-doctor".into())
+        .spawn(tell);
 }
 
 /// Waits until the gateway is to end. False: a trial's time is over.

@@ -29,7 +29,11 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     let status = match engine::control::ask(&path, "status") {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("egret status: {}: {}", path.display(), why(&error));
+            eprintln!(
+                "egret status: {}: {}",
+                path.display(),
+                why("status", &error)
+            );
             return ExitCode::from(2);
         }
     };
@@ -46,11 +50,12 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 }
 
 /// Why nobody answered, and what to do.
-pub(crate) fn why(error: &io::Error) -> String {
+pub(crate) fn why(command: &str, error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        return "permission denied; only root, or the user or group that `egret run` runs as, may \
-                ask: use sudo"
-            .to_owned();
+        return format!(
+            "permission denied; only root, or the user or group that `egret run` runs as, may \
+             ask: use `sudo egret {command}`"
+        );
     }
     format!("{error}; is `egret run` running, and is `instance` the same?")
 }
@@ -185,7 +190,7 @@ mod tests {
 
     #[test]
     fn who_may_not_ask_is_told_who_may() {
-        let of = |kind: io::ErrorKind| why(&kind.into());
+        let of = |kind: io::ErrorKind| why("status", &kind.into());
         assert!(of(io::ErrorKind::PermissionDenied).contains("sudo egret status"));
         let absent = of(io::ErrorKind::NotFound);
         assert!(absent.contains("egret run") && !absent.contains("sudo"));

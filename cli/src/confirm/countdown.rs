@@ -39,7 +39,8 @@ impl Countdown {
         let last = self.last_s.replace(left_s);
         last.is_none_or(|last| {
             let passed = |mark: u64| left_s <= mark && mark < last;
-            MARKS.into_iter().any(passed) || left_s / 60 < last / 60 && left_s.is_multiple_of(60)
+            let minute = last.saturating_sub(1) / 60 * 60;
+            MARKS.into_iter().any(passed) || minute > 0 && passed(minute)
         })
     }
 }
@@ -56,7 +57,7 @@ mod tests {
             .flat_map(|left_s| [left_s, left_s])
             .filter(|&left_s| countdown.is_due(left_s))
             .collect();
-        assert_eq!(said, [150, 120, 60, 30, 10, 5, 2, 0]);
+        assert_eq!(said, [150, 120, 60, 30, 10, 5, 2]);
     }
 
     #[test]

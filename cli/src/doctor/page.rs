@@ -84,6 +84,10 @@ impl Page {
         } else {
             ""
         };
+        if !mend.is_command {
+            self.paragraph(&format!("-> {}", mend.command), INDENT, out);
+            return;
+        }
         let indent = " ".repeat(INDENT);
         // In one piece, to be copied.
         *out += &format!("{indent}fix:  {}{safe}\n", self.bold(&mend.command));
@@ -185,6 +189,14 @@ mod tests {
             text.contains("1 problem, 0 warnings, 0 notes, 0 ok."),
             "{text}"
         );
+    }
+
+    #[test]
+    fn advice_is_text() {
+        let advised = Finding::new("a", "b", Level::Note, 1, "c").advise("word ".repeat(40));
+        let text = page(&[advised]);
+        assert!(text.contains("           -> word word"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     }
 
     #[test]

@@ -41,9 +41,10 @@ fn addresses_checked(cloud: Cloud) -> Finding {
         Cloud::Google => (
             "google",
             "Google Cloud",
-            "gcloud compute instances export NAME --destination f; set canIpForward: true; gcloud \
-             compute instances update-from-file NAME --source f",
-            "",
+            "gcloud compute instances export NAME --destination=F && sed -i \
+             '/^canIpForward/d;$a canIpForward: true' F && gcloud compute instances \
+             update-from-file NAME --source=F",
+            "the same with canIpForward: false",
         ),
         Cloud::Oracle => (
             "oracle",
@@ -61,10 +62,7 @@ fn addresses_checked(cloud: Cloud) -> Finding {
             let what = "DigitalOcean drops packets that are not to or from a Droplet's own address";
             return Finding::new(HOST, "cloud", Level::Warning, "digitalocean", what)
                 .why("clients may not reach the gateway through their VPC")
-                .mend(
-                    "try one client first; a tunnel (WireGuard) between them works",
-                    "",
-                );
+                .advise("try one client first; a tunnel (WireGuard) between them works");
         }
     };
     let what = format!("{title} checks source and destination addresses unless told not to");
@@ -87,7 +85,7 @@ fn metadata(facts: &Facts) -> Option<Finding> {
     let what = "clients can reach the cloud's metadata service by the gateway's address";
     let why = "it gives the gateway's identity and keys to whoever asks from there";
     let finding = make(Level::Warning, what).why(why);
-    Some(finding.mend("write deny = \"169.254.0.0/16\" into the configuration", ""))
+    Some(finding.advise("write deny = \"169.254.0.0/16\" into the configuration"))
 }
 
 fn link_local(facts: &Facts) -> Option<Finding> {
@@ -99,7 +97,7 @@ fn link_local(facts: &Facts) -> Option<Finding> {
     Some(
         finding
             .why("metadata, name servers and network disks of clouds lie there: the host may hang")
-            .mend("take it out of `internal` in the configuration", ""),
+            .advise("take it out of `internal` in the configuration"),
     )
 }
 

@@ -56,8 +56,10 @@ pub enum Setting {
 /// What mends a finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mend {
-    /// The command, as for a root shell, or what to do where there is none.
+    /// The command, as for a root shell; or, in words, what to do where none would help.
     pub command: String,
+    /// It is a command.
+    pub is_command: bool,
     /// The command that takes it back.
     pub undo: Option<String>,
     /// What `--fix` sets, and to which value, if that is safe.
@@ -115,7 +117,19 @@ impl Finding {
     pub fn mend(mut self, command: impl Into<String>, undo: impl Into<String>) -> Finding {
         self.mend = Some(Mend {
             command: command.into(),
+            is_command: true,
             undo: Some(undo.into()).filter(|undo: &String| !undo.is_empty()),
+            safe: None,
+        });
+        self
+    }
+
+    /// With what to do about it, in words.
+    pub fn advise(mut self, advice: impl Into<String>) -> Finding {
+        self.mend = Some(Mend {
+            command: advice.into(),
+            is_command: false,
+            undo: None,
             safe: None,
         });
         self
@@ -142,6 +156,7 @@ impl Finding {
         }
         if let Some(mend) = &self.mend {
             object["mend"] = json!(mend.command);
+            object["is_command"] = json!(mend.is_command);
             object["undo"] = json!(mend.undo);
             object["safe"] = json!(mend.safe.is_some());
         }

@@ -31,7 +31,7 @@ fn version(kernel: Option<KernelVersion>) -> Finding {
         let what = format!("Linux {kernel} is too old: {LINKS_SINCE} or later is needed");
         return make(Level::Problem, what)
             .why("programs are attached by links, which older kernels do not have")
-            .mend(format!("boot Linux {LINKS_SINCE} or later"), "");
+            .advise(format!("boot Linux {LINKS_SINCE} or later"));
     }
     if kernel < TEST_FRAMES_SINCE {
         let what = format!("Linux {kernel} cannot send a test frame");
@@ -66,10 +66,7 @@ fn sockets(host: &HostState) -> Finding {
             "the kernel has no AF_XDP sockets",
         )
         .why("frames reach Egret by them")
-        .mend(
-            "boot a kernel with CONFIG_XDP_SOCKETS=y (those of Debian, Ubuntu, RHEL have it)",
-            "",
-        ),
+        .advise("boot a kernel with CONFIG_XDP_SOCKETS=y (those of Debian, Ubuntu, RHEL have it)"),
     }
 }
 
@@ -85,7 +82,7 @@ fn options(host: &HostState) -> Finding {
     };
     let make = |level, missing: Vec<String>, what: &str| {
         let told = format!("{what}: {}", missing.join(", "));
-        Finding::new(HOST, "options", level, missing, told).mend("boot a kernel that has them", "")
+        Finding::new(HOST, "options", level, missing, told).advise("boot a kernel that has them")
     };
     let (needed, by_tap) = (missing(&NEEDED), missing(&NEEDED_BY_TAP));
     if !needed.is_empty() {

@@ -42,6 +42,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         rings::examine(interface, &mut found);
         offloads::examine(interface, &mut found);
         programs::examine(interface, &mut found);
+        network::examine_interface(interface, &mut found);
     }
     found
 }

@@ -8,7 +8,10 @@ const HOST: &str = "host";
 pub(super) fn examine(facts: &Facts, found: &mut Vec<Finding>) {
     found.push(forwarding(facts));
     found.push(source_rules(facts));
-    found.extend(facts.interfaces.iter().filter_map(rp_filter));
+}
+
+pub(super) fn examine_interface(interface: &InterfaceState, found: &mut Vec<Finding>) {
+    found.extend(rp_filter(interface));
 }
 
 fn forwarding(facts: &Facts) -> Finding {
@@ -104,6 +107,9 @@ mod tests {
     fn found(facts: &Facts) -> Vec<Finding> {
         let mut found = Vec::new();
         examine(facts, &mut found);
+        for interface in &facts.interfaces {
+            examine_interface(interface, &mut found);
+        }
         found
     }
 

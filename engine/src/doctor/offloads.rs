@@ -42,7 +42,7 @@ fn merging(name: &str, short: &str, feature: &Feature, driver: Option<&Driver>) 
     if !feature.changeable {
         let what = "the driver does not let it be turned off: ask whoever runs the machine, or use \
                     another NIC";
-        return finding.mend(what, "");
+        return finding.advise(what);
     }
     let finding = finding.mend(
         format!("ethtool -K {name} {full} off"),
@@ -82,11 +82,8 @@ fn guest(interface: &InterfaceState) -> Option<Finding> {
             "the host merges packets or leaves out checksums, and cannot be told not to",
         )
         .why("the driver refuses the program: \"Can't set XDP while host is implementing GRO_HW/CSUM\"")
-        .mend(
-            "have the virtual machine's NIC made with ctrl_guest_offloads=on, or with \
-             guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off",
-            "",
-        ),
+        .advise("go on in generic or TAP mode, or have the virtual machine's NIC made with ctrl_guest_offloads=on, or with \
+             guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off"),
     })
 }
 
@@ -105,10 +102,7 @@ fn vlan(interface: &InterfaceState) -> Option<Finding> {
             "the NIC takes VLAN tags out, and cannot be told not to",
         )
         .why("frames of another VLAN would look untagged and be translated: Egret does not start")
-        .mend(
-            "use another NIC, or have the VLANs passed on as NICs of their own",
-            "",
-        ),
+        .advise("use another NIC, or have the VLANs passed on as NICs of their own"),
     })
 }
 

@@ -59,10 +59,7 @@ fn sockets(listeners: &Listeners) -> Finding {
     };
     let what = match ports.len() {
         0 => "the host listens on no port".to_owned(),
-        count => format!(
-            "{count} ports that the host listens on stay its own: {}{more}",
-            shown.join(", ")
-        ),
+        _ => format!("the host listens on, and keeps, {}{more}", shown.join(", ")),
     };
     Finding::new(HOST, "listeners", Level::Ok, ports.len(), what)
 }
@@ -129,7 +126,7 @@ fn reserved(listeners: &Listeners) -> Finding {
     let why = "`ip_local_reserved_ports` keeps them for programs of the host; those that do not \
                listen cannot be seen";
     let command = format!("write exclude_ports = [{}] into [pool]", list.join(", "));
-    make(Level::Note, what).why(why).mend(command, "")
+    make(Level::Note, what).why(why).advise(command)
 }
 
 /// What is left for clients, for the protocol that has less.

@@ -38,7 +38,7 @@ fn rule(interface: &InterfaceState, channels: Channels, host: &HostState) -> Fin
             let what = "there is one queue, and the driver needs a second one for XDP".to_owned();
             make(Level::Problem, what)
                 .why("it takes as many queues again to send; generic mode is left")
-                .mend("use a larger machine type: it has more queues", "")
+                .advise("use a larger machine type: it has more queues")
         }
         (QueueRule::Half, _) if queues > half => {
             let what =
@@ -63,15 +63,27 @@ fn rule(interface: &InterfaceState, channels: Channels, host: &HostState) -> Fin
     }
 }
 
+/// The letter of several.
+fn plural(count: u32) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
 /// A worker serves whole queues, so what is missing is CPUs or queues.
 fn cpus(name: &str, channels: Channels, host: &HostState) -> Option<Finding> {
     let (cpus, queues) = (host.cpus?, channels.receive);
     let make = |level, what: String| Finding::new(name, "cpus", level, cpus, what);
     if queues >= cpus {
-        let what = format!("{queues} queues keep {cpus} CPUs busy");
+        let what = format!(
+            "{queues} queue{} for {cpus} CPU{}",
+            plural(queues),
+            plural(cpus)
+        );
         return Some(make(Level::Ok, what));
     }
-    let what = format!("{queues} queue(s) for {cpus} CPUs: so many can translate");
+    let what = format!(
+        "with {queues} queue{} only {queues} of {cpus} CPUs can translate",
+        plural(queues)
+    );
     let finding = make(Level::Note, what).why("a queue is served by one worker, on one CPU");
     let more = channels.receive_max.min(cpus);
     Some(match more > queues {

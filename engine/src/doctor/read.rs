@@ -26,7 +26,8 @@ pub fn read(interfaces: &[String], config: Option<&Config>) -> io::Result<Facts>
     }
     if !nix::unistd::geteuid().is_root() {
         unseen.push(Unseen {
-            what: "rules of nft and iptables, whose a program is, tc programs, offloads' details"
+            what: "rules of nft and iptables, tc programs, whose an XDP program is, the limit of \
+                   locked memory"
                 .to_owned(),
             why: "only root may see them: run `sudo egret doctor`".to_owned(),
         });

@@ -26,7 +26,7 @@ pub(super) fn examine(interface: &InterfaceState, host: &HostState, found: &mut 
 /// The driver in words: `ena (Amazon Elastic Network Adapter)`.
 fn in_words(interface: &InterfaceState, driver: Option<&Driver>) -> String {
     match (driver, interface.driver.as_str()) {
-        (_, "") => "of an unknown driver".to_owned(),
+        (_, "") => "an unknown driver".to_owned(),
         (Some(driver), name) => format!("{name} ({})", driver.title),
         (None, name) => name.to_owned(),
     }
@@ -57,24 +57,23 @@ fn native(interface: &InterfaceState, driver: Option<&Driver>, host: &HostState)
     let seen = interface.driver.as_str();
     match has(said, driver, first, host) {
         Some(true) => {
-            let what = format!("driver {words} runs XDP programs itself");
+            let what = format!("{words} runs XDP programs itself");
             Finding::new(name, "driver", Level::Ok, seen, what).why(notes)
         }
         Some(false) => {
-            let what = format!("driver {words} does not run XDP programs here");
+            let what = format!("{words} does not run XDP programs here");
             let why = "generic mode is slower (the kernel makes a socket buffer of every frame \
                        first) and drops merged packets";
             let finding = Finding::new(name, "driver", Level::Warning, seen, what).why(why);
             match first {
-                Some(version) => finding.mend(format!("use Linux {version} or later"), ""),
-                None => finding.mend(
+                Some(version) => finding.advise(format!("use Linux {version} or later")),
+                None => finding.advise(
                     "use a NIC whose driver does: virtio_net, ena, gve, mlx5, ixgbe, i40e, ice",
-                    "",
                 ),
             }
         }
         None => {
-            let what = format!("driver {words}: whether it runs XDP programs cannot be seen");
+            let what = format!("{words}: whether it runs XDP programs cannot be seen");
             Finding::unseen(name, "driver", what)
                 .why("the start tells: `egret run` prints the mode that it reached and why")
         }

@@ -31,7 +31,8 @@ pub(super) fn read(host: &Host) -> HostState {
         options: options(release.trim()),
         has_xdp_sockets: has_xdp_sockets(),
         jit: number("/proc/sys/net/core/bpf_jit_enable"),
-        memlock: memlock(),
+        // That of another user says nothing about the gateway, which root runs.
+        memlock: root.then(memlock).flatten(),
         huge_pages: huge_pages(),
         cpus: (!cpus.is_empty()).then_some(cpus.len() as u32),
         cpus_possible: cpus_possible(&text("/sys/devices/system/cpu/possible").unwrap_or_default()),

@@ -62,14 +62,18 @@ fn xdp_program(ifindex: u32) -> Option<Option<Program>> {
     }))
 }
 
-/// Programs of tc: filters of the kind `bpf` (any kernel), and tcx links (6.6+).
+/// Programs of tc: filters of the kind `bpf` (any kernel), and tcx links (6.6+), which only root may
+/// see.
 fn tc_programs(name: &str, ifindex: u32) -> Option<Vec<Program>> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
     let mut found = filters(ifindex)?;
     for (kind, place) in [
         (TcAttachType::Ingress, "ingress"),
         (TcAttachType::Egress, "egress"),
     ] {
-        // Kernels without tcx, and users without privilege, are refused.
+        // A kernel without tcx refuses.
         let Ok((_, programs)) = SchedClassifier::query_tcx(name, kind) else {
             continue;
         };
