@@ -21,7 +21,8 @@ pub struct DoctorArgs {
     /// The configuration file: more can be judged with it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Do what is safe: nothing that takes a link down, or may cut anybody off
+    /// Do what is safe: loosen rp_filter, compile BPF programs, turn off LRO and GRO-HW where the
+    /// driver does that without a reset; nothing that takes a link down or may cut anybody off
     #[arg(long, conflicts_with = "undo")]
     pub fix: bool,
     /// Put back what --fix has changed

@@ -119,7 +119,7 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
         }
     };
     let countdown = Countdown::new(&config.instance);
-    let for_doctor = config.clone();
+    let (for_doctor, instance) = (config.clone(), config.instance.clone());
     let started = match trial {
         Some(limit) => Engine::start_on_trial(config, limit),
         None => Engine::start(config),
@@ -141,12 +141,26 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
     // Whoever started us may have closed our stdout; the gateway serves all the same.
     let _ = writeln!(out, "{READY}").and_then(|()| out.flush());
     let in_time = attend(&engine, &asked, countdown, guard);
-    let failed = engine.has_failed();
+    let (failed, confirmed) = (engine.has_failed(), engine.confirmation().is_given());
     engine.stop();
-    if !in_time {
-        info!("everything is as it was before the start");
+    if !confirmed {
+        put_back(&instance);
     }
     ExitCode::from(u8::from(failed || !in_time))
+}
+
+/// The last traces of a trial that was not confirmed: directories, and what a dead engine left.
+fn put_back(instance: &str) {
+    match engine::engine::put_back(instance) {
+        Ok(_) => info!("everything is as it was before the start"),
+        Err(error) => {
+            let error = with_causes(&error);
+            warn!(
+                error,
+                "something is left behind: `egret detach --instance {instance}`"
+            );
+        }
+    }
 }
 
 /// Logs what the doctor warns of, beside the gateway: it lists the host's rules, which may take

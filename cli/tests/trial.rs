@@ -5,6 +5,7 @@ mod kernel;
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -184,6 +185,8 @@ fn what_is_not_confirmed_ends_and_leaves_everything_as_it_was() {
     let status = trial.wait(LIMIT);
     assert_eq!(status.code(), Some(1), "{}", trial.said());
     assert!(begin.elapsed() < Duration::from_secs(10));
+    let left = PathBuf::from("/run/egret").join(bench.lab().name());
+    assert!(!left.exists(), "the tables, too");
     for words in [
         "in 3 s",
         "egret confirm --instance",
@@ -226,6 +229,27 @@ fn what_is_confirmed_stays() {
         assert_eq!(trial.wait(LIMIT).code(), Some(0), "{}", trial.said());
         bench.assert_as_found();
     }
+}
+
+#[test]
+fn only_root_and_its_own_user_may_confirm() {
+    let Some(bench) = Bench::new() else { return };
+    let mut trial = bench.start("5m");
+    // Root's group may look at the gateway. A copy, since not everybody may reach the program.
+    let copy = std::env::temp_dir().join(format!("egret-trial-{}", std::process::id()));
+    fs::copy(EGRET, &copy).expect("a copy");
+    let mut command = Command::new(&copy);
+    let socket = EngineProcess::control_path(bench.lab());
+    command.args(["confirm", "--socket"]).arg(socket);
+    command.uid(65_534).gid(0);
+    let refused = run(&bench.lab().gateway, &mut command, LIMIT);
+    fs::remove_file(&copy).expect("removing the copy");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("only root"), "{refused:?}");
+    assert_eq!(bench.pinned(), 0);
+    trial.signal(Signal::SIGTERM);
+    assert_eq!(trial.wait(LIMIT).code(), Some(0), "{}", trial.said());
+    bench.assert_as_found();
 }
 
 #[test]
@@ -277,6 +301,29 @@ fn one_that_hangs_is_ended_by_its_guard() {
     assert!(bench.is_attached(), "it hangs, and could lock anybody out");
     trial.wait(2 * LIMIT);
     assert!(trial.said().contains("hangs"), "{}", trial.said());
+    bench.assert_as_found();
+}
+
+#[test]
+fn a_start_that_fails_leaves_nothing_either() {
+    let Some(bench) = Bench::new() else { return };
+    let config = bench.lab().directory().join("egret.toml");
+    let text = fs::read_to_string(&config).expect("a configuration");
+    let file = bench.lab().directory().join("file");
+    fs::write(&file, "").expect("a file");
+    let socket = EngineProcess::control_path(bench.lab())
+        .display()
+        .to_string();
+    let bad = text.replace(&socket, &file.join("socket").display().to_string());
+    fs::write(&config, bad).expect("a configuration");
+    let mut command = Command::new(EGRET);
+    command
+        .args(["run", "--confirm", "5m", "--config"])
+        .arg(config);
+    let said = run(&bench.lab().gateway, &mut command, LIMIT);
+    assert_eq!(said.status.code(), Some(2), "{said:?}");
+    assert!(said.stderr.contains("control"), "{}", said.stderr);
+    assert!(!said.stderr.contains("died"), "{}", said.stderr);
     bench.assert_as_found();
 }
 

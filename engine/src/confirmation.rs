@@ -52,6 +52,11 @@ impl Confirmation {
         self.state.load(Ordering::Acquire) == AWAITED
     }
 
+    /// Was it given, or never needed?
+    pub fn is_given(&self) -> bool {
+        self.state.load(Ordering::Acquire) == GIVEN
+    }
+
     /// How long it is waited for yet; `None` if it is not.
     pub fn left(&self, now: Instant) -> Option<Duration> {
         let deadline = self.deadline.get();
@@ -105,6 +110,7 @@ mod tests {
         assert!(confirmation.expire(now + LIMIT));
         assert!(!confirmation.expire(now + LIMIT), "once");
         assert!(!confirmation.give(), "too late");
+        assert!(!confirmation.is_given());
         assert_eq!(confirmation.left(now), None);
     }
 
@@ -116,6 +122,7 @@ mod tests {
         assert!(confirmation.is_awaited() && confirmation.give());
         assert!(!confirmation.give(), "once");
         assert!(!confirmation.expire(now + 2 * LIMIT));
+        assert!(confirmation.is_given() && Confirmation::given().is_given());
         assert!(!Confirmation::given().is_awaited());
         assert!(!Confirmation::given().expire(now + 2 * LIMIT));
     }

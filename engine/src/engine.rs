@@ -75,6 +75,8 @@ pub struct Engine {
     tables: MemFile,
     undo: Arc<Mutex<Undo>>,
     confirmation: Arc<Confirmation>,
+    /// New tables of a start on trial, which go with it.
+    unused: Option<UnusedFile>,
 }
 
 impl Engine {
@@ -224,7 +226,13 @@ impl Engine {
         let control = governor
             .start(steward)
             .map_err(at("starting the control thread"))?;
-        unused.keep();
+        let unused = match confirmation.is_given() {
+            true => {
+                unused.keep();
+                None
+            }
+            false => Some(unused),
+        };
         confirmation.begin(Instant::now());
         Ok(Engine {
             plan,
@@ -235,6 +243,7 @@ impl Engine {
             tables,
             undo,
             confirmation,
+            unused,
         })
     }
 
@@ -259,7 +268,7 @@ impl Engine {
     }
 
     /// Stops: detaches the program, lets the workers finish, and leaves the interfaces as they were
-    /// found. The tables stay in their file.
+    /// found. The tables stay in their file, unless they are those of a trial that was not confirmed.
     pub fn stop(mut self) {
         // Detach, drain, close: in this order no frame is redirected to a socket that is gone.
         let steward = self.control.take().and_then(|(end, thread)| {
@@ -274,6 +283,9 @@ impl Engine {
         self.netlink.stop();
         lock(&self.undo).restore_offloads();
         drop(self.tables);
+        if let Some(unused) = self.unused.filter(|_| self.confirmation.is_given()) {
+            unused.keep();
+        }
     }
 }
 

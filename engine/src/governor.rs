@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::error;
 
 use crate::confirmation::Confirmation;
-use crate::control::{Answer, Control};
+use crate::control::Control;
 use crate::gateway::Shared;
 use crate::host::HostPorts;
 use crate::ladder::Rung;
@@ -142,19 +142,12 @@ impl Governor {
                 steward.borrow_mut().look(wake_errors);
             }
         };
-        let confirm = async {
-            loop {
-                self.confirmation.asked().await;
-                // What comes of it is in the log.
-                status.confirm();
-            }
-        };
         tokio::select! {
             _ = ended => {}
             () = follow => {}
             () = watch_ports => {}
             () = announce => {}
-            () = confirm => {}
+            () = status.confirm_when_asked() => {}
             () = control.serve(&status) => {}
         }
         if let Err(error) = steward.borrow_mut().steering().detach() {

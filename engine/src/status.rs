@@ -37,6 +37,14 @@ pub struct Status<'a> {
 }
 
 impl Status<'_> {
+    /// Confirms the start as often as somebody in this process asks; what comes of it is logged.
+    pub(crate) async fn confirm_when_asked(&self) {
+        loop {
+            self.confirmation.asked().await;
+            self.confirm();
+        }
+    }
+
     fn interfaces(&self) -> Vec<Value> {
         let links = self.shared.links.load();
         let describe = |link: &crate::link::Link| {
@@ -141,6 +149,7 @@ impl Answer for Status<'_> {
 
     fn confirm(&self) -> Value {
         if !self.confirmation.give() {
+            info!("asked to confirm, and there is nothing to");
             return json!({ "error": "there is nothing to confirm: the start was for good, was \
                                      confirmed already, or its time is over" });
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::finding::Setting;
 use crate::config::RUN_DIR;
-use crate::device::sys::ethtool;
+use crate::device::sys::{ethtool, link};
 
 impl Setting {
     /// What it is now.
@@ -100,7 +100,9 @@ impl Changes {
     /// # Errors
     /// The list is there and cannot be read.
     pub fn open() -> io::Result<Changes> {
-        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+        // An older kernel gives the number of a namespace that is gone to a new one.
+        let inode = || fs::metadata("/proc/thread-self/ns/net").map(|there| there.ino());
+        let namespace = link::namespace_cookie().or_else(|_| inode())?;
         Changes::at(Path::new(RUN_DIR).join(format!("doctor.{namespace}")))
     }
 

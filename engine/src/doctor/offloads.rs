@@ -83,7 +83,7 @@ fn guest(interface: &InterfaceState) -> Option<Finding> {
         )
         .why("the driver refuses the program: \"Can't set XDP while host is implementing GRO_HW/CSUM\"")
         .advise("go on in generic or TAP mode, or have the virtual machine's NIC made with ctrl_guest_offloads=on, or with \
-             guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off"),
+             guest_csum, guest_tso4, guest_tso6, guest_ecn and guest_ufo off"),
     })
 }
 
