@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicU64;
 
 use aya::Ebpf;
-use aya::programs::links::FdLink;
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::xdp::XdpMode as AyaMode;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
@@ -331,9 +331,9 @@ impl Steering {
         maps::counters(&self.ebpf)
     }
 
-    /// Attaches the program to an interface of the calling thread's network namespace and pins the
-    /// link (unless on trial). A program of a former engine of this instance is replaced in one step if the mode is
-    /// the same; a program of anybody else is left alone, and that is an error.
+    /// Attaches the program to an interface of the calling thread's network namespace and, unless on
+    /// trial, pins the link. A program of a former engine of this instance is replaced in one step if
+    /// the mode is the same; a program of anybody else is left alone, and that is an error.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), SteeringError> {
         let unknown = |source| SteeringError::Interface {
             interface: interface.to_owned(),
@@ -342,7 +342,7 @@ impl Steering {
         let ifindex = link::index(interface).map_err(unknown)?;
         let pin = self.pins.link(ifindex);
         let (ebpf, trial) = (&mut self.ebpf, &mut self.trial);
-        trial.release(ifindex);
+        trial.release(&pin);
         at_home(|| {
             let there = link::attached_xdp(ifindex).map_err(unknown)?;
             let ours = bpf::open_pin(&pin).and_then(|link| bpf::link_info(link.as_fd()));
@@ -354,7 +354,8 @@ impl Steering {
             };
             let program = xdp(ebpf)?;
             if keeps && ours.as_ref().is_ok_and(|ours| ours.ifindex == ifindex) {
-                return trial.replace(ifindex, program, &pin).map_err(why);
+                let link = replace(program, &pin).map_err(why)?;
+                return trial.take_over(link, &pin).map_err(why);
             }
             if ours.is_ok() || pin.exists() {
                 // Of another mode, or of an interface that is gone.
@@ -376,7 +377,7 @@ impl Steering {
             let link = program.take_link(id).map_err(|e| why(reason(&e)))?;
             let link = FdLink::try_from(link)
                 .map_err(|_| why("the kernel made no XDP link".to_owned()))?;
-            trial.keep(ifindex, link, &pin).map_err(why)
+            trial.keep(link, &pin).map_err(why)
         })?;
         if !self.attached.contains(&ifindex) {
             self.attached.push(ifindex);
@@ -413,8 +414,8 @@ impl Steering {
     /// that it is not attached to is fine.
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), SteeringError> {
         self.attached.retain(|&other| other != ifindex);
-        self.trial.release(ifindex);
         let pin = self.pins.link(ifindex);
+        self.trial.release(&pin);
         at_home(|| {
             if pin.exists() {
                 pins::detach(&pin)
@@ -517,6 +518,19 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, SteeringError> {
         .ok_or_else(|| SteeringError::Load("egret_steer is missing".to_owned()))?
         .try_into()
         .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))
+}
+
+/// Puts the program in the place of the one that the pinned link holds. The pin stays; the link is
+/// another handle of it.
+fn replace(program: &mut Xdp, pin: &std::path::Path) -> Result<FdLink, String> {
+    let link = PinnedLink::from_pin(pin).map_err(|error| error.to_string())?;
+    let link = FdLink::from(link).try_into();
+    let link = link.map_err(|error: aya::programs::links::LinkError| error.to_string())?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|error| reason(&error))?;
+    let link = program.take_link(id).map_err(|error| reason(&error))?;
+    FdLink::try_from(link).map_err(|error| reason(&error))
 }
 
 /// An error with its causes.

@@ -1,53 +1,45 @@
 //! Attached on trial: no link is pinned, so the program goes with this process, however it ends.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use aya::programs::ProgramError;
-use aya::programs::Xdp;
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::FdLink;
 
-use super::pins::{self, Pins, at_home};
-use super::{Steering, SteeringError, reason};
+use super::pins::{self, at_home};
+use super::{Steering, SteeringError};
 
-/// The links that nothing but this process keeps, by their interfaces' indices; `None`: links are
-/// pinned.
+/// The links that nothing but this process keeps, each with the place where it would be pinned;
+/// `None`: links are pinned.
 #[derive(Default)]
-pub(super) struct Trial(Option<Vec<(u32, FdLink)>>);
+pub(super) struct Trial(Option<Vec<(PathBuf, FdLink)>>);
 
 impl Trial {
-    /// Keeps a new link: in this process, or pinned.
-    pub fn keep(&mut self, ifindex: u32, link: FdLink, pin: &Path) -> Result<(), String> {
+    /// Keeps a new link: in this process, or pinned. Call it `at_home`.
+    pub fn keep(&mut self, link: FdLink, pin: &Path) -> Result<(), String> {
         match &mut self.0 {
             Some(held) => {
-                held.push((ifindex, link));
+                held.push((pin.to_owned(), link));
                 Ok(())
             }
             None => link.pin(pin).map(drop).map_err(|error| error.to_string()),
         }
     }
 
-    /// Puts the program in the place of the one that the pinned link holds. On trial the pin goes,
-    /// and from then on the link is this process's.
-    pub fn replace(&mut self, ifindex: u32, program: &mut Xdp, pin: &Path) -> Result<(), String> {
-        let pinned = PinnedLink::from_pin(pin).map_err(|error| error.to_string())?;
-        let link = FdLink::from(pinned).try_into();
-        let link = link.map_err(|error: LinkError| error.to_string())?;
-        let replaced = program.attach_to_link(link);
-        let id = replaced.map_err(|error: ProgramError| reason(&error))?;
-        let link = program.take_link(id).map_err(|error| reason(&error))?;
+    /// Takes over a link that is pinned already: on trial the pin goes, and from then on the link is
+    /// this process's. Call it `at_home`.
+    pub fn take_over(&mut self, link: FdLink, pin: &Path) -> Result<(), String> {
         if let Some(held) = &mut self.0 {
-            let link = FdLink::try_from(link).map_err(|error| error.to_string())?;
             std::fs::remove_file(pin).map_err(|error| error.to_string())?;
-            held.push((ifindex, link));
+            held.push((pin.to_owned(), link));
         }
         // Else dropped: the pin keeps the link.
         Ok(())
     }
 
-    /// Lets the link of an interface go, which detaches the program.
-    pub fn release(&mut self, ifindex: u32) {
+    /// Lets the link of this pin go, which detaches the program.
+    pub fn release(&mut self, pin: &Path) {
         if let Some(held) = &mut self.0 {
-            held.retain(|(other, _)| *other != ifindex);
+            held.retain(|(other, _)| other != pin);
         }
     }
 
@@ -58,13 +50,12 @@ impl Trial {
         }
     }
 
-    fn pin_all(&mut self, pins: &Pins) -> Result<(), SteeringError> {
-        for (ifindex, link) in self.0.take().unwrap_or_default() {
-            let pin = pins.link(ifindex);
+    fn pin_all(&mut self) -> Result<(), SteeringError> {
+        for (pin, link) in self.0.take().unwrap_or_default() {
             pins::detach(&pin)?;
-            link.pin(pin).map_err(|error| SteeringError::Pins {
+            link.pin(&pin).map_err(|error| SteeringError::Pins {
                 step: "pinning a link",
-                source: std::io::Error::other(error.to_string()),
+                source: io::Error::other(error.to_string()),
             })?;
         }
         Ok(())
@@ -84,7 +75,7 @@ impl Steering {
     /// A link could not be pinned. The program is then detached from its interface, and perhaps from
     /// others: call [`Steering::detach`].
     pub fn end_trial(&mut self) -> Result<(), SteeringError> {
-        let (trial, pins) = (&mut self.trial, &self.pins);
-        at_home(|| trial.pin_all(pins))
+        let trial = &mut self.trial;
+        at_home(|| trial.pin_all())
     }
 }
