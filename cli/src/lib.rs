@@ -2,8 +2,10 @@
 
 pub mod bench;
 pub mod check;
+pub mod confirm;
 pub mod demo;
 pub mod detach;
+pub mod doctor;
 pub mod lab;
 pub mod run;
 pub mod status;

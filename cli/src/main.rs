@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use egret_cli::bench::{self, BenchCommand};
 use egret_cli::check::{self, CheckArgs};
+use egret_cli::confirm::guard::{self, GuardArgs};
+use egret_cli::confirm::{self, ConfirmArgs};
 use egret_cli::demo::root::{become_root, enter_user_namespace};
 use egret_cli::demo::{self, DemoOptions};
 use egret_cli::detach::{self, DetachArgs};
+use egret_cli::doctor::{self, DoctorArgs};
 use egret_cli::lab::Topology;
 use egret_cli::run::{self, RunArgs};
 use egret_cli::status::{self, StatusArgs};
@@ -27,8 +30,15 @@ enum Command {
     Run(RunArgs),
     /// Explain a configuration file, and what is wrong with it on this machine
     Check(CheckArgs),
+    /// Look for what keeps the gateway from running here, or from running fast
+    Doctor(DoctorArgs),
     /// Show what a running gateway does
     Status(StatusArgs),
+    /// Make a gateway that was started on trial (`run --confirm`) stay
+    Confirm(ConfirmArgs),
+    /// Watch over a gateway on trial: started by `run --confirm` only
+    #[command(hide = true)]
+    Guard(GuardArgs),
     /// Remove what a dead gateway left attached
     Detach(DetachArgs),
     /// Send real traffic through the gateway in a lab of its own, and say what held
@@ -89,10 +99,18 @@ impl TopologyChoice {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(arguments) => run::run(&arguments),
-        Command::Check(arguments) => check::run(&arguments, |config| {
-            engine::facts::read(config).map_err(|error| format!("reading this machine: {error}"))
-        }),
+        Command::Check(arguments) => {
+            let status = check::run(&arguments, |config| {
+                let facts = engine::facts::read(config);
+                facts.map_err(|error| format!("reading this machine: {error}"))
+            });
+            doctor::tell_after_check(&arguments.file, arguments.json);
+            status
+        }
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Confirm(arguments) => confirm::run(&arguments),
+        Command::Guard(arguments) => guard::run(&arguments),
         Command::Detach(arguments) => detach::run(&arguments),
         Command::Demo(arguments) => run_demo(arguments),
         Command::Bench(command) => bench::run(command),

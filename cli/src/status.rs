@@ -29,7 +29,11 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     let status = match engine::control::ask(&path, "status") {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("egret status: {}: {}", path.display(), why(&error));
+            eprintln!(
+                "egret status: {}: {}",
+                path.display(),
+                why("status", &error)
+            );
             return ExitCode::from(2);
         }
     };
@@ -46,11 +50,12 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 }
 
 /// Why nobody answered, and what to do.
-fn why(error: &io::Error) -> String {
+pub(crate) fn why(command: &str, error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::PermissionDenied {
-        return "permission denied; only root, or the user or group that `egret run` runs as, may \
-                ask: use `sudo egret status`"
-            .to_owned();
+        return format!(
+            "permission denied; only root, or the user or group that `egret run` runs as, may \
+             ask: use `sudo egret {command}`"
+        );
     }
     format!("{error}; is `egret run` running, and is `instance` the same?")
 }
@@ -100,6 +105,12 @@ fn text(status: &Value) -> String {
         status["uptime_s"],
         string(&status["mode"])
     );
+    if let Some(left_s) = status["confirm_within_s"].as_u64() {
+        let _ = writeln!(
+            out,
+            "  on trial: detaches in {left_s} s unless `egret confirm` is run"
+        );
+    }
     for refused in status["modes_refused"].as_array().into_iter().flatten() {
         let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
         let _ = writeln!(out, "  not by {mode}: {reason}");
@@ -179,7 +190,7 @@ mod tests {
 
     #[test]
     fn who_may_not_ask_is_told_who_may() {
-        let of = |kind: io::ErrorKind| why(&kind.into());
+        let of = |kind: io::ErrorKind| why("status", &kind.into());
         assert!(of(io::ErrorKind::PermissionDenied).contains("sudo egret status"));
         let absent = of(io::ErrorKind::NotFound);
         assert!(absent.contains("egret run") && !absent.contains("sudo"));

@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use egret_cli::demo::check::{at, endpoint};
 use egret_cli::demo::setup::{self, Tuning};
-use egret_cli::lab::plan::{EXTERNAL, ROUTER_LINK, SERVERS};
+use egret_cli::lab::plan::{EXTERNAL, SERVERS};
 use egret_cli::lab::service::{UdpFlow, UdpService};
 use egret_cli::lab::tcp::{EchoConnection, TcpService, exchange};
-use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Namespace, Topology, wait};
+use egret_cli::lab::{EngineProcess, Gateway, Lab, LabOptions, Topology, wait};
 use engine::device::sys::ethtool::{self, Offload};
-use kernel::{EGRET, Said, Stand, build, command, have, ip, is_root, run, succeed};
+use kernel::found::{difference, kept, snapshot};
+use kernel::{EGRET, Said, Stand, build, command, have, ip, is_root, run};
 
 const PREFIX: &str = "egret-tl";
 const LIMIT: Duration = Duration::from_secs(20);
@@ -29,85 +30,6 @@ fn own_pool() -> String {
 /// The neighbours that the kernel keeps resolved for somebody.
 fn managed(lab: &Lab) -> usize {
     ip(&lab.gateway, "-d neighbour").matches("managed").count()
-}
-
-/// What is set on the gateway and on its neighbours' ends of its links, as text.
-fn snapshot(lab: &Lab) -> String {
-    let gateway = &lab.gateway;
-    let mut text = String::new();
-    for line in [
-        "-d link",
-        "address",
-        "-4 route show table all",
-        "rule",
-        "netconf",
-    ] {
-        text += &format!(
-            "ip {line}:\n{}",
-            ip(gateway, line).replace(" tentative", "")
-        );
-    }
-    text += &succeed(gateway, command("tc").args(["qdisc", "show"]), LIMIT).text();
-    let mut ends = vec![
-        (gateway, lab.topology.internal_link()),
-        (lab.switch(), "gw"),
-    ];
-    if lab.topology == Topology::TwoArm {
-        ends.extend([
-            (gateway, lab.topology.external_link()),
-            (&lab.router, ROUTER_LINK),
-        ]);
-    }
-    for (namespace, link) in ends {
-        text += &format!(
-            "{} {link}: {}\n",
-            namespace.name(),
-            offloads(namespace, link)
-        );
-    }
-    text += &format!("kept in /run: {:?}\n", kept(lab));
-    text
-}
-
-/// The offloads that are on.
-fn offloads(namespace: &Namespace, link: &str) -> String {
-    let on = namespace.run(|| {
-        let is_on = |which: &Offload| ethtool::offload(link, *which).unwrap_or(false);
-        Ok(Offload::ALL
-            .iter()
-            .filter(|which| is_on(which))
-            .map(|which| which.name())
-            .collect())
-    });
-    let on: Vec<&str> = on.expect("asking about offloads");
-    on.join(" ")
-}
-
-/// What the instance keeps in /run, but for its tables.
-fn kept(lab: &Lab) -> Vec<String> {
-    let directory = format!("/run/egret/{}", lab.name());
-    let names = |directory: &str| {
-        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        names.collect::<Vec<String>>()
-    };
-    let mut all = names(&directory);
-    all.extend(names(&format!("{directory}/bpf")));
-    all.retain(|name| name != "tables");
-    all
-}
-
-/// Differences of two snapshots, a line each.
-fn difference(before: &str, after: &str) -> String {
-    let only = |a: &str, b: &str, sign: char| {
-        let missing = a
-            .lines()
-            .filter(|line| !b.lines().any(|other| other == *line));
-        missing
-            .map(|line| format!("{sign} {line}\n"))
-            .collect::<String>()
-    };
-    only(before, after, '-') + &only(after, before, '+')
 }
 
 /// Some TCP and UDP through the gateway.

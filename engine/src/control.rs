@@ -1,5 +1,5 @@
 //! The control socket: a Unix stream socket of mode 0660. A client sends one line, gets one JSON
-//! object, and the connection ends. Requests: `status`, `invariants`.
+//! object, and the connection ends. Requests: `status`, `invariants`, `confirm`.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -35,6 +35,8 @@ pub trait Answer {
     /// Work that makes the answer to `invariants`: it checks the tables, which takes seconds when
     /// they are large, so it is done beside the control thread. Exact only when no traffic flows.
     fn invariants(&self) -> Box<dyn FnOnce() -> Value + Send>;
+    /// Makes a start on trial one for good. The answer to `confirm`.
+    fn confirm(&self) -> Value;
 }
 
 /// The listening socket; its file goes away with it.
@@ -125,8 +127,12 @@ async fn serve_one(client: UnixStream, answer: &impl Answer) -> io::Result<()> {
             "invariants" => spawn_blocking(answer.invariants())
                 .await
                 .map_err(io::Error::other)?,
+            "confirm" if may_change(peer.uid()) => answer.confirm(),
+            "confirm" => json!({ "error": "only root, or the engine's own user, may confirm" }),
             other => json!({
-                "error": format!("unknown request `{other}`; allowed are `status`, `invariants`"),
+                "error": format!(
+                    "unknown request `{other}`; allowed are `status`, `invariants`, `confirm`"
+                ),
             }),
         }
     } else {
@@ -138,6 +144,11 @@ async fn serve_one(client: UnixStream, answer: &impl Answer) -> io::Result<()> {
 
 fn may_ask(uid: u32, gid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw() || gid == nix::unistd::getegid().as_raw()
+}
+
+/// Its group may look, but not decide.
+fn may_change(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 /// Sends one request to a running engine and returns its answer. Errors: nobody listens there, or
@@ -173,6 +184,17 @@ mod tests {
                 Err(_) => json!({ "invariants": "cut short" }),
             })
         }
+
+        fn confirm(&self) -> Value {
+            json!({ "confirmed": true })
+        }
+    }
+
+    #[test]
+    fn others_may_not_confirm() {
+        let own = nix::unistd::geteuid().as_raw();
+        assert!(may_change(0) && may_change(own));
+        assert!(!may_change(own + 1));
     }
 
     #[test]

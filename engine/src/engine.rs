@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use conntrack::TableSize;
 use crossbeam_queue::ArrayQueue;
@@ -12,6 +13,7 @@ use tracing::{error, warn};
 
 use crate::clock;
 use crate::config::{Config, DeviceMode, Problem, RUN_DIR};
+use crate::confirmation::Confirmation;
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::MemFile;
 use crate::device::sys::tap::Tap;
@@ -76,6 +78,9 @@ pub struct Engine {
     netlink: NetlinkHandle,
     tables: MemFile,
     undo: Arc<Mutex<Undo>>,
+    confirmation: Arc<Confirmation>,
+    /// New tables of a start on trial, which go with it.
+    unused: Option<UnusedFile>,
     instance: String,
 }
 
@@ -94,27 +99,51 @@ impl Engine {
     /// What speaks against it, or the step that failed; the host is then as it was found: also the
     /// program of a dead engine goes on dropping internal traffic.
     pub fn start(config: Config) -> Result<Engine, StartError> {
+        Engine::begin(config, Confirmation::given())
+    }
+
+    /// As [`Engine::start`], on trial: whoever calls is to stop it when its [`Confirmation`], which
+    /// may be given for so long from the end of the start, expires. Until it is given the program
+    /// stays attached only as long as this process lives, and so does that of a dead engine, whose
+    /// place it takes.
+    ///
+    /// # Errors
+    /// As [`Engine::start`]; but after an error a dead engine's program is detached, too.
+    pub fn start_on_trial(config: Config, limit: Duration) -> Result<Engine, StartError> {
+        Engine::begin(config, Confirmation::awaited(limit))
+    }
+
+    fn begin(config: Config, confirmation: Confirmation) -> Result<Engine, StartError> {
         let host = facts::read(&config).map_err(at("reading the interfaces"))?;
         let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
+        let confirmation = Arc::new(confirmation);
         match config.mode.value {
-            DeviceMode::Routed => Engine::start_routed(&config, &plan),
-            _ => Engine::start_steered(config, host, plan),
+            DeviceMode::Routed => Engine::start_routed(&config, &plan, confirmation),
+            _ => Engine::start_steered(config, host, plan, confirmation),
         }
     }
 
     /// With the steering program, which the instance's lock comes with.
-    fn start_steered(config: Config, host: HostFacts, plan: Plan) -> Result<Engine, StartError> {
+    fn start_steered(
+        config: Config,
+        host: HostFacts,
+        plan: Plan,
+        confirmation: Arc<Confirmation>,
+    ) -> Result<Engine, StartError> {
         let instance = config.instance.clone();
         let size = SteeringSize {
             addresses_max: plan.addresses_max,
             ..SteeringSize::default()
         };
-        let steering = Steering::open(&instance, size, random_mac())
+        let mut steering = Steering::open(&instance, size, random_mac())
             .map_err(at("loading the steering program"))?;
-        let inherited = steering.is_inherited();
+        if confirmation.is_awaited() {
+            steering.begin_trial();
+        }
+        let inherited = steering.is_inherited() && !confirmation.is_awaited();
         // With an error all that was made is dropped, the instance's lock, too.
         let entrance = Entrance::Steered(Box::new(steering));
-        Engine::start_at(config, host, plan, entrance).inspect_err(|_| {
+        Engine::start_at(config, host, plan, entrance, confirmation).inspect_err(|_| {
             if inherited {
                 warn!(
                     "the program of the dead engine before this one goes on dropping internal \
@@ -127,7 +156,11 @@ impl Engine {
     }
 
     /// With a TAP in the place of the interfaces, of which nobody else can have one of this name.
-    fn start_routed(config: &Config, outer: &Plan) -> Result<Engine, StartError> {
+    fn start_routed(
+        config: &Config,
+        outer: &Plan,
+        confirmation: Arc<Confirmation>,
+    ) -> Result<Engine, StartError> {
         let step = "setting up routed mode";
         let external = &outer.interfaces[usize::from(outer.external)].facts;
         let entrance = RoutedPlan {
@@ -160,7 +193,7 @@ impl Engine {
                 problems: outer.problems.clone(),
                 ..plan
             };
-            Engine::start_at(config, host, plan, Entrance::Routed(taps))
+            Engine::start_at(config, host, plan, Entrance::Routed(taps), confirmation)
         };
         start().inspect_err(|_| put_back_or_tell(&config.instance))
     }
@@ -171,6 +204,7 @@ impl Engine {
         host: HostFacts,
         mut plan: Plan,
         entrance: Entrance,
+        confirmation: Arc<Confirmation>,
     ) -> Result<Engine, StartError> {
         let size = TableSize {
             sessions_max: plan.sessions_max,
@@ -246,11 +280,19 @@ impl Engine {
             control_socket: config.control_socket.clone(),
             undo: Arc::clone(&undo),
             failed: Arc::clone(&staff.failed),
+            confirmation: Arc::clone(&confirmation),
         };
         let control = governor
             .start(steward)
             .map_err(at("starting the control thread"))?;
-        unused.keep();
+        let unused = match confirmation.is_given() {
+            true => {
+                unused.keep();
+                None
+            }
+            false => Some(unused),
+        };
+        confirmation.begin(Instant::now());
         Ok(Engine {
             plan,
             rung,
@@ -259,6 +301,8 @@ impl Engine {
             netlink,
             tables,
             undo,
+            confirmation,
+            unused,
             instance: config.instance,
         })
     }
@@ -278,8 +322,13 @@ impl Engine {
         self.staff.failed.load(Ordering::Acquire)
     }
 
+    /// Whether the start is for good.
+    pub fn confirmation(&self) -> &Confirmation {
+        &self.confirmation
+    }
+
     /// Stops: detaches the program, lets the workers finish, and leaves the interfaces as they were
-    /// found. The tables stay in their file.
+    /// found. The tables stay in their file, unless they are those of a trial that was not confirmed.
     pub fn stop(mut self) {
         // Detach, drain, close: in this order no frame is redirected to a socket that is gone.
         let steward = self.control.take().and_then(|(end, thread)| {
@@ -300,6 +349,9 @@ impl Engine {
             error!(%error, "rules or routes are left behind: `egret detach` takes them away");
         }
         drop(self.tables);
+        if let Some(unused) = self.unused.filter(|_| self.confirmation.is_given()) {
+            unused.keep();
+        }
     }
 }
 

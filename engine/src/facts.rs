@@ -110,12 +110,17 @@ fn vlan_offload(name: &str) -> Option<VlanOffload> {
     })
 }
 
-fn capabilities() -> Option<Capabilities> {
+/// The effective capabilities, a bit each.
+pub(crate) fn capability_bits() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;
-    let bits = u64::from_str_radix(line.trim(), 16).ok()?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+fn capabilities() -> Option<Capabilities> {
+    let bits = capability_bits()?;
     let has = |capability: u32| bits >> capability & 1 == 1;
     Some(Capabilities {
         net_admin: has(CAP_NET_ADMIN),
@@ -148,7 +153,8 @@ fn free_bytes(path: &Path) -> Option<u64> {
     Some(space.blocks_available() * space.fragment_size() + existing)
 }
 
-fn cpus() -> Vec<u16> {
+/// CPUs that this process may run on; empty: not known.
+pub(crate) fn cpus() -> Vec<u16> {
     let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else {
         return Vec::new();
     };

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::error;
 
+use crate::confirmation::Confirmation;
 use crate::control::Control;
 use crate::gateway::Shared;
 use crate::host::HostPorts;
@@ -39,6 +40,7 @@ pub(crate) struct Governor {
     pub control_socket: PathBuf,
     pub undo: Arc<Mutex<Undo>>,
     pub failed: Arc<AtomicBool>,
+    pub confirmation: Arc<Confirmation>,
 }
 
 impl Governor {
@@ -92,6 +94,8 @@ impl Governor {
             stats: self.stats,
             started: Instant::now(),
             steward,
+            confirmation: Arc::clone(&self.confirmation),
+            failed: Arc::clone(&self.failed),
         };
         let view = self.view.clone();
         let follow = async {
@@ -148,6 +152,7 @@ impl Governor {
             () = follow => {}
             () = watch_ports => {}
             () = announce => {}
+            () = status.confirm_when_asked() => {}
             () = control.serve(&status) => {}
         }
         if let Some(steering) = steward.borrow_mut().steering()

@@ -15,8 +15,10 @@ use crate::netlink::{NetworkView, dump::Requests};
 use crate::plan::Listener;
 
 mod rules;
+mod sources;
 
 pub use rules::{iptables_ports, nft_ports};
+pub use sources::source_rules;
 
 /// Longest wait for a program that lists rules.
 const PROGRAM_MAX: Duration = Duration::from_secs(3);
@@ -144,6 +146,14 @@ impl Host {
     }
 }
 
+/// The rules of nft and iptables that translate sources, in words; `None` if they cannot be listed,
+/// as for all but root.
+pub fn read_source_rules() -> Option<Vec<String>> {
+    let nft = output("nft", &["-j", "list", "ruleset"])?;
+    let iptables = output("iptables-save", &[])?;
+    Some(source_rules(&nft, &iptables))
+}
+
 fn sysctl(key: &str) -> String {
     std::fs::read_to_string(format!("/proc/sys/net/ipv4/{key}")).unwrap_or_default()
 }
@@ -233,7 +243,7 @@ fn parse_proc_address(text: &str) -> Option<Ipv4Addr> {
 }
 
 /// What a program prints; empty if it is absent, `None` if it fails or takes too long.
-fn output(program: &str, arguments: &[&str]) -> Option<String> {
+pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
     // The directories of administrators' programs are not in every PATH.
     ["", "/usr/sbin/", "/sbin/"]
         .iter()

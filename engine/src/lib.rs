@@ -5,8 +5,10 @@
 pub mod batch;
 pub mod clock;
 pub mod config;
+pub mod confirmation;
 pub mod control;
 pub mod device;
+pub mod doctor;
 pub mod doors;
 pub mod drop_reason;
 pub mod engine;

@@ -2,12 +2,15 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 use serde_json::{Map, Value, json};
+use tracing::{error, info};
 
 use crate::clock;
+use crate::confirmation::Confirmation;
 use crate::control::Answer;
 use crate::gateway::Shared;
 use crate::ladder::Rung;
@@ -27,9 +30,21 @@ pub struct Status<'a> {
     pub started: Instant,
     /// The steering program's owner.
     pub steward: &'a RefCell<Steward>,
+    /// Whether the start is for good.
+    pub confirmation: Arc<Confirmation>,
+    /// Set when the gateway cannot go on.
+    pub failed: Arc<AtomicBool>,
 }
 
 impl Status<'_> {
+    /// Confirms the start as often as somebody in this process asks; what comes of it is logged.
+    pub(crate) async fn confirm_when_asked(&self) {
+        loop {
+            self.confirmation.asked().await;
+            self.confirm();
+        }
+    }
+
     fn interfaces(&self) -> Vec<Value> {
         let links = self.shared.links.load();
         let describe = |link: &crate::link::Link| {
@@ -99,6 +114,7 @@ impl Answer for Status<'_> {
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs(),
+            "confirm_within_s": self.confirmation.left(Instant::now()).map(|left| left.as_secs()),
             "mode": self.rung.way.to_string(),
             "modes_refused": refused
                 .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
@@ -133,6 +149,27 @@ impl Answer for Status<'_> {
                 Err(why) => json!({ "invariants": why.to_string() }),
             }
         })
+    }
+
+    fn confirm(&self) -> Value {
+        if !self.confirmation.give() {
+            info!("asked to confirm, and there is nothing to");
+            return json!({ "error": "there is nothing to confirm: the start was for good, was \
+                                     confirmed already, or its time is over" });
+        }
+        let mut steward = self.steward.borrow_mut();
+        let kept = steward.steering().map(|steering| steering.end_trial());
+        match kept.unwrap_or(Ok(())) {
+            Ok(()) => {
+                info!("confirmed: the gateway stays");
+                json!({ "confirmed": true })
+            }
+            Err(error) => {
+                error!(%error, "confirmed, but the program cannot be kept attached: the gateway ends");
+                self.failed.store(true, Ordering::Release);
+                json!({ "error": format!("{error}; the gateway ends") })
+            }
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod frames;
 mod maps;
 mod pins;
 mod tc;
+mod trial;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -30,6 +31,7 @@ use crate::device::sys::bpf;
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::mapping::Mapping;
 use pins::{Pins, at_home};
+use trial::Trial;
 
 /// Queues of one interface that can have a socket.
 pub const QUEUES_MAX: u32 = 64;
@@ -232,6 +234,7 @@ pub struct Steering {
     /// Links were pinned already.
     inherited: bool,
     attached: Vec<u32>,
+    trial: Trial,
 }
 
 impl std::fmt::Debug for Steering {
@@ -277,6 +280,7 @@ impl Steering {
             mark,
             inherited,
             attached: Vec::new(),
+            trial: Trial::default(),
         })
     }
 
@@ -347,9 +351,9 @@ impl Steering {
         maps::counters(&self.ebpf)
     }
 
-    /// Attaches the program to an interface of the calling thread's network namespace and pins the
-    /// link. A program of a former engine of this instance is replaced in one step if the mode is
-    /// the same; a program of anybody else is left alone, and that is an error.
+    /// Attaches the program to an interface of the calling thread's network namespace and, unless on
+    /// trial, pins the link. A program of a former engine of this instance is replaced in one step if
+    /// the mode is the same; a program of anybody else is left alone, and that is an error.
     pub fn attach(&mut self, interface: &str, mode: XdpMode) -> Result<(), SteeringError> {
         let unknown = |source| SteeringError::Interface {
             interface: interface.to_owned(),
@@ -357,7 +361,8 @@ impl Steering {
         };
         let ifindex = link::index(interface).map_err(unknown)?;
         let pin = self.pins.link(ifindex);
-        let ebpf = &mut self.ebpf;
+        let (ebpf, trial) = (&mut self.ebpf, &mut self.trial);
+        trial.release(&pin);
         at_home(|| {
             let there = link::attached_xdp(ifindex).map_err(unknown)?;
             let ours = bpf::open_pin(&pin).and_then(|link| bpf::link_info(link.as_fd()));
@@ -369,7 +374,8 @@ impl Steering {
             };
             let program = xdp(ebpf)?;
             if keeps && ours.as_ref().is_ok_and(|ours| ours.ifindex == ifindex) {
-                return replace(program, &pin).map_err(why);
+                let link = replace(program, &pin).map_err(why)?;
+                return trial.take_over(link, &pin).map_err(why);
             }
             if ours.is_ok() || pin.exists() {
                 // Of another mode, or of an interface that is gone.
@@ -391,9 +397,7 @@ impl Steering {
             let link = program.take_link(id).map_err(|e| why(reason(&e)))?;
             let link = FdLink::try_from(link)
                 .map_err(|_| why("the kernel made no XDP link".to_owned()))?;
-            link.pin(&pin)
-                .map(drop)
-                .map_err(|error| why(error.to_string()))
+            trial.keep(link, &pin).map_err(why)
         })?;
         if !self.attached.contains(&ifindex) {
             self.attached.push(ifindex);
@@ -431,6 +435,7 @@ impl Steering {
     pub fn detach_interface(&mut self, ifindex: u32) -> Result<(), SteeringError> {
         self.attached.retain(|&other| other != ifindex);
         let pin = self.pins.link(ifindex);
+        self.trial.release(&pin);
         at_home(|| {
             if pin.exists() {
                 pins::detach(&pin)
@@ -445,6 +450,7 @@ impl Steering {
     /// them. Without this call the program stays attached when the process ends.
     pub fn detach(&mut self) -> Result<(), SteeringError> {
         self.attached.clear();
+        self.trial.release_all();
         let pins = &self.pins;
         at_home(|| {
             pins.detach_links()?;
@@ -464,6 +470,12 @@ pub fn detach_all(instance: &str) -> Result<usize, SteeringError> {
         pins.remove()?;
         Ok(detached)
     })
+}
+
+/// The instance of Egret that attached a program to an interface, if one did, and if the user may
+/// see that.
+pub fn owner(ifindex: u32, program: u32) -> Option<String> {
+    at_home(|| Ok(pins::instance_of(ifindex, program))).ok()?
 }
 
 /// Another's program is attached. Call it `at_home`.
@@ -487,19 +499,17 @@ fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, SteeringError> {
         .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))
 }
 
-/// Puts the program in the place of the one that the pinned link holds. The pin stays.
-fn replace(program: &mut Xdp, pin: &std::path::Path) -> Result<(), String> {
+/// Puts the program in the place of the one that the pinned link holds. The pin stays; the link is
+/// another handle of it.
+fn replace(program: &mut Xdp, pin: &std::path::Path) -> Result<FdLink, String> {
     let link = PinnedLink::from_pin(pin).map_err(|error| error.to_string())?;
     let link = FdLink::from(link).try_into();
     let link = link.map_err(|error: aya::programs::links::LinkError| error.to_string())?;
     let id = program
         .attach_to_link(link)
         .map_err(|error| reason(&error))?;
-    // Dropped: the pin keeps the link.
-    program
-        .take_link(id)
-        .map(drop)
-        .map_err(|error| reason(&error))
+    let link = program.take_link(id).map_err(|error| reason(&error))?;
+    FdLink::try_from(link).map_err(|error| reason(&error))
 }
 
 /// An error with its causes.

@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 #[path = "../common/mod.rs"]
 mod common;
 pub use common::skip;
+pub mod found;
 pub mod wireguard;
 
 /// The program under test.

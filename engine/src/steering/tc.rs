@@ -95,21 +95,21 @@ impl Steering {
         };
         let ifindex = link::index(interface).map_err(unknown)?;
         let (link_pin, filter_pin) = (self.pins.tc_link(ifindex), self.pins.tc_filter(ifindex));
-        let program = classifier(&mut self.ebpf, STEER)?;
+        let (program, trial) = (classifier(&mut self.ebpf, STEER)?, &mut self.trial);
         let why = |why: String| SteeringError::AttachTc {
             interface: interface.to_owned(),
             why,
         };
         at_home(|| {
             if let Ok(old) = PinnedLink::from_pin(&link_pin) {
-                if replace(program, old).is_ok() {
-                    return Ok(());
+                if let Ok(link) = replace(program, old) {
+                    return trial.take_over(link, &link_pin).map_err(why);
                 }
                 // Of an interface that is gone.
                 pins::detach(&link_pin)?;
             }
-            if tcx && attach_link(program, interface, &link_pin).is_ok() {
-                return Ok(());
+            if tcx && let Ok(link) = attach_link(program, interface) {
+                return trial.keep(link, &link_pin).map_err(why);
             }
             attach_filter(program, interface, &filter_pin).map_err(why)
         })?;
@@ -154,7 +154,8 @@ impl Steering {
     /// # Errors
     /// The kernel's refusal.
     pub fn detach_tc(&mut self, ifindex: u32) -> Result<(), SteeringError> {
-        let pins = &self.pins;
+        let (pins, trial) = (&self.pins, &mut self.trial);
+        trial.release(&pins.tc_link(ifindex));
         at_home(|| pins.detach_tc(ifindex))
     }
 
@@ -194,36 +195,29 @@ pub(super) fn classifier<'a>(
 }
 
 /// Puts the program in the place of the one that a pinned link holds. The pin stays.
-fn replace(program: &mut SchedClassifier, old: PinnedLink) -> Result<(), String> {
+fn replace(program: &mut SchedClassifier, old: PinnedLink) -> Result<FdLink, String> {
     let link: SchedClassifierLink = FdLink::from(old)
         .try_into()
         .map_err(|error: aya::programs::links::LinkError| error.to_string())?;
     let id = program
         .attach_to_link(link)
         .map_err(|error| reason(&error))?;
-    // Dropped: the pin keeps the link.
-    program
-        .take_link(id)
-        .map(drop)
-        .map_err(|error| reason(&error))
+    let link = program.take_link(id).map_err(|error| reason(&error))?;
+    FdLink::try_from(link).map_err(|error| reason(&error))
 }
 
-/// Attaches by a link, before all others, and pins it.
-fn attach_link(
-    program: &mut SchedClassifier,
-    interface: &str,
-    pin: &std::path::Path,
-) -> Result<(), String> {
+/// Attaches by a link, before all others.
+fn attach_link(program: &mut SchedClassifier, interface: &str) -> Result<FdLink, String> {
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program
         .attach_with_options(interface, TcAttachType::Ingress, order)
         .map_err(|error| reason(&error))?;
     let link = program.take_link(id).map_err(|error| reason(&error))?;
-    let link = FdLink::try_from(link).map_err(|error| reason(&error))?;
-    link.pin(pin).map(drop).map_err(|error| error.to_string())
+    FdLink::try_from(link).map_err(|error| reason(&error))
 }
 
-/// Attaches by a filter, in the place of one that a former engine left, and pins the program.
+/// Attaches by a filter, in the place of one that a former engine left, and pins the program. On
+/// trial, too: after a SIGKILL the guard finds it by the pin.
 fn attach_filter(
     program: &mut SchedClassifier,
     interface: &str,

@@ -8,18 +8,15 @@ use std::os::fd::AsRawFd;
 
 use super::link::{control_socket, request};
 
+mod features;
+mod tuning;
+
+pub use features::{Feature, changeable, features, set_feature};
+pub use tuning::{Rings, receive_spread, rings};
+
 const ETHTOOL_GDRVINFO: u32 = 0x03;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
-const ETHTOOL_GSSET_INFO: u32 = 0x37;
-const ETHTOOL_GSTRINGS: u32 = 0x1b;
-const ETHTOOL_GFEATURES: u32 = 0x3a;
-/// Number of the set of feature names.
-const ETH_SS_FEATURES: u32 = 4;
-/// Features that are asked for at most; the kernel has some sixty.
-const FEATURES_MAX: usize = 128;
-/// Bytes of a name (`ETH_GSTRING_LEN`).
-const NAME_LEN: usize = 32;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_SFLAGS: u32 = 0x26;
 
@@ -66,43 +63,6 @@ struct DriverInfo {
 }
 // SAFETY: 196 bytes, the parts in the order of linux/ethtool.h.
 unsafe impl Command for DriverInfo {}
-
-/// `struct ethtool_sset_info` with room for one count.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct SetInfo {
-    cmd: u32,
-    reserved: u32,
-    mask: u64,
-    count: [u32; 1],
-}
-// SAFETY: as in linux/ethtool.h; the kernel writes a count for each bit of `mask`, which has one.
-unsafe impl Command for SetInfo {}
-
-/// `struct ethtool_gstrings` with room for [`FEATURES_MAX`] names.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Names {
-    cmd: u32,
-    set: u32,
-    len: u32,
-    names: [[u8; NAME_LEN]; FEATURES_MAX],
-}
-// SAFETY: as in linux/ethtool.h; only used after the set was seen to have no more names.
-unsafe impl Command for Names {}
-
-/// `struct ethtool_gfeatures` with [`FEATURES_MAX`] features.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Features {
-    cmd: u32,
-    /// Blocks that the kernel may write.
-    size: u32,
-    /// Of 32 features each: available, requested, active, never changed.
-    blocks: [[u32; 4]; FEATURES_MAX / 32],
-}
-// SAFETY: as in linux/ethtool.h; the kernel writes no more than `size` blocks.
-unsafe impl Command for Features {}
 
 fn run<T: Command>(name: &str, command: &mut T) -> io::Result<()> {
     let mut request = request(name)?;
@@ -315,41 +275,4 @@ pub fn set_offload(name: &str, which: Offload, on: bool) -> io::Result<bool> {
         return Err(io::Error::new(io::ErrorKind::Unsupported, why));
     }
     Ok(before)
-}
-
-/// May a feature, by the name that `ethtool -k` shows, be turned on and off?
-///
-/// # Errors
-/// The driver or the kernel does not know it (`NotFound`), or the kernel's refusal.
-pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
-    let mut info = SetInfo {
-        cmd: ETHTOOL_GSSET_INFO,
-        reserved: 0,
-        mask: 1 << ETH_SS_FEATURES,
-        count: [0],
-    };
-    run(name, &mut info)?;
-    let count = info.count[0] as usize;
-    if info.mask == 0 || count > FEATURES_MAX {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let mut names = Names {
-        cmd: ETHTOOL_GSTRINGS,
-        set: ETH_SS_FEATURES,
-        len: count as u32,
-        names: [[0; NAME_LEN]; FEATURES_MAX],
-    };
-    run(name, &mut names)?;
-    let is_it =
-        |bytes: &[u8; NAME_LEN]| bytes.split(|&byte| byte == 0).next() == Some(feature.as_bytes());
-    let place = names.names[..count].iter().position(is_it);
-    let place = place.ok_or(io::ErrorKind::NotFound)?;
-    let mut features = Features {
-        cmd: ETHTOOL_GFEATURES,
-        size: (FEATURES_MAX / 32) as u32,
-        blocks: [[0; 4]; FEATURES_MAX / 32],
-    };
-    run(name, &mut features)?;
-    let [available, _, _, never_changed] = features.blocks[place / 32];
-    Ok(available & !never_changed & 1 << (place % 32) != 0)
 }

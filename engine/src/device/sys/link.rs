@@ -106,6 +106,29 @@ fn flags(request: &mut libc::ifreq) -> io::Result<libc::c_short> {
     Ok(unsafe { request.ifr_ifru.ifru_flags })
 }
 
+/// A number of the calling thread's network namespace that no other one gets before the next boot
+/// (Linux 5.14).
+pub fn namespace_cookie() -> io::Result<u64> {
+    let socket = control_socket()?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes to `cookie`, which has that many.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &mut len,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(cookie)
+    }
+}
+
 /// Is the interface up?
 pub fn is_up(name: &str) -> io::Result<bool> {
     Ok(flags(&mut request(name)?)? & libc::IFF_UP as libc::c_short != 0)
@@ -243,6 +266,7 @@ mod tests {
 
     #[test]
     fn loopback_is_known() {
+        assert_eq!(namespace_cookie().unwrap(), namespace_cookie().unwrap());
         assert_eq!(index("lo").unwrap(), 1);
         assert!(mtu("lo").unwrap() >= 1280);
         assert_eq!(mac("lo").unwrap_err().kind(), io::ErrorKind::InvalidInput);
