@@ -96,6 +96,7 @@ impl Answer for Status<'_> {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs(),
             "mode": self.rung.way.to_string(),
+            "tun_first": self.rung.tun_first,
             "modes_refused": refused
                 .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
                 .collect::<Vec<_>>(),

@@ -322,6 +322,21 @@ pub fn set_offload(name: &str, which: Offload, on: bool) -> io::Result<bool> {
 /// # Errors
 /// The driver or the kernel does not know it (`NotFound`), or the kernel's refusal.
 pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
+    let [available, _, _, never_changed] = feature_words(name, feature)?;
+    Ok(available && !never_changed)
+}
+
+/// Is a feature on, by the name that `ethtool -k` shows?
+///
+/// # Errors
+/// As those of [`changeable`].
+pub fn active(name: &str, feature: &str) -> io::Result<bool> {
+    let [_, _, active, _] = feature_words(name, feature)?;
+    Ok(active)
+}
+
+/// Is a feature available, requested, active, and never to be changed?
+fn feature_words(name: &str, feature: &str) -> io::Result<[bool; 4]> {
     let mut info = SetInfo {
         cmd: ETHTOOL_GSSET_INFO,
         reserved: 0,
@@ -350,6 +365,5 @@ pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
         blocks: [[0; 4]; FEATURES_MAX / 32],
     };
     run(name, &mut features)?;
-    let [available, _, _, never_changed] = features.blocks[place / 32];
-    Ok(available & !never_changed & 1 << (place % 32) != 0)
+    Ok(features.blocks[place / 32].map(|word| word >> (place % 32) & 1 == 1))
 }
