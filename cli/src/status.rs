@@ -115,6 +115,9 @@ fn text(status: &Value) -> String {
         let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
         let _ = writeln!(out, "  not by {mode}: {reason}");
     }
+    if let Some(why) = status["tun_first"].as_str() {
+        let _ = writeln!(out, "  tun was tried first: {why}");
+    }
     if let Some(why) = status["self_test"].as_str().filter(|&why| why != "passed") {
         let _ = writeln!(out, "  no test frame was sent: {why}");
     }

@@ -116,6 +116,11 @@ fn a_gigabit_through_native_copy_mode() {
 }
 
 #[test]
+fn a_gigabit_through_tun_mode() {
+    measure("tun");
+}
+
+#[test]
 fn a_gigabit_through_generic_mode() {
     measure("generic");
 }

@@ -3,13 +3,17 @@
 
 mod kernel;
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use egret_cli::demo::check::at;
 use egret_cli::demo::setup::Tuning;
+use egret_cli::lab::content::Content;
 use egret_cli::lab::tcp::{TcpService, exchange};
 use egret_cli::lab::{LabOptions, Topology, wait};
 use kernel::{Stand, is_root};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 
 const PREFIX: &str = "egret-tg";
 /// Counters are told once a second.
@@ -67,6 +71,65 @@ fn bulk_goes_in_big_packets_two_arm() {
 #[test]
 fn bulk_goes_in_big_packets_one_arm() {
     bulk(Topology::OneArm);
+}
+
+/// What a QUIC server sends: many datagrams in one call, cut by whoever puts them on a wire.
+#[test]
+fn datagrams_that_are_sent_together_come_apart_at_the_end() {
+    if !is_root() {
+        return;
+    }
+    const EACH: usize = 1200;
+    const COUNT: usize = 40;
+    let options = LabOptions {
+        external_mtu: 1500,
+        ..LabOptions::new(PREFIX, Topology::TwoArm)
+    };
+    let stand = Stand::start(options, &tuning("tun"));
+    let server = &stand.lab.servers[0];
+    let bind = |address: Ipv4Addr, port| move || UdpSocket::bind((address, port));
+    let receiver = server.namespace.run(bind(server.address, 7100));
+    let receiver = receiver.expect("a socket");
+    receiver
+        .set_read_timeout(Some(Duration::from_secs(3)))
+        .expect("a limit");
+    let client = &stand.lab.clients[0];
+    let sender = client
+        .namespace
+        .run(bind(client.address, 0))
+        .expect("a socket");
+    let mut content = Content::new(5);
+    let mut sent = vec![0; EACH * COUNT];
+    content.fill(&mut sent);
+    // The first finds the way.
+    sender.send_to(b"hello", at(0, 7100)).expect("a datagram");
+    let mut buffer = [0; 2048];
+    assert_eq!(receiver.recv(&mut buffer).expect("it arrives"), 5);
+    setsockopt(&sender, UdpGsoSegment, &(EACH as i32)).expect("Linux 4.18");
+    let together = sender.send_to(&sent, at(0, 7100)).expect("all in one call");
+    assert_eq!(together, sent.len());
+    for datagram in sent.chunks(EACH) {
+        let len = receiver.recv(&mut buffer).expect("every datagram");
+        assert!(buffer[..len] == *datagram, "{len} bytes, or others");
+    }
+    let whole = || bytes(&stand).1 >= (EACH * COUNT) as u64;
+    if has_udp_segments() {
+        assert!(wait::until(TOLD, whole), "{:?} bytes", bytes(&stand));
+    }
+    stand.finish();
+}
+
+/// Does the kernel hand over datagrams that were sent together as one packet (6.2)?
+fn has_udp_segments() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
+    let mut numbers = release
+        .split('.')
+        .map(|word| word.parse::<u32>().unwrap_or(0));
+    let has = (numbers.next(), numbers.next()) >= (Some(6), Some(2));
+    if !has {
+        kernel::skip("before Linux 6.2 the kernel cuts UDP itself: not seen whole");
+    }
+    has
 }
 
 #[test]

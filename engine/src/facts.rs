@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 use crate::config::{Config, PortRange};
 use crate::device::sys::ethtool::{self, Offload};
+use crate::device::sys::link;
 use crate::device::sys::schedule;
 use crate::host::{Host, HostPorts};
 use crate::plan::{Capabilities, DnatPorts, HostFacts, NicFacts, RealTime, VlanOffload};
@@ -93,8 +94,21 @@ fn interface(
         xdp_native: features.map(|features| features.native),
         xdp_zero_copy: features.map(|features| features.zero_copy),
         vlan_offload: served.then(|| vlan_offload(name)).flatten(),
+        hands_over_big_packets: served && hands_over_big_packets(name, facts.ifindex),
         rp_filter,
     }
+}
+
+/// Is it set to merge what it receives? On virtio that is also what the host never cut. A program in
+/// XDP changes both settings by itself: then they say nothing.
+fn hands_over_big_packets(name: &str, ifindex: u32) -> bool {
+    let feature = match ethtool::driver(name).as_deref() {
+        Ok("veth") => "rx-gro",
+        Ok("virtio_net") => "rx-gro-hw",
+        _ => return false,
+    };
+    let without_xdp = matches!(link::attached_xdp(ifindex), Ok(None));
+    without_xdp && ethtool::active(name, feature).unwrap_or(false)
 }
 
 fn vlan_offload(name: &str) -> Option<VlanOffload> {

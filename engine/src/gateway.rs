@@ -639,16 +639,7 @@ impl<R: Random> Gateway<R> {
                 reason: DropReason::NeighbourUnreachable,
             };
         }
-        match &packet.body {
-            Body::Error { embedded, .. } => {
-                let original = self.original_identification(embedded, rewrite);
-                rewrite::apply_embedded(frame, packet, rewrite, original);
-            }
-            Body::Flow { .. } | Body::LaterFragment => match offload.checksum {
-                Checksum::Partial { .. } => rewrite::apply_partial(frame, packet, rewrite),
-                Checksum::Unknown | Checksum::Whole => rewrite::apply(frame, packet, rewrite),
-            },
-        }
+        self.rewrite(frame, packet, offload, rewrite);
         let identification = translation.identification;
         // Those of fragments are known already.
         let new = match packet.fragment {
@@ -666,6 +657,21 @@ impl<R: Random> Gateway<R> {
         Verdict::Transmit {
             interface: hop.interface,
             split_mtu: too_big.then_some(hop.mtu),
+        }
+    }
+
+    /// Step 7: writes the new addresses and ports.
+    #[inline]
+    fn rewrite(&self, frame: &mut [u8], packet: &Packet, offload: Offload, rewrite: &Rewrite) {
+        match &packet.body {
+            Body::Error { embedded, .. } => {
+                let original = self.original_identification(embedded, rewrite);
+                rewrite::apply_embedded(frame, packet, rewrite, original);
+            }
+            Body::Flow { .. } | Body::LaterFragment => match offload.checksum {
+                Checksum::Partial { .. } => rewrite::apply_partial(frame, packet, rewrite),
+                Checksum::Unknown | Checksum::Whole => rewrite::apply(frame, packet, rewrite),
+            },
         }
     }
 

@@ -71,6 +71,8 @@ impl fmt::Display for Way {
 pub struct Rung {
     /// The way in use.
     pub way: Way,
+    /// Why the tun driver was tried before AF_XDP, if it was.
+    pub tun_first: Option<String>,
     /// The ways that did not work, each with the reason.
     pub refused: Vec<(Way, String)>,
     /// Why no test frame proved that frames reach the sockets of every interface; `None`: proven.
@@ -126,8 +128,27 @@ pub enum LadderError {
     Bottom(Vec<String>),
 }
 
-fn ways(mode: DeviceMode) -> &'static [Way] {
+/// The rule of thumb for `auto`: where every interface is a virtual one that is set to hand over big
+/// packets, the tun driver comes first. With AF_XDP that setting would be lost, and bulk TCP with it;
+/// naming a mode, or turning the merging off, says otherwise. The reason, if it holds.
+fn tun_first(mode: DeviceMode, plan: &Plan) -> Option<String> {
+    let all = || plan.interfaces.iter().map(|planned| &planned.facts);
+    if mode != DeviceMode::Auto || !all().all(|facts| facts.hands_over_big_packets) {
+        return None;
+    }
+    let names: Vec<String> = all()
+        .map(|facts| format!("{} ({})", facts.name, facts.driver))
+        .collect();
+    Some(format!(
+        "{} hands over packets of up to 64 KiB (GRO is on), which AF_XDP cannot: for small packets \
+         write mode = \"copy\", or turn GRO off",
+        names.join(", ")
+    ))
+}
+
+fn ways(mode: DeviceMode, tun_first: bool) -> &'static [Way] {
     match mode {
+        DeviceMode::Auto if tun_first => &[Way::Tun, Way::ZeroCopy, Way::Copy, Way::Generic],
         DeviceMode::Auto => &[Way::ZeroCopy, Way::Copy, Way::Generic, Way::Tun],
         DeviceMode::ZeroCopy => &[Way::ZeroCopy],
         DeviceMode::Copy => &[Way::Copy],
@@ -155,8 +176,12 @@ pub fn descend(
             steering.may_attach(name)?;
         }
     }
+    let tun_first = tun_first(config.mode.value, plan);
+    if let Some(why) = &tun_first {
+        info!(why, "the tun driver is tried first");
+    }
     let mut refused = Vec::new();
-    for &way in ways(config.mode.value) {
+    for &way in ways(config.mode.value, tun_first.is_some()) {
         let tried = match way.xdp() {
             Some((xdp, copy)) => try_xdp(xdp, copy, config, plan, steering),
             None => try_tun(config, plan, steering, taps, punt),
@@ -171,6 +196,7 @@ pub fn descend(
                 }
                 let rung = Rung {
                     way,
+                    tun_first,
                     refused,
                     untested,
                 };

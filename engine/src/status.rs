@@ -116,6 +116,7 @@ impl Answer for Status<'_> {
             "uptime_s": self.started.elapsed().as_secs(),
             "confirm_within_s": self.confirmation.left(Instant::now()).map(|left| left.as_secs()),
             "mode": self.rung.way.to_string(),
+            "tun_first": self.rung.tun_first,
             "modes_refused": refused
                 .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
                 .collect::<Vec<_>>(),

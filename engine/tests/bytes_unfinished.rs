@@ -13,7 +13,7 @@ use engine::route::RouteFacts;
 use engine::wire::build::Envelope;
 use engine::wire::tcp::{ACK, FIN, PSH, SYN};
 use engine::wire::{icmp, ipv4, tcp};
-use engine::world::{EXTERNAL, Setup, World, transport_is_right, unfinish, unicast_route};
+use engine::world::{EXTERNAL, Setup, World, finish, transport_is_right, unfinish, unicast_route};
 use proptest::prelude::*;
 
 const MTU: usize = 1500;
@@ -198,11 +198,9 @@ fn segments_that_are_too_big_are_answered_with_the_mtu_and_a_right_quote() {
     // The quote is of the first segment, as its sender's network card would have sent it.
     let quote = &back[0][42..];
     assert_eq!(u16::from_be_bytes([quote[2], quote[3]]), 40 + 1448);
-    let (mut first, packet) = (frame.clone(), parse(&frame).unwrap());
-    let segments = unfinish(&mut first, Some(1448));
-    let len = engine::segment::first(&mut first, &packet, segments);
-    first.truncate(len);
-    assert_eq!(len, 54 + 1448);
+    let mut super_packet = frame.clone();
+    let offload = unfinish(&mut super_packet, Some(1448));
+    let first = finish(&super_packet, offload).swap_remove(0);
     assert_eq!(transport_is_right(&first), Some(true));
     assert_eq!(quote, &first[14..14 + quote.len()]);
     assert_eq!(

@@ -184,6 +184,40 @@ fn a_large_mtu_leads_down_to_tun_mode_with_the_reasons() {
     });
 }
 
+/// The rule of thumb, and what says otherwise.
+#[test]
+fn links_that_are_set_to_merge_get_the_tun_driver_first() {
+    if !privileged("links_that_are_set_to_merge") {
+        return;
+    }
+    let stand = Stand::new();
+    let reached = |mode: &str| {
+        stand.gateway.enter(|| {
+            let (config, plan, mut steering) = stand.prepare(mode);
+            let (devices, rung) = descend(&config, &plan, &mut steering).unwrap();
+            steering.detach().unwrap();
+            drop(devices);
+            (rung.way, rung.tun_first)
+        })
+    };
+    assert_eq!(reached("auto"), (Way::Copy, None));
+    for interface in ["lan0", "wan0"] {
+        stand
+            .gateway
+            .exec(&format!("ethtool -K {interface} gro on"));
+    }
+    let (way, why) = reached("auto");
+    assert_eq!(way, Way::Tun);
+    let why = why.expect("a reason");
+    for word in ["lan0 (veth)", "wan0 (veth)", "GRO", "mode = \"copy\""] {
+        assert!(why.contains(word), "no {word} in {why}");
+    }
+    assert_eq!(reached("copy"), (Way::Copy, None));
+    // Both have to be.
+    stand.gateway.exec("ethtool -K wan0 gro off");
+    assert_eq!(reached("auto"), (Way::Copy, None));
+}
+
 /// The program knows the interfaces by other numbers than the sockets' map: what it redirects, the
 /// kernel does not deliver.
 #[test]

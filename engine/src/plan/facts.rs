@@ -70,6 +70,8 @@ pub struct NicFacts {
     pub xdp_zero_copy: Option<bool>,
     /// VLAN receive offload (`rxvlan`).
     pub vlan_offload: Option<VlanOffload>,
+    /// A virtual NIC that hands over packets of up to 64 KiB, merged or never cut, as it is set now.
+    pub hands_over_big_packets: bool,
     /// The `rp_filter` in force: the larger of the interface's and `all`.
     pub rp_filter: Option<u8>,
 }

@@ -11,7 +11,7 @@ use super::link::{control_socket, request};
 mod features;
 mod tuning;
 
-pub use features::{Feature, changeable, features, set_feature};
+pub use features::{Feature, active, changeable, features, set_feature};
 pub use tuning::{Rings, receive_spread, rings};
 
 const ETHTOOL_GDRVINFO: u32 = 0x03;

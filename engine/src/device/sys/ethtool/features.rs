@@ -124,9 +124,20 @@ pub fn set_feature(name: &str, feature: &str, on: bool) -> io::Result<()> {
 /// # Errors
 /// The driver or the kernel does not know it (`NotFound`), or the kernel's refusal.
 pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
-    let all = features(name)?;
-    let found = all.iter().find(|one| one.name == feature);
-    Ok(found.ok_or(io::ErrorKind::NotFound)?.changeable)
+    Ok(find(name, feature)?.changeable)
+}
+
+/// Is a feature on?
+///
+/// # Errors
+/// As those of [`changeable`].
+pub fn active(name: &str, feature: &str) -> io::Result<bool> {
+    Ok(find(name, feature)?.on)
+}
+
+fn find(name: &str, feature: &str) -> io::Result<Feature> {
+    let found = features(name)?.into_iter().find(|one| one.name == feature);
+    found.ok_or(io::ErrorKind::NotFound.into())
 }
 
 /// The names, in the order of the bits.
