@@ -6,10 +6,11 @@ use std::fmt;
 use tracing::{info, warn};
 
 use crate::config::{Config, DeviceMode};
+use crate::device::queues;
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::socket::CopyMode;
 use crate::device::xdp::{XdpConfig, XdpDevice, XdpError, XdpInterface};
-use crate::plan::{NicFacts, Plan};
+use crate::plan::{NicFacts, Plan, PlannedInterface};
 use crate::self_test::{self, Outcome};
 use crate::steering::{Steering, SteeringError};
 
@@ -143,33 +144,62 @@ fn try_way(
     plan: &Plan,
     steering: &mut Steering,
 ) -> Result<(Vec<XdpDevice>, Option<String>), LadderError> {
-    let mut devices = open(way, plan)?;
-    for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
-        steering.set_socket(interface, queue, socket)?;
-    }
+    let found = interfaces(plan);
+    let mut devices = open(way, plan, &found, steering)?;
     let untested = test(way, config, plan, steering, &mut devices)?;
     attach(way, plan, steering)?;
+    // The driver may have more queues now.
+    let now = interfaces(plan);
+    if now != found {
+        for (before, now) in found.iter().zip(&now) {
+            let (interface, before, now) = (&now.name, before.queues, now.queues);
+            info!(
+                interface,
+                before, now, "receive queues, now that the program is attached"
+            );
+        }
+        drop(devices);
+        devices = open(way, plan, &now, steering)?;
+    }
     Ok((devices, untested))
 }
 
-/// Every worker's device.
-fn open(way: Way, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
-    let interfaces = plan.interfaces.iter().map(|planned| XdpInterface {
-        name: planned.facts.name.clone(),
-        ifindex: planned.facts.ifindex,
-        queues: u32::from(planned.facts.rx_queues.max(1)),
-    });
-    let interfaces: Vec<XdpInterface> = interfaces.collect();
+/// The interfaces with the queues that they have at the moment.
+fn interfaces(plan: &Plan) -> Vec<XdpInterface> {
+    let interface = |planned: &PlannedInterface| {
+        let NicFacts { name, ifindex, .. } = &planned.facts;
+        let told = u32::from(planned.facts.rx_queues.max(1));
+        XdpInterface {
+            name: name.clone(),
+            ifindex: *ifindex,
+            queues: queues::count(name, *ifindex, told),
+        }
+    };
+    plan.interfaces.iter().map(interface).collect()
+}
+
+/// Every worker's device, its sockets known to the program.
+fn open(
+    way: Way,
+    plan: &Plan,
+    interfaces: &[XdpInterface],
+    steering: &mut Steering,
+) -> Result<Vec<XdpDevice>, LadderError> {
     let device = |worker| {
         XdpDevice::open(&XdpConfig {
-            interfaces: interfaces.clone(),
+            interfaces: interfaces.to_vec(),
             worker,
             workers: plan.workers,
             mode: way.copy,
             slots_max: SLOTS_MAX,
         })
     };
-    (0..plan.workers).map(device).collect()
+    let devices: Result<Vec<XdpDevice>, XdpError> = (0..plan.workers).map(device).collect();
+    let devices = devices?;
+    for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
+        steering.set_socket(interface, queue, socket)?;
+    }
+    Ok(devices)
 }
 
 /// Sends a test frame to every interface: why it could not be done, if so. Before the program is

@@ -6,6 +6,7 @@
 pub mod fault;
 pub mod memory;
 pub mod pcap;
+pub mod queues;
 pub mod sys;
 pub mod xdp;
 
