@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, DeviceMode};
 use crate::device::queues;
+use crate::device::sys::ethtool::{self, Feature};
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::socket::CopyMode;
 use crate::device::xdp::{XdpConfig, XdpDevice, XdpError, XdpInterface};
@@ -16,6 +17,9 @@ use crate::steering::{Steering, SteeringError};
 
 /// Frame slots of one worker at most: 256 MiB.
 const SLOTS_MAX: u32 = 65_536;
+
+/// Features by which a card merges segments that it receives.
+const MERGING: [&str; 2] = ["rx-gro-hw", "rx-lro"];
 
 /// One way to exchange frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,18 @@ pub enum LadderError {
     /// The program could not be attached.
     #[error(transparent)]
     Steering(#[from] SteeringError),
+    /// The card hands over merged segments, which fit no frame, and cannot be told not to.
+    #[error(
+        "{interface} receives segments merged (`ethtool -k {interface}`: {feature} is on and fixed), \
+         which are lost here: turn that off where the card is made (QEMU: `guest_tso4=off,\
+         guest_tso6=off`), or name `mode = \"generic\"` to lose them"
+    )]
+    Merging {
+        /// Name of the interface.
+        interface: String,
+        /// The feature, as ethtool names it.
+        feature: &'static str,
+    },
     /// A frame for the engine does not reach it.
     #[error("a test frame for {interface} did not reach its socket: {why}")]
     SelfTest {
@@ -144,6 +160,9 @@ fn try_way(
     plan: &Plan,
     steering: &mut Steering,
 ) -> Result<(Vec<XdpDevice>, Option<String>), LadderError> {
+    if way.is_generic() {
+        look_for_merging(config, plan)?;
+    }
     let found = interfaces(plan);
     let mut devices = open(way, plan, &found, steering)?;
     let untested = test(way, config, plan, steering, &mut devices)?;
@@ -162,6 +181,30 @@ fn try_way(
         devices = open(way, plan, &now, steering)?;
     }
     Ok((devices, untested))
+}
+
+/// In generic mode the program gets what the card has merged. The kernel turns that off for the
+/// program, if it can: with a mode of the operator's choice a card that cannot is their will.
+fn look_for_merging(config: &Config, plan: &Plan) -> Result<(), LadderError> {
+    for planned in &plan.interfaces {
+        let features = ethtool::features(&planned.facts.name).unwrap_or_default();
+        let stays = |name| {
+            let fixed = |one: &Feature| one.name == name && one.on && !one.changeable;
+            features.iter().any(fixed)
+        };
+        let Some(feature) = MERGING.into_iter().find(|name| stays(*name)) else {
+            continue;
+        };
+        let interface = planned.facts.name.clone();
+        if config.mode.value == DeviceMode::Auto {
+            return Err(LadderError::Merging { interface, feature });
+        }
+        warn!(
+            interface,
+            feature, "merged packets will be lost: it cannot be turned off"
+        );
+    }
+    Ok(())
 }
 
 /// The interfaces with the queues that they have at the moment.

@@ -317,11 +317,22 @@ pub fn set_offload(name: &str, which: Offload, on: bool) -> io::Result<bool> {
     Ok(before)
 }
 
-/// May a feature, by the name that `ethtool -k` shows, be turned on and off?
+/// A feature of an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// The name that `ethtool -k` shows, such as `rx-gro-hw`.
+    pub name: String,
+    /// It is on.
+    pub on: bool,
+    /// It can be turned on and off.
+    pub changeable: bool,
+}
+
+/// All features of an interface.
 ///
 /// # Errors
-/// The driver or the kernel does not know it (`NotFound`), or the kernel's refusal.
-pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
+/// The kernel's refusal; `NotFound` if it has more features than this knows to read.
+pub fn features(name: &str) -> io::Result<Vec<Feature>> {
     let mut info = SetInfo {
         cmd: ETHTOOL_GSSET_INFO,
         reserved: 0,
@@ -340,16 +351,35 @@ pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
         names: [[0; NAME_LEN]; FEATURES_MAX],
     };
     run(name, &mut names)?;
-    let is_it =
-        |bytes: &[u8; NAME_LEN]| bytes.split(|&byte| byte == 0).next() == Some(feature.as_bytes());
-    let place = names.names[..count].iter().position(is_it);
-    let place = place.ok_or(io::ErrorKind::NotFound)?;
-    let mut features = Features {
+    let mut bits = Features {
         cmd: ETHTOOL_GFEATURES,
         size: (FEATURES_MAX / 32) as u32,
         blocks: [[0; 4]; FEATURES_MAX / 32],
     };
-    run(name, &mut features)?;
-    let [available, _, _, never_changed] = features.blocks[place / 32];
-    Ok(available & !never_changed & 1 << (place % 32) != 0)
+    run(name, &mut bits)?;
+    let feature = |(place, name): (usize, &[u8; NAME_LEN])| {
+        let [available, _, active, never_changed] = bits.blocks[place / 32];
+        let is_in = |word: u32| word >> (place % 32) & 1 == 1;
+        let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+        Feature {
+            name: String::from_utf8_lossy(name).into_owned(),
+            on: is_in(active),
+            changeable: is_in(available & !never_changed),
+        }
+    };
+    Ok(names.names[..count]
+        .iter()
+        .enumerate()
+        .map(feature)
+        .collect())
+}
+
+/// May a feature be turned on and off?
+///
+/// # Errors
+/// The driver or the kernel does not know it (`NotFound`), or the kernel's refusal.
+pub fn changeable(name: &str, feature: &str) -> io::Result<bool> {
+    let all = features(name)?;
+    let found = all.iter().find(|one| one.name == feature);
+    Ok(found.ok_or(io::ErrorKind::NotFound)?.changeable)
 }
