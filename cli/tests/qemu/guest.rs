@@ -23,9 +23,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const END: &str = "egret-guest-end ";
 /// The first process. Command lines that it reads are run by its shell.
 const INIT: &str = include_str!("init.sh");
-/// What the kernel must be able to do beyond its image: the cards, TAPs, classifiers on ingress, and
-/// reading the packet filter's rules.
-const MODULES: [&str; 9] = [
+/// What the kernel must be able to do beyond its image: the cards, TAPs, classifiers on ingress, reading
+/// the packet filter's rules, and what labs are made of.
+const MODULES: [&str; 11] = [
     "virtio_pci",
     "virtio_net",
     "e1000e",
@@ -35,6 +35,8 @@ const MODULES: [&str; 9] = [
     "act_bpf",
     "crc32c_generic",
     "nf_tables",
+    "veth",
+    "bridge",
 ];
 
 /// A network card of the machine, with a TAP device as the other end of its wire.

@@ -113,7 +113,7 @@ impl Network {
 
     /// Does the server answer the client, on any of its flows?
     pub fn client_is_heard(&self) -> bool {
-        (0..FLOWS).any(|_| self.flow(1).is_ok())
+        (0..FLOWS / 4).any(|_| self.flow(1).is_ok())
     }
 
     /// Does the machine itself answer the server?
