@@ -175,6 +175,10 @@ fn text(status: &Value) -> String {
     for (reason, count) in status["drops"].as_object().into_iter().flatten() {
         table.add_row([format!("dropped: {reason}"), number(count)]);
     }
+    let unserved = &status["steering"]["unserved"];
+    if unserved.as_u64().is_some_and(|count| count > 0) {
+        table.add_row(["on queues without a socket".to_owned(), number(unserved)]);
+    }
     for (interface, counters) in status["sockets"].as_object().into_iter().flatten() {
         for (name, what) in SOCKET_ROWS {
             if counters[name].as_u64().is_some_and(|count| count > 0) {

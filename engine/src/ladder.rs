@@ -6,18 +6,23 @@ use std::fmt;
 use tracing::{info, warn};
 
 use crate::config::{Config, DeviceMode};
+use crate::device::queues;
+use crate::device::sys::ethtool::{self, Feature};
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::socket::CopyMode;
 use crate::device::tap::TapDevice;
 use crate::device::xdp::{XdpConfig, XdpDevice, XdpError, XdpInterface};
 use crate::doors::{self, DoorError};
-use crate::plan::{NicFacts, Plan, XDP_MTU_MAX};
+use crate::plan::{NicFacts, Plan, PlannedInterface, XDP_MTU_MAX};
 use crate::punt::Punt;
 use crate::self_test::{self, Outcome};
 use crate::steering::{Steering, SteeringError};
 
 /// Frame slots of one worker at most: 256 MiB.
 const SLOTS_MAX: u32 = 65_536;
+
+/// Features by which a card merges segments that it receives.
+const MERGING: [&str; 2] = ["rx-gro-hw", "rx-lro"];
 
 /// One way to exchange frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +89,7 @@ impl Rung {
     pub fn routed() -> Rung {
         Rung {
             way: Way::Routed,
+            tun_first: None,
             refused: Vec::new(),
             untested: Some(
                 "the kernel routes packets into the TAP; no test frame is sent".to_owned(),
@@ -114,6 +120,18 @@ pub enum LadderError {
         interface: String,
         /// Its MTU, bytes.
         mtu: u32,
+    },
+    /// The card hands over merged segments, which fit no frame, and cannot be told not to.
+    #[error(
+        "{interface} receives segments merged (`ethtool -k {interface}`: {feature} is on and fixed), \
+         which are lost here: turn that off where the card is made (QEMU: `guest_tso4=off,\
+         guest_tso6=off`), or name `mode = \"generic\"` to lose them"
+    )]
+    Merging {
+        /// Name of the interface.
+        interface: String,
+        /// The feature, as ethtool names it.
+        feature: &'static str,
     },
     /// A frame for the engine does not reach it.
     #[error("a test frame for {interface} did not reach its socket: {why}")]
@@ -232,12 +250,26 @@ fn try_xdp(
             return Err(LadderError::Mtu { interface, mtu });
         }
     }
-    let mut devices = open(copy, plan)?;
-    for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
-        steering.set_socket(interface, queue, socket)?;
+    if xdp == XdpMode::Generic {
+        look_for_merging(config, plan)?;
     }
+    let found = interfaces(plan);
+    let mut devices = open(copy, plan, &found, steering)?;
     let untested = test(copy, config, plan, steering, &mut devices)?;
     attach(xdp, plan, steering)?;
+    // The driver may have more queues now.
+    let now = interfaces(plan);
+    if now != found {
+        for (before, now) in found.iter().zip(&now) {
+            let (interface, before, now) = (&now.name, before.queues, now.queues);
+            info!(
+                interface,
+                before, now, "receive queues, now that the program is attached"
+            );
+        }
+        drop(devices);
+        devices = open(copy, plan, &now, steering)?;
+    }
     Ok((Devices::Xdp(devices), untested))
 }
 
@@ -281,24 +313,66 @@ fn detach_tc(plan: &Plan, steering: &mut Steering) {
     }
 }
 
-/// Every worker's device.
-fn open(copy: CopyMode, plan: &Plan) -> Result<Vec<XdpDevice>, XdpError> {
-    let interfaces = plan.interfaces.iter().map(|planned| XdpInterface {
-        name: planned.facts.name.clone(),
-        ifindex: planned.facts.ifindex,
-        queues: u32::from(planned.facts.rx_queues.max(1)),
-    });
-    let interfaces: Vec<XdpInterface> = interfaces.collect();
+/// In generic mode the program gets what the card has merged. The kernel turns that off for the
+/// program, if it can: with a mode of the operator's choice a card that cannot is their will.
+fn look_for_merging(config: &Config, plan: &Plan) -> Result<(), LadderError> {
+    for planned in &plan.interfaces {
+        let features = ethtool::features(&planned.facts.name).unwrap_or_default();
+        let stays = |name| {
+            let fixed = |one: &Feature| one.name == name && one.on && !one.changeable;
+            features.iter().any(fixed)
+        };
+        let Some(feature) = MERGING.into_iter().find(|name| stays(*name)) else {
+            continue;
+        };
+        let interface = planned.facts.name.clone();
+        if config.mode.value == DeviceMode::Auto {
+            return Err(LadderError::Merging { interface, feature });
+        }
+        warn!(
+            interface,
+            feature, "merged packets will be lost: it cannot be turned off"
+        );
+    }
+    Ok(())
+}
+
+/// The interfaces with the queues that they have at the moment.
+fn interfaces(plan: &Plan) -> Vec<XdpInterface> {
+    let interface = |planned: &PlannedInterface| {
+        let NicFacts { name, ifindex, .. } = &planned.facts;
+        let told = u32::from(planned.facts.rx_queues.max(1));
+        XdpInterface {
+            name: name.clone(),
+            ifindex: *ifindex,
+            queues: queues::count(name, *ifindex, told),
+        }
+    };
+    plan.interfaces.iter().map(interface).collect()
+}
+
+/// Every worker's device, its sockets known to the program.
+fn open(
+    copy: CopyMode,
+    plan: &Plan,
+    interfaces: &[XdpInterface],
+    steering: &mut Steering,
+) -> Result<Vec<XdpDevice>, LadderError> {
     let device = |worker| {
         XdpDevice::open(&XdpConfig {
-            interfaces: interfaces.clone(),
+            interfaces: interfaces.to_vec(),
             worker,
             workers: plan.workers,
             mode: copy,
             slots_max: SLOTS_MAX,
         })
     };
-    (0..plan.workers).map(device).collect()
+    let devices: Result<Vec<XdpDevice>, XdpError> = (0..plan.workers).map(device).collect();
+    let devices = devices?;
+    for (interface, queue, socket) in devices.iter().flat_map(XdpDevice::sockets) {
+        steering.set_socket(interface, queue, socket)?;
+    }
+    Ok(devices)
 }
 
 /// Sends a test frame to every interface: why it could not be done, if so. Before the program is

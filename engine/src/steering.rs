@@ -393,7 +393,7 @@ impl Steering {
             };
             let id = program
                 .attach_to_if_index(ifindex, mode)
-                .map_err(|e| why(reason(&e)))?;
+                .map_err(|e| why(reason(&e) + advice(&e, mode)))?;
             let link = program.take_link(id).map_err(|e| why(reason(&e)))?;
             let link = FdLink::try_from(link)
                 .map_err(|_| why("the kernel made no XDP link".to_owned()))?;
@@ -510,6 +510,19 @@ fn replace(program: &mut Xdp, pin: &std::path::Path) -> Result<FdLink, String> {
         .map_err(|error| reason(&error))?;
     let link = program.take_link(id).map_err(|error| reason(&error))?;
     FdLink::try_from(link).map_err(|error| reason(&error))
+}
+
+/// What the kernel does not say of a refusal by the driver.
+fn advice(error: &(dyn std::error::Error + 'static), mode: AyaMode) -> &'static str {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let codes = causes.filter_map(|error| error.downcast_ref::<io::Error>()?.raw_os_error());
+    match (mode, codes.last()) {
+        (AyaMode::Driver, Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOMEM)) => {
+            "; the driver runs no programs, or none with its present offloads (receive merging), MTU \
+             or queues"
+        }
+        _ => "",
+    }
 }
 
 /// An error with its causes.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Instance, Net, eventually, privileged, veth};
 use conntrack::AddressKind;
+use engine::device::queues;
 use engine::device::sys::ethtool::{self, Offload};
 use engine::device::sys::link::{self, XdpMode};
 use engine::device::sys::socket::CopyMode;
@@ -482,5 +483,23 @@ fn interfaces_tell_their_driver_queues_and_offloads() {
         assert_eq!(link::mtu("ga").unwrap(), 1400);
         assert!(link::is_up("ga").unwrap());
         assert!(ethtool::driver("none").is_err());
+    });
+}
+
+#[test]
+fn queues_that_the_driver_does_not_tell_of_are_found() {
+    if !privileged("queues_that_the_driver_does_not_tell_of_are_found") {
+        return;
+    }
+    let wire = Wire::new(3);
+    wire.gateway.enter(|| {
+        let ifindex = link::index("ga").unwrap();
+        let count = |told| queues::count("ga", ifindex, told);
+        assert_eq!([1, 2, 3].map(count), [3; 3]);
+        // Refused while the sockets that were bound to see are torn down.
+        eventually("the third queue goes", || {
+            ethtool::set_channels("ga", 2).is_ok()
+        });
+        assert_eq!([1, 2].map(count), [2; 2]);
     });
 }

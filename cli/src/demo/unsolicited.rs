@@ -9,7 +9,7 @@ use crate::lab::capture::Pick;
 use crate::lab::inject::{Injector, Kind};
 use crate::lab::plan::{EXTERNAL, ROUTER_LINK, SERVERS, STRANGER};
 use crate::lab::service::{UdpFlow, UdpService};
-use crate::lab::{Capture, Lab, LabError};
+use crate::lab::{Capture, Lab, LabError, wait};
 
 const PORT: u16 = 7000;
 /// Random ports that are tried, with each kind of packet.
@@ -55,22 +55,27 @@ pub fn run(stage: &mut Stage<'_>) -> Verdict {
 
     // The answer comes after all that was sent before it, and shows that the watchers see.
     let captured = expect("s1 still answers the client", flow.ask(b"after!", 3, LIMIT));
-    let frames: Vec<Vec<Vec<u8>>> = captures.iter().map(Capture::take).collect();
+    let mut frames = Vec::new();
+    // The kernel gives a frame to its socket before it gives it to a watcher.
+    wait::until(LIMIT, || {
+        frames.extend(captures.iter().flat_map(Capture::take));
+        captured.is_err() || frames.iter().any(|frame| is_answer(frame))
+    });
     captured?;
     drop(service);
     judge(&frames, sent, open)
 }
 
+/// Answers carry the client's question behind the endpoint that the server saw.
+fn is_answer(frame: &[u8]) -> bool {
+    source(frame) == Some(SERVERS[0]) && frame.ends_with(b"after!")
+}
+
 /// Only the answers to the client's own question may have come.
-fn judge(frames: &[Vec<Vec<u8>>], sent: u32, open: SocketAddrV4) -> Verdict {
-    let is_answer = |frame: &[u8]| {
-        // Answers carry the client's question behind the endpoint that the server saw.
-        source(frame) == Some(SERVERS[0]) && frame.ends_with(b"after!")
-    };
+fn judge(frames: &[Vec<u8>], sent: u32, open: SocketAddrV4) -> Verdict {
     let expected = "nothing enters that no client asked for";
     let strays: Vec<_> = frames
         .iter()
-        .flatten()
         .filter(|frame| !is_answer(frame))
         .filter_map(|frame| source(frame))
         .collect();
@@ -81,7 +86,7 @@ fn judge(frames: &[Vec<Vec<u8>>], sent: u32, open: SocketAddrV4) -> Verdict {
         );
         return Err(Miss::failed(expected, seen));
     }
-    if !frames.iter().flatten().any(|frame| is_answer(frame)) {
+    if !frames.iter().any(|frame| is_answer(frame)) {
         return Err(Miss::failed(
             "the watcher sees the client's answer",
             "it saw nothing",

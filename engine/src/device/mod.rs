@@ -7,6 +7,7 @@ pub mod fault;
 pub mod memory;
 pub mod offload;
 pub mod pcap;
+pub mod queues;
 pub mod sys;
 pub mod tap;
 pub mod xdp;
