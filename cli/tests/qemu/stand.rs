@@ -36,6 +36,16 @@ pub const GENERIC: Mode = Mode {
     asked: "generic",
     reached: "generic",
 };
+/// By the tun driver.
+pub const TUN: Mode = Mode {
+    asked: "tun",
+    reached: "tun",
+};
+/// The ladder, on virtual cards that hand over big packets.
+pub const AUTO_TUN: Mode = Mode {
+    asked: "auto",
+    reached: "tun",
+};
 /// The ladder, on cards whose driver runs programs.
 pub const AUTO_COPY: Mode = Mode {
     asked: "auto",

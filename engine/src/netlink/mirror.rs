@@ -369,8 +369,11 @@ mod tests {
     #[test]
     fn without_arp_a_hop_needs_no_neighbour() {
         let mut world = World::new();
-        assert_eq!(world.mirror.ask(&world.hops, world.number, false).1, None);
-        assert_eq!(world.hop(), (HopState::Resolved, [0; 6]));
+        assert_eq!(
+            world.mirror.ask(&world.hops, world.number, Some([9; 6])).1,
+            None
+        );
+        assert_eq!(world.hop(), (HopState::Resolved, [9; 6]));
     }
 
     #[test]
