@@ -745,7 +745,7 @@ error: `device.mode` is "zerocopy"
    |
  9 | mode = "zerocopy"
    |        ^^^^^^^^^^
-   = why: it takes "auto", "zero-copy", "copy", "generic" or "tun"
+   = why: it takes "auto", "zero-copy", "copy", "generic", "tun" or "routed"
    = fix: write "zero-copy"
 "#,
     );
@@ -767,6 +767,26 @@ error: filtering = "adf" does not go with mapping = "edm"
    |             ^^^^^
    = why: with edm one external endpoint serves several clients whose remote endpoints differ, so a packet from another remote endpoint has no one receiver
    = fix: write mapping = "eim" in [nat], or leave out filtering = "adf"
+"#,
+    );
+}
+
+#[test]
+fn routed_mode_on_the_shared_address() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[device]
+mode = "routed"
+"#,
+        r#"
+error: mode = "routed" needs pool addresses of Egret's own
+  --> egret.toml:4:8
+   |
+ 4 | mode = "routed"
+   |        ^^^^^^^^
+   = why: the kernel routes whole addresses to Egret; the interface's own stays the host's
+   = fix: name addresses in `pool.addresses` that the outside routes to this host
 "#,
     );
 }

@@ -78,7 +78,8 @@ fn virtio_with_enough_queues_exchanges_frames_in_the_driver() {
         // Two pairs are used, and with a program one more a CPU.
         let device = "virtio-net-pci,mq=on,vectors=10";
         let mut stand = Stand::start(linux, &program, "virtio", device, 4);
-        for mode in [GENERIC, COPY, TUN, AUTO_TUN] {
+        // Generic mode last: Linux 6.1 leaves receive merging off after it.
+        for mode in [AUTO_TUN, TUN, COPY, GENERIC] {
             stand.try_mode(&mode);
         }
         stand.kill_and_restart(&COPY);
