@@ -3,6 +3,7 @@
 
 mod kernel;
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use egret_cli::demo::setup::Tuning;
@@ -45,6 +46,13 @@ fn kernel_state(stand: &Stand) -> String {
     ]
     .map(list)
     .concat()
+}
+
+/// The gateway's configuration file and its text.
+fn config_of(stand: &Stand) -> (PathBuf, String) {
+    let path = stand.lab.directory().join("egret.toml");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    (path, text)
 }
 
 fn start(stand: &mut Stand) {
@@ -99,14 +107,39 @@ fn nothing_leaks_when_the_engine_is_killed_and_detach_removes_the_rest() {
         ..Pick::default()
     };
     let watch = Capture::open(&stand.lab.router, ROUTER_LINK, pick).expect("a capture");
+    let detach = || {
+        let mut detach = Command::new(EGRET);
+        detach.args(["detach", "--instance", stand.lab.name()]);
+        stand.lab.gateway.run(|| detach.output()).expect("it runs")
+    };
+    let output = detach();
+    assert!(
+        !output.status.success(),
+        "detached a living one: {output:?}"
+    );
+    flow.ask(b"still", 3, Duration::from_secs(2))
+        .expect("an answer");
     stand.engine.kill();
     let refused = flow.ask(b"dead", 3, Duration::from_millis(300));
     assert!(refused.is_err(), "answered without a gateway: {refused:?}");
     assert_eq!(watch.take().len(), 0, "left untranslated");
-    let instance = stand.lab.name().to_owned();
-    let mut detach = Command::new(EGRET);
-    detach.args(["detach", "--instance", &instance]);
-    let output = stand.lab.gateway.run(|| detach.output()).expect("it runs");
+    // The next start fails: what holds the inside back stays.
+    let (config, text) = config_of(&stand);
+    let bad = text.replace("control.sock", "egret.toml/control.sock");
+    assert_ne!(bad, text);
+    std::fs::write(&config, bad).expect("a configuration");
+    let mut run = Command::new(EGRET);
+    run.args(["run", "--config"]).arg(&config);
+    let output = stand.lab.gateway.run(|| run.output()).expect("it runs");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let _ = flow.ask(b"dead", 1, Duration::from_millis(300));
+    assert_eq!(
+        watch.take().len(),
+        0,
+        "left untranslated after a failed start"
+    );
+    assert_ne!(kernel_state(&stand), before);
+    let output = detach();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(kernel_state(&stand), before);
     drop(service);
@@ -178,7 +211,7 @@ fn the_demo_runs_without_root() {
     );
 }
 
-fn tempfile() -> std::path::PathBuf {
+fn tempfile() -> PathBuf {
     let path = std::env::temp_dir().join(format!("egret-unprivileged-{}", std::process::id()));
     std::fs::create_dir_all(&path).expect("a directory");
     path

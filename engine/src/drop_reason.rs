@@ -34,7 +34,8 @@ drop_reasons! {
     BadLength => "bad_length",
     /// Source or destination address that may not be forwarded (RFC 1812 section 5.3.7).
     BadAddress => "bad_address",
-    /// TCP data offset, UDP length or TCP flags impossible.
+    /// TCP data offset, UDP length or TCP flags impossible, or what the tun driver says of the checksum
+    /// is not of this packet.
     BadTransport => "bad_transport",
     /// A transport protocol that is not translated.
     UnsupportedProtocol => "unsupported_protocol",

@@ -1,6 +1,6 @@
-//! The running gateway: what is started in which order, and how it all ends. Everything here happens before the first frame or after the last one.
+//! The running gateway: what is started in which order, and how it all ends. Everything here happens
+//! before the first frame or after the last one.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use crate::clock;
-use crate::config::{Config, DeviceMode, Problem, RUN_DIR};
+use crate::config::{Config, DeviceMode, Problem};
 use crate::confirmation::Confirmation;
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::MemFile;
@@ -31,7 +31,7 @@ use crate::route::{Forwarding, ServedInterface};
 use crate::routed::{self, RoutedPlan};
 use crate::rulebook::{self, Rulebook};
 use crate::staff::Staff;
-use crate::steering::{self, Steering, SteeringSize};
+use crate::steering::{self, InstanceLock, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
 use crate::tables::{UnusedFile, open_nat};
 use crate::undo::{self, Change, Undo};
@@ -82,6 +82,8 @@ pub struct Engine {
     /// New tables of a start on trial, which go with it.
     unused: Option<UnusedFile>,
     instance: String,
+    /// Of an instance that is not held by its steering program.
+    lock: Option<InstanceLock>,
 }
 
 /// How frames come to the workers.
@@ -155,7 +157,7 @@ impl Engine {
         })
     }
 
-    /// With a TAP in the place of the interfaces, of which nobody else can have one of this name.
+    /// With a TAP in the place of the interfaces.
     fn start_routed(
         config: &Config,
         outer: &Plan,
@@ -175,15 +177,17 @@ impl Engine {
             external_name: external.name.clone(),
             one_arm: outer.interfaces.len() == 1,
         };
-        std::fs::create_dir_all(Path::new(RUN_DIR).join(&config.instance))
-            .map_err(at("making the instance's directory"))?;
+        let lock = InstanceLock::take(&config.instance).map_err(at(step))?;
+        let inherited = routed::stands(&config.instance).map_err(at(step))?;
         let mut undo = Undo::open(&config.instance);
-        for &addr in &entrance.pool {
-            undo.add(Change::Proxy(external.name.clone(), addr))
-                .map_err(at(step))?;
-        }
-        let taps = routed::open(&entrance).map_err(at(step))?;
-        let start = || {
+        let start = |undo: &mut Undo| {
+            let proxy = |&addr| Change::Proxy(external.name.clone(), addr);
+            let proxies: Vec<Change> = entrance.pool.iter().map(proxy).collect();
+            undo.end_proxies(&proxies);
+            for proxy in proxies {
+                undo.add(proxy).map_err(at(step))?;
+            }
+            let taps = routed::open(&entrance).map_err(at(step))?;
             let config = config.through(&entrance.tap);
             let host = facts::read(&config).map_err(at("reading the interfaces"))?;
             let plan = Plan::make(&config, &host).map_err(StartError::Plan)?;
@@ -195,7 +199,22 @@ impl Engine {
             };
             Engine::start_at(config, host, plan, Entrance::Routed(taps), confirmation)
         };
-        start().inspect_err(|_| put_back_or_tell(&config.instance))
+        let mut engine = start(&mut undo).inspect_err(|_| {
+            let instance = &config.instance;
+            if inherited {
+                warn!(
+                    "the rules of the dead engine before this one go on holding internal traffic \
+                     back; `egret detach --instance {instance}` ends that"
+                );
+            } else {
+                Undo::open(instance).end_proxies(&[]);
+                if let Err(error) = routed::remove_all(instance) {
+                    warn!(%error, "something is left behind: `egret detach --instance {instance}`");
+                }
+            }
+        })?;
+        engine.lock = Some(lock);
+        Ok(engine)
     }
 
     /// The rest of the start, when nobody else can start this instance.
@@ -304,6 +323,7 @@ impl Engine {
             confirmation,
             unused,
             instance: config.instance,
+            lock: None,
         })
     }
 
@@ -339,15 +359,18 @@ impl Engine {
             error!("the control thread panicked: `egret detach` takes its program away");
         }
         self.staff.dismiss();
-        let routed = steward.is_some_and(|steward| steward.steering_ref().is_none());
+        drop(steward);
         self.netlink.stop();
         let mut undo = lock(&self.undo);
         undo.restore_offloads();
-        undo.end_proxies();
+        undo.end_proxies(&[]);
         drop(undo);
-        if routed && let Err(error) = routed::remove_all(&self.instance) {
+        if self.rung.way == Way::Routed
+            && let Err(error) = routed::remove_all(&self.instance)
+        {
             error!(%error, "rules or routes are left behind: `egret detach` takes them away");
         }
+        drop(self.lock);
         drop(self.tables);
         if let Some(unused) = self.unused.filter(|_| self.confirmation.is_given()) {
             unused.keep();
@@ -396,6 +419,10 @@ fn open_steered(
     let steering = steward.steering().expect("it was given one above");
     let (devices, rung) = ladder::descend(config, plan, steering, &taps, Some(&punt))
         .map_err(at("opening a way for frames and attaching the program"))?;
+    // Of a dead engine in routed mode: the program guards the inside now.
+    if let Err(error) = routed::remove_all(instance) {
+        warn!(%error, "rules of an earlier engine may be left; they hold no translated packet back");
+    }
     match rung.way {
         Way::Generic => turn_merging_off(plan, undo, &[Offload::Gro, Offload::Lro]),
         // What the NIC has merged itself cannot be cut again.

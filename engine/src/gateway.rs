@@ -100,6 +100,20 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// The same with what is still to be done for its packet, if that speaks of this packet.
+    #[must_use]
+    pub(crate) fn with(mut self, offload: Offload) -> Prepared {
+        if self
+            .parsed
+            .as_ref()
+            .is_ok_and(|packet| !offload.fits(packet))
+        {
+            self.parsed = Err(DropReason::BadTransport);
+        }
+        self.offload = offload;
+        self
+    }
+
     /// Is it the first of several fragments?
     pub fn is_first_fragment(&self) -> bool {
         let fragment = self.parsed.as_ref().ok().and_then(|packet| packet.fragment);

@@ -290,7 +290,10 @@ fn try_tun(
     }
     // The program of an engine before this one, in front of this program.
     for planned in &plan.interfaces {
-        steering.detach_interface(planned.facts.ifindex)?;
+        if let Err(error) = steering.detach_interface(planned.facts.ifindex) {
+            detach_tc(plan, steering);
+            return Err(error.into());
+        }
     }
     match test_taps(config, plan, steering, punt, &mut devices) {
         Ok(untested) => Ok((Devices::Tap(devices), untested)),

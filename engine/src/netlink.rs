@@ -489,7 +489,6 @@ impl Follower {
     }
 }
 
-/// Sleeps until then; for ever if there is nothing to wait for.
 /// The route of all packets where the kernel finds the way itself.
 fn by_gateway(served: &ServedInterface, gateway: Ipv4Addr) -> RouteFacts {
     RouteFacts {
@@ -507,6 +506,7 @@ fn by_gateway(served: &ServedInterface, gateway: Ipv4Addr) -> RouteFacts {
     }
 }
 
+/// Sleeps until then; for ever if there is nothing to wait for.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,

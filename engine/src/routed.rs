@@ -35,6 +35,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(231);
 /// The kernel's table of ordinary routes (`RT_TABLE_MAIN`).
 const TABLE_MAIN: u32 = 254;
+/// Metric of our routes: one of the operator's for the same destination wins.
+const METRIC: u32 = 231;
 /// Tables and priorities of instances of one network namespace begin here.
 const TABLE_BASE: u32 = 231_000_000;
 const PRIORITY_BASE: u32 = 10_000;
@@ -129,8 +131,10 @@ pub struct RoutedPlan {
 /// The TAP's queues, one a worker, and the way into it: rules and routes. These go with
 /// [`remove_all`] and [`forget_proxies`], the TAP with the queues.
 ///
+/// What a dead engine left is taken over, so that nothing slips through in between.
+///
 /// # Errors
-/// The kernel's refusal: nothing is left then.
+/// The kernel's refusal; some of it may be set up then.
 pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
     let name = &plan.tap;
     let fail = |step| {
@@ -157,17 +161,17 @@ pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
         std::fs::write(&path, value).map_err(|source| RoutedError::Setting { path, source })?;
     }
     let index = link::index(name).map_err(fail("finding it"))?;
-    let made = with_netlink(async |handle| {
-        // Of a dead engine, perhaps with other prefixes.
-        clear(handle, &plan.instance).await?;
-        lead_in(handle, plan, index).await
-    });
-    if made.is_err() {
-        // That the set-up failed is what matters to the reader.
-        let _ = remove_all(&plan.instance);
-        let _ = forget_proxies(plan.external, &plan.pool);
-    }
-    made.map(|()| taps)
+    with_netlink(async |handle| lead_in(handle, plan, index).await)?;
+    Ok(taps)
+}
+
+/// Are rules of an instance there, as those of a dead engine?
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn stands(instance: &str) -> Result<bool, RoutedError> {
+    let (_, priority) = numbers(instance);
+    with_netlink(async |handle| Ok(!own_rules(handle, priority).await?.is_empty()))
 }
 
 /// Takes away the rules and routes of an instance, also those of a dead engine. Those that are gone
@@ -242,21 +246,32 @@ async fn lead_in(handle: &Handle, plan: &RoutedPlan, index: u32) -> Result<(), R
 
     let (table, priority) = numbers(&plan.instance);
     let anywhere = Ipv4Net::default();
-    for message in [unreachable(table), route(anywhere, table, index)] {
-        let added = handle.route().add(message).execute().await;
+    let fallback = unreachable(anywhere, table, u32::MAX);
+    for message in [fallback, route(anywhere, table, index)] {
+        let added = there_is(handle.route().add(message).execute().await);
         added.map_err(at(format!("adding a route to table {table}")))?;
     }
-    for rule in rules(plan) {
-        let added = rule.request(handle, priority).execute().await;
+    let (wanted, before) = (rules(plan), own_rules(handle, priority).await?);
+    for rule in &wanted {
+        let added = there_is(rule.request(handle, priority).execute().await);
         added.map_err(at(format!(
             "adding a rule from {} to {}",
             rule.from, rule.to
         )))?;
     }
+    // Of a dead engine with other prefixes or interfaces.
+    let is_stale = |message: &RuleMessage| !wanted.contains(&Rule::of(message, priority));
+    for rule in before.into_iter().filter(is_stale) {
+        let removed = handle.rule().del(rule).execute().await;
+        removed.map_err(at("removing a rule"))?;
+    }
+    let metric = fallback_metric(&plan.instance);
     for &addr in &plan.pool {
-        let added = handle.route().add(route(addr.into(), TABLE_MAIN, index));
-        let added = added.replace().execute().await;
-        added.map_err(at(format!("routing {addr} to {name}")))?;
+        let fallback = unreachable(addr.into(), TABLE_MAIN, metric);
+        for message in [fallback, route(addr.into(), TABLE_MAIN, index)] {
+            let added = there_is(handle.route().add(message).execute().await);
+            added.map_err(at(format!("routing {addr} to {name}")))?;
+        }
         let answered = handle.neighbours().add(plan.external, addr.into());
         let answered = answered.flags(NeighbourFlags::Proxy).replace().execute();
         answered
@@ -273,16 +288,34 @@ fn route(destination: Ipv4Net, table: u32, index: u32) -> RouteMessage {
         .gateway(GATEWAY)
         .onlink()
         .table_id(table)
+        .priority(METRIC)
         .protocol(PROTOCOL)
         .build()
 }
 
-/// What is left of a table when the TAP goes: no packet falls through to the main table.
-fn unreachable(table: u32) -> RouteMessage {
+/// The metric of what is left of an instance in the main table, by which it is found again.
+fn fallback_metric(instance: &str) -> u32 {
+    u32::MAX - numbers(instance).0
+}
+
+/// That it is there already, from a dead engine, is fine.
+fn there_is(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// What is left when the TAP goes: no packet falls through to another table, or to the default route
+/// and back.
+fn unreachable(destination: Ipv4Net, table: u32, metric: u32) -> RouteMessage {
     RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(destination.addr(), destination.prefix_len())
         .table_id(table)
         .kind(RouteType::Unreachable)
-        .priority(u32::MAX)
+        .priority(metric)
         .protocol(PROTOCOL)
         .build()
 }
@@ -326,14 +359,19 @@ fn rules(plan: &RoutedPlan) -> Vec<Rule> {
     let outside = &plan.external_name;
     let mut rules = Vec::new();
     for &inside in &plan.internal {
+        // The host's own packets, from its address there.
+        let host = "lo".to_owned();
+        rules.push(rule(1, Some(&host), inside, anywhere, Some(TABLE_MAIN)));
         if !plan.one_arm {
             rules.push(rule(0, Some(outside), inside, anywhere, None));
         }
         for &other in plan.internal.iter().chain(&plan.bypass) {
-            rules.push(rule(1, None, inside, other, Some(TABLE_MAIN)));
-        }
-        for &other in &plan.bypass {
-            rules.push(rule(1, None, other, inside, Some(TABLE_MAIN)));
+            for (from, to) in [(inside, other), (other, inside)] {
+                let direct = rule(1, None, from, to, Some(TABLE_MAIN));
+                if !rules.contains(&direct) {
+                    rules.push(direct);
+                }
+            }
         }
         rules.push(rule(2, Some(outside), anywhere, inside, None));
         let (table, _) = numbers(&plan.instance);
@@ -343,6 +381,38 @@ fn rules(plan: &RoutedPlan) -> Vec<Rule> {
 }
 
 impl Rule {
+    /// One that the kernel has.
+    fn of(message: &RuleMessage, first: u32) -> Rule {
+        let net = |addr: Option<IpAddr>, len| match addr {
+            Some(IpAddr::V4(addr)) => Ipv4Net::new(addr, len).unwrap_or_default(),
+            _ => Ipv4Net::default(),
+        };
+        let mut rule = Rule {
+            rank: u32::MAX,
+            by: None,
+            from: Ipv4Net::default(),
+            to: Ipv4Net::default(),
+            table: None,
+        };
+        let mut table = u32::from(message.header.table);
+        for attribute in &message.attributes {
+            match attribute {
+                RuleAttribute::Priority(priority) => rule.rank = priority.wrapping_sub(first),
+                RuleAttribute::Iifname(name) => rule.by = Some(name.clone()),
+                RuleAttribute::Source(addr) => {
+                    rule.from = net(Some(*addr), message.header.src_len);
+                }
+                RuleAttribute::Destination(addr) => {
+                    rule.to = net(Some(*addr), message.header.dst_len);
+                }
+                RuleAttribute::Table(id) => table = *id,
+                _ => {}
+            }
+        }
+        rule.table = (message.header.action == RuleAction::ToTable).then_some(table);
+        rule
+    }
+
     fn request(&self, handle: &Handle, first: u32) -> RuleAddRequest<Ipv4Addr> {
         let mut request = handle.rule().add().v4().priority(first + self.rank);
         request = match self.table {
@@ -364,17 +434,10 @@ impl Rule {
     }
 }
 
-/// Takes the instance's rules away, then its table.
+/// Takes the instance's rules away, then its routes.
 async fn clear(handle: &Handle, instance: &str) -> Result<(), RoutedError> {
     let (table, priority) = numbers(instance);
-    let rules: Vec<RuleMessage> = handle
-        .rule()
-        .get(IpVersion::V4)
-        .execute()
-        .try_collect()
-        .await
-        .map_err(at("listing the rules"))?;
-    for rule in rules.into_iter().filter(|rule| is_ours(rule, priority)) {
+    for rule in own_rules(handle, priority).await? {
         let removed = handle.rule().del(rule).execute().await;
         removed.map_err(at("removing a rule"))?;
     }
@@ -385,16 +448,27 @@ async fn clear(handle: &Handle, instance: &str) -> Result<(), RoutedError> {
         .try_collect()
         .await
         .map_err(at("listing the routes"))?;
-    let in_table = |route: &RouteMessage| {
-        let stated =
-            |one: &RouteAttribute| matches!(one, RouteAttribute::Table(id) if *id == table);
-        route.attributes.iter().any(stated)
+    let metric = fallback_metric(instance);
+    let of_ours = |route: &RouteMessage| {
+        let has = |wanted: RouteAttribute| route.attributes.contains(&wanted);
+        let fallback = route.header.protocol == PROTOCOL && has(RouteAttribute::Priority(metric));
+        fallback || has(RouteAttribute::Table(table))
     };
-    for route in routes.into_iter().filter(in_table) {
+    for route in routes.into_iter().filter(of_ours) {
         let removed = handle.route().del(route).execute().await;
         removed.map_err(at("removing a route"))?;
     }
     Ok(())
+}
+
+/// The rules of an instance that the kernel has.
+async fn own_rules(handle: &Handle, first: u32) -> Result<Vec<RuleMessage>, RoutedError> {
+    let rules = handle.rule().get(IpVersion::V4).execute();
+    let rules: Vec<RuleMessage> = rules.try_collect().await.map_err(at("listing the rules"))?;
+    Ok(rules
+        .into_iter()
+        .filter(|rule| is_ours(rule, first))
+        .collect())
 }
 
 fn is_ours(rule: &RuleMessage, first: u32) -> bool {
@@ -452,6 +526,7 @@ mod tests {
             rules(&plan(one_arm)).iter().map(tell).collect()
         };
         let one_arm = [
+            "1 lo 10.0.0.0/24 0.0.0.0/0 main",
             "1 any 10.0.0.0/24 10.0.0.0/24 main",
             "1 any 10.0.0.0/24 10.42.0.0/16 main",
             "1 any 10.42.0.0/16 10.0.0.0/24 main",
@@ -460,8 +535,8 @@ mod tests {
         ];
         assert_eq!(told(true), one_arm);
         let two_arm = told(false);
-        assert_eq!(two_arm[0], "0 eth0 10.0.0.0/24 0.0.0.0/0 drop");
-        assert_eq!(two_arm[1..], one_arm);
+        assert_eq!(two_arm[1], "0 eth0 10.0.0.0/24 0.0.0.0/0 drop");
+        assert_eq!(two_arm[2..], one_arm[1..]);
     }
 
     #[test]

@@ -30,6 +30,7 @@ use ipnet::Ipv4Net;
 use crate::device::sys::bpf;
 use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::mapping::Mapping;
+pub use pins::InstanceLock;
 use pins::{Pins, at_home};
 use trial::Trial;
 
@@ -50,6 +51,12 @@ pub enum SteeringError {
     /// Another engine runs under this name.
     #[error("an engine of the name {0:?} is running")]
     InUse(String),
+    /// The program of a dead engine drops what another way would carry.
+    #[error(
+        "the program of a dead engine of the name {0:?} is still attached and drops what comes from \
+         inside: `egret detach --instance {0}`"
+    )]
+    Guarded(String),
     /// The pin directory failed.
     #[error("{step}: {source}")]
     Pins {

@@ -109,12 +109,15 @@ impl Undo {
         self.changes.iter().filter_map(route).collect()
     }
 
-    /// Ends the answering of ARP for others' addresses.
-    pub fn end_proxies(&mut self) {
+    /// Ends the answering of ARP for others' addresses, but for those to `keep`.
+    pub fn end_proxies(&mut self, keep: &[Change]) {
         for change in self.changes.clone() {
             let Change::Proxy(interface, addr) = &change else {
                 continue;
             };
+            if keep.contains(&change) {
+                continue;
+            }
             // With its interface it has gone itself.
             if let Ok(index) = link::index(interface)
                 && let Err(error) = routed::forget_proxies(index, &[*addr])
@@ -177,7 +180,7 @@ impl Undo {
 pub fn everything(instance: &str) -> io::Result<()> {
     let mut undo = Undo::open(instance);
     undo.restore_offloads();
-    undo.end_proxies();
+    undo.end_proxies(&[]);
     let routes = undo.routes();
     own_address::remove_all(&routes)?;
     for addr in routes {

@@ -193,10 +193,8 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
                 self.device.resize(&mut frame, offset, len);
                 self.push(frame, interface);
             } else {
-                let prepared = Prepared {
-                    offload,
-                    ..self.batch.prepared(&self.gateway, place, bytes)
-                };
+                let prepared = self.batch.prepared(&self.gateway, place, bytes);
+                let prepared = prepared.with(offload);
                 self.judge(frame, &prepared, ingress, now);
             }
         }

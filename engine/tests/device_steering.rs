@@ -197,6 +197,18 @@ fn rule_1_what_is_not_ipv4_to_us_passes() {
             bench.frame(ONE_ARM, &ethernet(mac, PEER, 0x8100, &tagged)),
             PASS
         );
+        // The kernel takes a tag of priority only for none: not past the program with it.
+        bench.compares_tc = false;
+        let local = ipv4(17, REMOTE, HOST, 0, &udp(53, 22, b"x"));
+        for (packet, wanted) in [(&packet, DROP), (&local, PASS)] {
+            for (kind, tci) in [(0x8100, [0, 0]), (0x8100, [0xe0, 0]), (0x88a8, [0x10, 0])] {
+                let mut tagged = vec![tci[0], tci[1], 8, 0];
+                tagged.extend_from_slice(packet);
+                let frame = ethernet(mac, PEER, kind, &tagged);
+                assert_eq!(bench.frame(ONE_ARM, &frame), wanted, "{kind:x} {tci:x?}");
+            }
+        }
+        bench.compares_tc = true;
         for other in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], PEER] {
             assert_eq!(
                 bench.frame(ONE_ARM, &ethernet(other, PEER, 0x0800, &packet)),

@@ -51,6 +51,10 @@ enum { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17 };
 
 #define HOST16(x) __builtin_bswap16(x)
 #define ETHERTYPE_IPV4 HOST16(0x0800)
+#define ETHERTYPE_VLAN HOST16(0x8100)
+#define ETHERTYPE_SERVICE_VLAN HOST16(0x88a8)
+#define VLAN_ID HOST16(0x0fff)
+#define TAG_LEN 4
 // More fragments, or an offset.
 #define FRAGMENT_BITS HOST16(0x3fff)
 #define FRAGMENT_OFFSET HOST16(0x1fff)
@@ -319,18 +323,20 @@ INLINE int shared_is_owned(const struct external *external, struct ipv4 *ip, voi
 	return 0;
 }
 
-// The classifier. In tc there is no `ctx`; the actions are XDP's.
-INLINE int steer(struct xdp_md *ctx, void *data, void *end, __u32 ifindex)
+// The classifier. In tc there is no `ctx`; the actions are XDP's. `tag`: bytes of a VLAN tag between the
+// addresses and the type.
+INLINE int steer(struct xdp_md *ctx, void *data, void *end, __u32 ifindex, __u32 tag)
 {
 	struct ethernet *ethernet = data;
-	struct ipv4 *ip = (void *)(ethernet + 1);
+	struct ipv4 *ip = (void *)(ethernet + 1) + tag;
+	__u16 *type = (void *)ip - sizeof(*type);
 	__u32 zero = 0;
 	struct interface *interface;
 	struct settings *setting;
 	struct external *external;
 
 	// 1: punted, not IPv4, not to this interface.
-	if ((void *)(ethernet + 1) > end)
+	if ((void *)ip > end)
 		return pass();
 	setting = map_lookup(&settings, &zero);
 	if (setting && setting->punt_mark_set && same_mac(ethernet->source, setting->punt_mark)) {
@@ -338,7 +344,7 @@ INLINE int steer(struct xdp_md *ctx, void *data, void *end, __u32 ifindex)
 		return XDP_PASS;
 	}
 	interface = map_lookup(&interfaces, &ifindex);
-	if (!interface || ethernet->type != ETHERTYPE_IPV4)
+	if (!interface || *type != ETHERTYPE_IPV4)
 		return pass();
 	if (!same_mac(ethernet->destination, interface->mac))
 		return pass();
@@ -385,8 +391,17 @@ INLINE int steer(struct xdp_md *ctx, void *data, void *end, __u32 ifindex)
 SEC("xdp")
 int egret_steer(struct xdp_md *ctx)
 {
-	return steer(ctx, (void *)(long)ctx->data, (void *)(long)ctx->data_end,
-		     ctx->ingress_ifindex);
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethernet *ethernet = data;
+	__u16 *tci = (void *)(ethernet + 1);
+
+	if ((void *)(tci + 1) > end || (ethernet->type != ETHERTYPE_VLAN &&
+					ethernet->type != ETHERTYPE_SERVICE_VLAN) ||
+	    *tci & VLAN_ID)
+		return steer(ctx, data, end, ctx->ingress_ifindex, 0);
+	// A tag of priority only: the kernel takes it for no tag at all, so nothing may slip by under it.
+	// The engine knows no tags.
+	return steer(ctx, data, end, ctx->ingress_ifindex, TAG_LEN) == XDP_PASS ? XDP_PASS : XDP_DROP;
 }
 
 // The same for socket buffers. What is passed goes on to the next program, if there is one.
@@ -397,14 +412,16 @@ int egret_steer_tc(struct __sk_buff *skb)
 	int action;
 
 	// As in XDP, where the tag is in the frame and so is its type.
-	if (skb->vlan_present) {
+	if (skb->vlan_present && skb->vlan_tci & 0xfff) {
 		pass();
 		return TC_ACT_UNSPEC;
 	}
 	// The rest may lie in pages that cannot be read from here.
 	if ((long)skb->data + wanted > skb->data_end)
 		pull_data(skb, wanted);
-	action = steer(0, (void *)(long)skb->data, (void *)(long)skb->data_end, skb->ifindex);
+	action = steer(0, (void *)(long)skb->data, (void *)(long)skb->data_end, skb->ifindex, 0);
+	if (action == XDP_REDIRECT && skb->vlan_present)
+		return TC_ACT_SHOT;
 	if (action == XDP_REDIRECT)
 		return TC_ACT_REDIRECT;
 	return action == XDP_DROP ? TC_ACT_SHOT : TC_ACT_UNSPEC;

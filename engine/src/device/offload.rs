@@ -1,6 +1,9 @@
 //! What the kernel leaves to whoever sends a packet: its checksum, and cutting it into segments. The
 //! tun driver tells it in a header before each frame (`struct virtio_net_hdr`), and is told it.
 
+use conntrack::Protocol;
+
+use crate::packet::{Body, Packet};
 use crate::wire::{ethernet, ipv4, tcp, udp};
 
 /// Bytes of the header before a frame.
@@ -93,6 +96,29 @@ impl Offload {
         matches!(self.checksum, Checksum::Partial { .. }) || self.segments.is_some()
     }
 
+    /// Does it speak of this packet? Who sent the frame may have written anything (a guest, or a packet
+    /// socket with such headers): a sum that the kernel puts elsewhere would change what was
+    /// translated.
+    pub fn fits(&self, packet: &Packet) -> bool {
+        let Checksum::Partial { start, at } = self.checksum else {
+            return true;
+        };
+        let (Body::Flow { tuple, .. }, None) = (&packet.body, packet.fragment) else {
+            return false;
+        };
+        let (field, kind) = match tuple.protocol {
+            Protocol::Tcp => (tcp::CHECKSUM, true),
+            Protocol::Udp => (udp::CHECKSUM, false),
+            Protocol::Icmp => return false,
+        };
+        let is_tcp = |segments: Segments| matches!(segments.kind, SegmentKind::Tcp { .. });
+        usize::from(start) == packet.l4
+            && usize::from(at) == field
+            && self
+                .segments
+                .is_none_or(|segments| is_tcp(segments) == kind)
+    }
+
     /// Reads the header that came before `frame`.
     ///
     /// # Errors
@@ -171,7 +197,7 @@ fn segments(
     }
     Ok(Segments {
         kind,
-        headers_len: headers_len as u16,
+        headers_len: u16::try_from(headers_len).map_err(|_| BadHeader)?,
         payload_len,
     })
 }
@@ -242,6 +268,26 @@ mod tests {
             assert_eq!(Offload::decode(&bad, &frame), Err(BadHeader), "{bad:?}");
         }
         assert!(Offload::decode(&header(1, 0, [0, 0, 34, 16]), &frame[..51]).is_err());
+    }
+
+    #[test]
+    fn a_header_that_speaks_of_another_packet_does_not_fit() {
+        let envelope = Envelope::new(Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(192, 0, 2, 2));
+        let tcp = envelope.tcp(1000, 80, tcp::ACK, &[7; 4000]);
+        let udp = envelope.udp(1000, 53, &[7; 4000]);
+        let fits = |frame: &[u8], kind, start, at| {
+            let header = header(1, kind, [54, 1400, start, at]);
+            let offload = Offload::decode(&header, frame).unwrap();
+            offload.fits(&crate::packet::parse(frame).unwrap())
+        };
+        assert!(fits(&tcp, GSO_NONE, 34, 16) && fits(&tcp, GSO_TCPV4, 34, 16));
+        assert!(fits(&udp, GSO_NONE, 34, 6) && fits(&udp, GSO_UDP_L4, 34, 6));
+        // Into the ports, beside the field, of the other protocol, from within the payload.
+        assert!(!fits(&udp, GSO_NONE, 34, 0) && !fits(&udp, GSO_NONE, 34, 2));
+        assert!(!fits(&tcp, GSO_NONE, 34, 18) && !fits(&tcp, GSO_NONE, 54, 16));
+        assert!(!fits(&udp, GSO_TCPV4, 34, 6) && !fits(&tcp, GSO_UDP_L4, 34, 16));
+        let echo = envelope.icmp(8, 0, [0, 7, 0, 1], &[7; 100]);
+        assert!(!fits(&echo, GSO_NONE, 34, 2));
     }
 
     proptest! {

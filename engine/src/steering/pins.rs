@@ -243,6 +243,32 @@ fn is_bpffs(path: &Path) -> Result<bool, SteeringError> {
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }
 
+/// The lock of an instance that has no pins.
+#[derive(Debug)]
+pub struct InstanceLock {
+    _lock: Flock<File>,
+}
+
+impl InstanceLock {
+    /// Takes the lock of an instance without a steering program, and makes its directory.
+    ///
+    /// # Errors
+    /// Another engine of this name runs, or a dead one's program still guards the inside; or the
+    /// kernel's refusal.
+    pub fn take(instance: &str) -> Result<InstanceLock, SteeringError> {
+        let dir = Pins::path(instance)?;
+        fs::create_dir_all(&dir).map_err(fail("making the instance's directory"))?;
+        let pins = Pins {
+            _lock: lock(&dir, instance)?,
+            dir,
+        };
+        match pins.links()?.is_empty() {
+            true => Ok(InstanceLock { _lock: pins._lock }),
+            false => Err(SteeringError::Guarded(instance.to_owned())),
+        }
+    }
+}
+
 /// Takes the lock that an engine holds as long as it lives.
 fn lock(dir: &Path, instance: &str) -> Result<Flock<File>, SteeringError> {
     let path = dir.join("lock");
