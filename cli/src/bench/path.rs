@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(agenda.tests.len(), 10);
         assert_eq!(
             (agenda.rivals.len(), agenda.rounds, agenda.warm_up),
-            (5, 3, 1)
+            (6, 3, 1)
         );
         // Four tests depend on the number of flows, six do not.
         assert_eq!(agenda.items().len(), 4 * 3 + 6);
