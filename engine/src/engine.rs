@@ -199,22 +199,29 @@ impl Engine {
             };
             Engine::start_at(config, host, plan, Entrance::Routed(taps), confirmation)
         };
-        let mut engine = start(&mut undo).inspect_err(|_| {
-            let instance = &config.instance;
-            if inherited {
+        let instance = &config.instance;
+        match start(&mut undo) {
+            Ok(engine) => Ok(Engine {
+                lock: Some(lock),
+                ..engine
+            }),
+            Err(error) if inherited => {
                 warn!(
                     "the rules of the dead engine before this one go on holding internal traffic \
                      back; `egret detach --instance {instance}` ends that"
                 );
-            } else {
+                Err(error)
+            }
+            Err(error) => {
                 Undo::open(instance).end_proxies(&[]);
                 if let Err(error) = routed::remove_all(instance) {
                     warn!(%error, "something is left behind: `egret detach --instance {instance}`");
                 }
+                // It says more than that the lock's file is left.
+                let _ = lock.give_back();
+                Err(error)
             }
-        })?;
-        engine.lock = Some(lock);
-        Ok(engine)
+        }
     }
 
     /// The rest of the start, when nobody else can start this instance.
@@ -370,7 +377,11 @@ impl Engine {
         {
             error!(%error, "rules or routes are left behind: `egret detach` takes them away");
         }
-        drop(self.lock);
+        if let Some(lock) = self.lock
+            && let Err(error) = lock.give_back()
+        {
+            warn!(%error, "the instance's directory is left behind");
+        }
         drop(self.tables);
         if let Some(unused) = self.unused.filter(|_| self.confirmation.is_given()) {
             unused.keep();

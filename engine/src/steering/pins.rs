@@ -245,9 +245,7 @@ fn is_bpffs(path: &Path) -> Result<bool, SteeringError> {
 
 /// The lock of an instance that has no pins.
 #[derive(Debug)]
-pub struct InstanceLock {
-    _lock: Flock<File>,
-}
+pub struct InstanceLock(Pins);
 
 impl InstanceLock {
     /// Takes the lock of an instance without a steering program, and makes its directory.
@@ -263,9 +261,17 @@ impl InstanceLock {
             dir,
         };
         match pins.links()?.is_empty() {
-            true => Ok(InstanceLock { _lock: pins._lock }),
+            true => Ok(InstanceLock(pins)),
             false => Err(SteeringError::Guarded(instance.to_owned())),
         }
+    }
+
+    /// Gives the lock back, and takes the directory away unless something else is in it.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn give_back(self) -> Result<(), SteeringError> {
+        self.0.remove()
     }
 }
 
