@@ -3,10 +3,8 @@
 //! What the steering program in tc finds to be ours is redirected into the interface's TAP, and what a
 //! worker writes into the TAP leaves by the interface. Each worker has a queue of every TAP.
 
-use std::io;
-
 use crate::device::sys::link;
-use crate::device::sys::tap::Tap;
+use crate::device::sys::tap::{Tap, TapError};
 use crate::device::tap::TapDevice;
 use crate::plan::Plan;
 use crate::punt::silence;
@@ -16,29 +14,11 @@ use crate::steering::{Steering, SteeringError};
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
     /// A TAP could not be made.
-    #[error("TAP {name}: {step}: {source}{}", remedy(source))]
-    Tap {
-        /// Name of the TAP.
-        name: String,
-        /// What was being done.
-        step: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// A program could not be attached to it.
     #[error(transparent)]
     Steering(#[from] SteeringError),
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::NotFound => {
-            " (is there /dev/net/tun? `modprobe tun`, and give the container the device)"
-        }
-        io::ErrorKind::PermissionDenied => " (it takes CAP_NET_ADMIN and access to /dev/net/tun)",
-        _ => "",
-    }
 }
 
 /// Makes the TAPs `PREFIX0`, `PREFIX1`, ... for the interfaces of a plan, at most 15 characters a
@@ -57,10 +37,7 @@ pub fn open(
     let mut queues: Vec<Vec<Tap>> = (0..plan.workers).map(|_| Vec::new()).collect();
     for planned in &plan.interfaces {
         let name = format!("{prefix}{}", planned.number);
-        let fail = |step| {
-            let name = name.clone();
-            move |source| DoorError::Tap { name, step, source }
-        };
+        let fail = |step| TapError::at(&name, step);
         let taps = Tap::create_queues(&name, plan.workers).map_err(fail("making it"))?;
         silence(&name);
         link::set_mtu(&name, planned.facts.mtu).map_err(fail("setting its MTU"))?;

@@ -4,14 +4,14 @@
 //! ingress of the interface that it came from: to the kernel it arrives there, at every setting of
 //! `rp_filter`. Its source address becomes the mark that the steering program passes first.
 
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::os::fd::AsFd;
 
 use nix::sys::uio::writev;
 
 use crate::device::offload::{Offload, VIRTIO_HEADER_LEN};
 use crate::device::sys::link;
-use crate::device::sys::tap::Tap;
+use crate::device::sys::tap::{Tap, TapError};
 use crate::steering::{Steering, SteeringError};
 
 /// Where the source address lies in an Ethernet header.
@@ -23,16 +23,8 @@ const ETHERNET_HEADER: usize = 14;
 #[derive(Debug, thiserror::Error)]
 pub enum PuntError {
     /// The TAP device could not be made.
-    #[error("TAP {name}: {step}: {source}")]
-    Tap {
-        /// Name of the TAP.
-        name: String,
-        /// What was being done.
-        step: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// The classifier could not be attached.
     #[error(transparent)]
     Steering(#[from] SteeringError),
@@ -83,10 +75,7 @@ impl Punt {
         let mut taps = Vec::with_capacity(interfaces.len());
         for (number, interface) in interfaces.iter().enumerate() {
             let name = format!("{prefix}{number}");
-            let fail = |step| {
-                let name = name.clone();
-                move |source| PuntError::Tap { name, step, source }
-            };
+            let fail = |step| TapError::at(&name, step);
             let ifindex = link::index(interface).map_err(fail("finding its interface"))?;
             let mtu = link::mtu(interface).map_err(fail("reading the interface's MTU"))?;
             let tap = Tap::create(&name).map_err(fail("making it"))?;

@@ -23,7 +23,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder, RuleAddRequest};
 
 use crate::device::sys::link;
-use crate::device::sys::tap::Tap;
+use crate::device::sys::tap::{Tap, TapError};
 use crate::punt::silence;
 
 /// The TAP's own address: the one for hosts that need one to send ICMP errors from (RFC 7600).
@@ -56,16 +56,8 @@ const SETTINGS: [(&str, &str); 3] = [
 #[derive(Debug, thiserror::Error)]
 pub enum RoutedError {
     /// The TAP could not be made.
-    #[error("TAP {name}: {step}: {source}")]
-    Tap {
-        /// Name of the TAP.
-        name: String,
-        /// What was being done.
-        step: &'static str,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// /dev/net/tun is not there, or not for this user.
     #[error(
         "/dev/net/tun: {0}; it must be open to this user: `chmod 666 /dev/net/tun` as root (the \
@@ -109,8 +101,8 @@ pub struct RoutedPlan {
     pub tap: String,
     /// The instance's name.
     pub instance: String,
-    /// MTU of the TAP, bytes: the smallest of the served interfaces', so that the engine and not the
-    /// kernel tells senders of too big packets.
+    /// MTU of the TAP, bytes: the smallest of the served interfaces'. So no packet that the engine lets
+    /// through is too big for the interface that it leaves by; the kernel would quote a translated one.
     pub mtu: u32,
     /// Queues of the TAP: as many as there are workers.
     pub queues: u32,
@@ -137,10 +129,7 @@ pub struct RoutedPlan {
 /// The kernel's refusal; some of it may be set up then.
 pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
     let name = &plan.tap;
-    let fail = |step| {
-        let name = name.clone();
-        move |source| RoutedError::Tap { name, step, source }
-    };
+    let fail = |step| TapError::at(name, step);
     let taps = Tap::create_queues(name, plan.queues).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
             if std::fs::File::options()
@@ -152,7 +141,7 @@ pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
             RoutedError::NoTun(error)
         }
         io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
-        _ => fail("making it")(error),
+        _ => fail("making it")(error).into(),
     })?;
     silence(name);
     link::set_mtu(name, plan.mtu).map_err(fail("setting its MTU"))?;

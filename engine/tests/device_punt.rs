@@ -204,7 +204,7 @@ fn what_cannot_be_punted_is_counted() {
         common::run("ip link set egretp0 down");
         assert!(!punt.punt(0, &[0; 60], Offload::NONE));
         let taken = Punt::open(&mut steering, "egretp", &["other0"]).unwrap_err();
-        assert!(matches!(taken, PuntError::Tap { .. }) && taken.to_string().contains("egretp0"));
+        assert!(matches!(taken, PuntError::Tap(_)) && taken.to_string().contains("egretp0"));
         let unknown = Punt::open(&mut steering, "egretq", &["none"]).unwrap_err();
         assert!(
             unknown.to_string().contains("finding its interface"),

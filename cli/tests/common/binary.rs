@@ -1,12 +1,11 @@
 //! Static programs: the `egret` that needs no shared library, and busybox.
-#![allow(dead_code)] // Each test file uses a part.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Names the static program, or says `build`.
-const VARIABLE: &str = "EGRET_STATIC";
+pub const VARIABLE: &str = "EGRET_STATIC";
 
 /// The type of a program header that names a dynamic linker (elf.h).
 const PT_INTERP: u32 = 3;
@@ -62,11 +61,6 @@ pub fn egret() -> Result<PathBuf, String> {
              minutes"
         )),
     }
-}
-
-/// Was it asked for?
-pub fn is_asked_for() -> bool {
-    std::env::var_os(VARIABLE).is_some()
 }
 
 /// Builds the static program as README says, without optimization, beside the other build output.

@@ -25,6 +25,34 @@ pub struct Tap {
     ifindex: u32,
 }
 
+/// Why a TAP could not be made ready.
+#[derive(Debug, thiserror::Error)]
+#[error("TAP {name}: {step}: {source}{}", remedy(.source))]
+pub struct TapError {
+    name: String,
+    step: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+impl TapError {
+    /// Names the TAP and what was being done in the kernel's answer.
+    pub fn at(name: &str, step: &'static str) -> impl FnOnce(io::Error) -> TapError {
+        let name = name.to_owned();
+        move |source| TapError { name, step, source }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            " (is there /dev/net/tun? `modprobe tun`, and give the container the device)"
+        }
+        io::ErrorKind::PermissionDenied => " (it takes CAP_NET_ADMIN and access to /dev/net/tun)",
+        _ => "",
+    }
+}
+
 impl Tap {
     /// Makes the interface `name`, down, in the network namespace of the calling thread, with one
     /// queue. Fails with `ResourceBusy` if the name is taken.
