@@ -25,10 +25,11 @@ impl Pool {
     pub fn filled(mapping: MappingBehaviour, percent: u32) -> Pool {
         let mut pool = Pool {
             nat: tables(1 << 17, 1),
-            policy: Policy {
-                mapping: [mapping; 3],
-                preserve_port: false,
-                ..policy(1)
+            policy: {
+                let mut policy = policy(1);
+                policy.profile.mapping = [mapping; 3];
+                policy.profile.preserve_port = false;
+                policy
             },
             random: Sequence(3),
             opened: 0,

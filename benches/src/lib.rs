@@ -15,8 +15,9 @@ pub mod sessions;
 use std::sync::atomic::AtomicU64;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Identity, Limits, MappingBehaviour,
-    Nat, Pairing, Policy, PortSet, Protocol, Random, TableSize, Timers, Tuple,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, FlowTimers, Identity, Limits,
+    MappingBehaviour, Nat, Pairing, Policy, PortSet, Profile, Protocol, Random, Rules, TableSize,
+    Timers, Tuple,
 };
 
 /// A small fast generator (SplitMix64): the same sequence in every run.
@@ -91,17 +92,24 @@ pub fn policy(addresses: u16) -> Policy {
         addr: [198, 18, (slot >> 8) as u8, slot as u8].into(),
         slot,
         kind: AddressKind::Own,
+        pool: 0,
         ports: [ports.clone(), ports.clone(), ports.clone()],
     };
     Policy {
-        mapping: [MappingBehaviour::EndpointDependent; 3],
-        filtering: [FilteringBehaviour::EndpointDependent; 3],
-        pairing: [Pairing::Soft; 3],
-        preserve_port: true,
-        preserve_port_class: true,
-        preserve_port_parity: false,
+        profile: Profile {
+            pool: 0,
+            mapping: [MappingBehaviour::EndpointDependent; 3],
+            filtering: [FilteringBehaviour::EndpointDependent; 3],
+            pairing: [Pairing::Soft; 3],
+            preserve_port: true,
+            preserve_port_class: true,
+            preserve_port_parity: false,
+            timers: FlowTimers::default(),
+        },
+        others: Vec::new(),
+        rules: Rules::default(),
         inbound_refresh: false,
-        timers: Timers::RFC,
+        timers: Timers::RFC.into(),
         hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
         addresses: (0..addresses).map(own).collect(),

@@ -4,7 +4,7 @@
 //! swept within 49 days of its end, or it would seem young again. Mappings and hold-downs
 //! count in ticks of 1.024 s in 32 bits, which do not wrap in a century.
 
-use crate::config::{FilteringBehaviour, Policy, Timers};
+use crate::config::Policy;
 use crate::endpoint::Protocol;
 use crate::layout::{PORT_WORDS, header};
 use crate::mapping::Mapping;
@@ -19,20 +19,6 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 const CLOCK_SKEW_MS: u32 = 60_000;
 
 const TICK_SHIFT: u32 = 10;
-
-impl Timers {
-    /// The timeout of a class in milliseconds.
-    #[inline(always)]
-    pub const fn timeout_ms(&self, class: TimeoutClass) -> u32 {
-        match class {
-            TimeoutClass::Udp => self.udp_timeout_ms,
-            TimeoutClass::TcpTransOpen => self.tcp_trans_open_timeout_ms,
-            TimeoutClass::TcpIdle => self.tcp_idle_timeout_ms,
-            TimeoutClass::TcpTransClose => self.tcp_trans_close_timeout_ms,
-            TimeoutClass::Icmp => self.icmp_timeout_ms,
-        }
-    }
-}
 
 /// The policy and the time that something is judged by.
 #[derive(Clone, Copy)]
@@ -60,7 +46,8 @@ impl At<'_> {
             Protocol::Udp => TimeoutClass::Udp,
             Protocol::Icmp => TimeoutClass::Icmp,
         };
-        let timeout = u64::from(self.policy.timers.timeout_ms(class));
+        let timers = self.policy.timers.get(mapping.timers());
+        let timeout = u64::from(timers.timeout_ms(class));
         self.now.0 < ((u64::from(mapping.stamp) + 1) << TICK_SHIFT) + timeout
     }
 
@@ -71,10 +58,7 @@ impl At<'_> {
     pub fn hold_until(&self, mapping: &Mapping, held: u32) -> Option<u32> {
         let policy = self.policy;
         let protocol = mapping.protocol();
-        let due = policy.is_independent(protocol)
-            && policy.filtering[protocol.index()] == FilteringBehaviour::EndpointIndependent
-            && protocol != Protocol::Tcp
-            && policy.timers.hold_down_ms > 0;
+        let due = mapping.open() && protocol != Protocol::Tcp && policy.timers.hold_down_ms > 0;
         let address = policy.address_in(mapping.slot).filter(|_| due)?;
         let room =
             address.addr == mapping.external.addr && held < policy.held_max(address, protocol);
@@ -182,7 +166,7 @@ impl<W: Word> Nat<'_, W> {
     /// An endpoint outside overloading became free: where ports are overloaded, exhausted remotes
     /// may be so no more. Elsewhere there are no memos, and those of other protocols stay.
     pub(crate) fn void_memos(&self, at: &At, protocol: Protocol) {
-        if !at.policy.is_independent(protocol) {
+        if at.policy.overloads(protocol) {
             self.memos.void();
         }
     }

@@ -230,7 +230,8 @@ impl<W: Word> Nat<'_, W> {
             census.quotas.entry(subscriber).or_default().1 += 1;
         }
         if mapping.shared() {
-            let found = self.shared_mapping(protocol, mapping.internal);
+            let pool = mapping.pool(policy).unwrap_or(u16::MAX);
+            let found = self.shared_mapping(policy, pool, protocol, mapping.internal);
             hold(found.is_some_and(|found| found.number == number), || {
                 name("is not found")
             })?;

@@ -7,10 +7,11 @@
 //! group that disappoints is counted, and then never disappoints again: after a draw a group at the
 //! latest there is a port, or surely none.
 
-use crate::config::{GROUPS, Policy, PortSet};
 use crate::endpoint::Protocol;
 use crate::layout::PORT_WORDS;
 use crate::port::{Ports, search, table_of};
+use crate::port_set::{GROUPS, PortSet};
+use crate::profile::Profile;
 use crate::word::Word;
 
 const GROUP_WORDS: usize = PORT_WORDS / GROUPS;
@@ -83,13 +84,13 @@ impl Kinds {
     /// the class has nothing to keep it with. Identifiers have neither class nor parity; parity
     /// serves pairs of UDP ports (RFC 4787 section 4.2.2) and goes first, as RFC 7857 section 8 drops
     /// it.
-    pub fn of(policy: &Policy, protocol: Protocol, set: &PortSet, wanted: u16) -> Kinds {
+    pub fn of(profile: &Profile, protocol: Protocol, set: &PortSet, wanted: u16) -> Kinds {
         let class = Kind::of_class(wanted);
-        let classed = policy.preserve_port_class
+        let classed = profile.preserve_port_class
             && protocol != Protocol::Icmp
             && class.has_any(set)
             && class.has_any_other(set);
-        let paired = policy.preserve_port_parity && protocol == Protocol::Udp;
+        let paired = profile.preserve_port_parity && protocol == Protocol::Udp;
         let base = if classed { class } else { Kind::ALL };
         Kinds {
             kinds: [base.with_parity(wanted), base, Kind::ALL],
@@ -271,8 +272,8 @@ mod tests {
     fn wishes(ranges: Ranges, keep_class: bool) -> usize {
         let set = set_of(ranges);
         let mut policy = crate::check::tests::policy();
-        policy.preserve_port_class = keep_class;
-        Kinds::of(&policy, TCP, &set, 80).wishes().len()
+        policy.profile.preserve_port_class = keep_class;
+        Kinds::of(&policy.profile, TCP, &set, 80).wishes().len()
     }
 
     /// Where all ports are of one class there is nothing to prefer, and nothing to look for twice.

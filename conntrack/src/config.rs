@@ -7,186 +7,12 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::addresses::Addresses;
-use crate::endpoint::{Endpoint, Protocol};
+use crate::endpoint::{Endpoint, Protocol, Tuple};
+use crate::port_set::PortSet;
 use crate::prefixes::Prefixes;
-
-/// When a mapping is reused (RFC 4787 section 4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MappingBehaviour {
-    /// `eim`: one external endpoint for all remote endpoints.
-    EndpointIndependent,
-    /// `edm`: a mapping per remote endpoint; external endpoints are overloaded (RFC 7857
-    /// section 3).
-    EndpointDependent,
-}
-
-/// Which remote endpoints may send inbound (RFC 4787 section 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FilteringBehaviour {
-    /// `eif`: any.
-    EndpointIndependent,
-    /// `adf`: addresses that the internal endpoint has sent to.
-    AddressDependent,
-    /// `edf`: endpoints that the internal endpoint has sent to.
-    EndpointDependent,
-}
-
-/// What a flow gets whose internal address is paired with an external one that has no port left for
-/// it (RFC 7857 section 4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Pairing {
-    /// Nothing: its host is seen by one address, or not at all.
-    Hard,
-    /// A port of the pool's other addresses.
-    Soft,
-}
-
-/// Timeouts, all in milliseconds, 1 to 2^31 - 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timers {
-    /// UDP, RFC 4787 REQ-5.
-    pub udp_timeout_ms: u32,
-    /// TCP before both SYNs (and, opened from outside, the initiator's ACK) were seen.
-    pub tcp_trans_open_timeout_ms: u32,
-    /// TCP established and idle, RFC 5382 REQ-5.
-    pub tcp_idle_timeout_ms: u32,
-    /// TCP after both FINs, or a RST.
-    pub tcp_trans_close_timeout_ms: u32,
-    /// How long an unsolicited inbound SYN goes unanswered, RFC 5382 REQ-4.
-    pub tcp_in_syn_timeout_ms: u32,
-    /// ICMP queries, RFC 5508 REQ-2.
-    pub icmp_timeout_ms: u32,
-    /// Fragments waiting for their datagram's ports.
-    pub fragment_timeout_ms: u32,
-    /// How long a released external endpoint is not assigned again, where RFC 6888 REQ-8 asks
-    /// for it.
-    pub hold_down_ms: u32,
-}
-
-impl Timers {
-    /// The `rfc` profile.
-    pub const RFC: Timers = Timers {
-        udp_timeout_ms: 300_000,
-        tcp_trans_open_timeout_ms: 240_000,
-        tcp_idle_timeout_ms: 7_440_000,
-        tcp_trans_close_timeout_ms: 240_000,
-        tcp_in_syn_timeout_ms: 6_000,
-        icmp_timeout_ms: 60_000,
-        fragment_timeout_ms: 2_000,
-        hold_down_ms: 120_000,
-    };
-    /// The `conntrack` profile: netfilter's defaults.
-    pub const CONNTRACK: Timers = Timers {
-        udp_timeout_ms: 120_000,
-        tcp_trans_open_timeout_ms: 120_000,
-        tcp_idle_timeout_ms: 432_000_000,
-        tcp_trans_close_timeout_ms: 120_000,
-        tcp_in_syn_timeout_ms: 6_000,
-        icmp_timeout_ms: 30_000,
-        fragment_timeout_ms: 30_000,
-        hold_down_ms: 0,
-    };
-    /// The `cloud` profile: what managed cloud gateways do.
-    pub const CLOUD: Timers = Timers {
-        udp_timeout_ms: 30_000,
-        tcp_trans_open_timeout_ms: 30_000,
-        tcp_idle_timeout_ms: 1_200_000,
-        tcp_trans_close_timeout_ms: 120_000,
-        tcp_in_syn_timeout_ms: 6_000,
-        icmp_timeout_ms: 30_000,
-        fragment_timeout_ms: 2_000,
-        hold_down_ms: 120_000,
-    };
-}
-
-/// Ports that a search counts together: 0-1023, 1024-2047, and so on. The first group is the low
-/// port class of RFC 4787 REQ-3a, the others are the high one.
-pub(crate) const GROUPS: usize = 64;
-
-/// A set of ports: 65,536 bits.
-#[derive(Clone, PartialEq, Eq)]
-pub struct PortSet {
-    words: Box<[u64; 1024]>,
-    /// How many of each group.
-    groups: [u16; GROUPS],
-}
-
-impl std::fmt::Debug for PortSet {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "PortSet({} ports)", self.len())
-    }
-}
-
-impl PortSet {
-    /// No port.
-    pub fn empty() -> PortSet {
-        PortSet {
-            words: Box::new([0; 1024]),
-            groups: [0; GROUPS],
-        }
-    }
-
-    /// Adds `first..=last`.
-    pub fn insert_range(&mut self, first: u16, last: u16) {
-        self.words_of(first, last, |word, bits| *word |= bits);
-    }
-
-    /// Takes out `first..=last`.
-    pub fn remove_range(&mut self, first: u16, last: u16) {
-        self.words_of(first, last, |word, bits| *word &= !bits);
-    }
-
-    /// Offers each word that has ports of `first..=last`, with their bits.
-    fn words_of(&mut self, first: u16, last: u16, mut change: impl FnMut(&mut u64, u64)) {
-        let (low, high) = (usize::from(first) / 64, usize::from(last) / 64);
-        let words = self.words.iter_mut().enumerate();
-        for (index, word) in words.skip(low).take((high + 1).saturating_sub(low)) {
-            let from = if index == low { first % 64 } else { 0 };
-            let to = if index == high { last % 64 } else { 63 };
-            if from > to {
-                continue;
-            }
-            let before = word.count_ones() as u16;
-            change(word, u64::MAX >> (63 - to + from) << from);
-            let count = &mut self.groups[index * GROUPS / 1024];
-            *count = *count + word.count_ones() as u16 - before;
-        }
-    }
-
-    /// Is the port in the set?
-    pub fn contains(&self, port: u16) -> bool {
-        self.words[usize::from(port) / 64] >> (port % 64) & 1 == 1
-    }
-
-    /// How many ports, 0 to 65,536.
-    pub fn len(&self) -> u32 {
-        self.groups.iter().map(|&count| u32::from(count)).sum()
-    }
-
-    /// Is there none?
-    pub fn is_empty(&self) -> bool {
-        self.groups.iter().all(|&count| count == 0)
-    }
-
-    /// How many of `1024 * group ..`, `group` below 64.
-    pub(crate) fn in_group(&self, group: usize) -> u32 {
-        u32::from(self.groups[group])
-    }
-
-    /// The lowest and the highest port, if there is any.
-    pub fn bounds(&self) -> Option<(u16, u16)> {
-        let low = self.words.iter().position(|&word| word != 0)?;
-        let high = self.words.iter().rposition(|&word| word != 0)?;
-        let first = low * 64 + self.words[low].trailing_zeros() as usize;
-        let last = high * 64 + 63 - self.words[high].leading_zeros() as usize;
-        Some((first as u16, last as u16))
-    }
-
-    /// The 64 bits of ports `64 * index ..`, `index` below 1024.
-    pub fn word(&self, index: usize) -> u64 {
-        self.words[index]
-    }
-}
+use crate::profile::Profile;
+use crate::rules::{Action, Rules};
+use crate::timers::TimerSets;
 
 /// Whether the host uses the address, too (design: "own" and "shared").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -207,6 +33,8 @@ pub struct ExternalAddress {
     pub slot: u16,
     /// Own or shared.
     pub kind: AddressKind,
+    /// The pool that it is in ([`Profile::pool`]).
+    pub pool: u16,
     /// Ports (and ICMP identifiers) that dynamic mappings may use, by [`Protocol::index`].
     pub ports: [PortSet; 3],
 }
@@ -293,30 +121,22 @@ pub const FORWARDS_MAX: usize = 8192;
 /// Everything a packet is judged by. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Mapping behaviour, by [`Protocol::index`].
-    pub mapping: [MappingBehaviour; 3],
-    /// Filtering behaviour, by [`Protocol::index`] (RFC 5382 REQ-3, RFC 7857 sections 5 and 6).
-    pub filtering: [FilteringBehaviour; 3],
-    /// Pairing, by [`Protocol::index`]. The address is the same for all protocols.
-    pub pairing: [Pairing; 3],
-    /// Keep the source port where it is free.
-    pub preserve_port: bool,
-    /// Else, and for TCP and UDP, keep its class (0-1023 or 1024-65535) where the pool has a port of
-    /// it (RFC 4787 REQ-3a).
-    pub preserve_port_class: bool,
-    /// Else, and for UDP, keep its parity where the pool has such a port (RFC 4787 REQ-4; RFC 7857
-    /// section 8 lets it be off).
-    pub preserve_port_parity: bool,
+    /// How flows are translated that no rule fits: number 0 in [`Action::Translate`].
+    pub profile: Profile,
+    /// How others are: number 1 and following.
+    pub others: Vec<Profile>,
+    /// Which flows are translated otherwise, or not at all.
+    pub rules: Rules,
     /// Inbound UDP and ICMP refresh their session, too (RFC 4787 REQ-6 leaves it open).
     pub inbound_refresh: bool,
     /// Timeouts.
-    pub timers: Timers,
+    pub timers: TimerSets,
     /// What the outside may fill.
     pub limits: Limits,
     /// How much of an address's ports may be in hold-down at once, by protocol, in percent
     /// (RFC 6888 REQ-8): 0 to 100.
     pub hold_down_max_percent: u8,
-    /// The pool. Empty: nothing can be mapped.
+    /// The addresses of all pools. Flows of a profile whose pool has none are refused.
     pub addresses: Addresses,
     /// Destinations that the internal realm may not open sessions to.
     pub denied: Prefixes,
@@ -325,19 +145,47 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Has an internal endpoint one mapping for all remote ones?
-    pub(crate) fn is_independent(&self, protocol: Protocol) -> bool {
-        self.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
+    /// What is done with a flow from inside.
+    pub fn action(&self, flow: &Tuple) -> Action {
+        let rule = self.rules.find(flow);
+        rule.map_or(Action::Translate(0), |(_, action)| action)
+    }
+
+    /// The profile with a number; that of no rule for a number that there is not.
+    pub fn profile(&self, number: u16) -> &Profile {
+        let other = usize::from(number).checked_sub(1);
+        let other = other.and_then(|place| self.others.get(place));
+        other.unwrap_or(&self.profile)
+    }
+
+    /// All profiles, by number.
+    pub fn profiles(&self) -> impl Iterator<Item = &Profile> {
+        std::iter::once(&self.profile).chain(&self.others)
+    }
+
+    /// How a flow from inside is translated, if it is.
+    pub(crate) fn profile_for(&self, flow: &Tuple) -> Option<&Profile> {
+        match self.action(flow) {
+            Action::Translate(number) => Some(self.profile(number)),
+            Action::Bypass | Action::Drop => None,
+        }
+    }
+
+    /// Are there flows of a protocol whose ports are overloaded?
+    pub(crate) fn overloads(&self, protocol: Protocol) -> bool {
+        self.profiles()
+            .any(|profile| !profile.is_independent(protocol))
+    }
+
+    /// How `eim` mappings that leave from a pool are made: by the first profile that makes such ones.
+    pub(crate) fn mapping_profile(&self, protocol: Protocol, pool: u16) -> Option<&Profile> {
+        let of_pool = |profile: &&Profile| profile.pool == pool && profile.is_independent(protocol);
+        self.profiles().find(of_pool)
     }
 
     /// How many ports of an address may be in hold-down.
     pub(crate) fn held_max(&self, address: &ExternalAddress, protocol: Protocol) -> u32 {
         address.ports[protocol.index()].len() * u32::from(self.hold_down_max_percent) / 100
-    }
-
-    /// May a flow leave from another address than its paired one?
-    pub(crate) fn is_soft(&self, protocol: Protocol) -> bool {
-        self.pairing[protocol.index()] == Pairing::Soft
     }
 
     /// The external address with these 32 bits.
@@ -348,7 +196,7 @@ impl Policy {
 
     /// The external address in this slot.
     pub(crate) fn address_in(&self, slot: u16) -> Option<&ExternalAddress> {
-        self.addresses.iter().find(|address| address.slot == slot)
+        self.addresses.in_slot(slot)
     }
 
     /// The forward of an external endpoint; `place` is where it probably is.
@@ -382,30 +230,5 @@ impl Forward {
     /// May this source use it?
     pub(crate) fn allows(&self, source: Ipv4Addr) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&source))
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_of_ports_go_in_and_out() {
-        let edges = [
-            0, 1, 62, 63, 64, 65, 127, 128, 1023, 65471, 65472, 65534, 65535,
-        ];
-        for first in edges {
-            for last in edges {
-                let inside = |port: &u16| (first..=last).contains(port);
-                let mut set = PortSet::empty();
-                set.insert_range(first, last);
-                assert!((0..=u16::MAX).all(|port| set.contains(port) == inside(&port)));
-                let mut rest = PortSet::empty();
-                rest.insert_range(0, u16::MAX);
-                rest.remove_range(first, last);
-                assert!((0..=u16::MAX).all(|port| rest.contains(port) != inside(&port)));
-                assert_eq!(set.len() + rest.len(), 65_536, "{first}-{last}");
-            }
-        }
     }
 }

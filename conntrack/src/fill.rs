@@ -12,8 +12,8 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::config::GROUPS;
 use crate::layout::{FILL_WORDS, PORT_WORDS};
+use crate::port_set::GROUPS;
 use crate::word::Word;
 
 const LANES: usize = 4;

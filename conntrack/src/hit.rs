@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::age::{At, idle_ms, refreshes};
 use crate::config::Policy;
-use crate::endpoint::{Endpoint, Protocol};
+use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::half::{Half, Snapshot};
 use crate::hash::{Key, pack_addresses, pack_ports, unpack};
 use crate::nat::{Nat, is_of};
@@ -100,13 +100,20 @@ impl<'m, W: Word> Nat<'m, W> {
     #[inline(never)]
     pub fn prefetch_new(&self, policy: &Policy, key: &Key) {
         let (source, destination) = unpack(key.addresses, key.ports);
-        if policy.is_independent(key.protocol) {
+        let flow = Tuple {
+            protocol: key.protocol,
+            source,
+            destination,
+        };
+        let Some(profile) = policy.profile_for(&flow) else {
+            return;
+        };
+        if profile.is_independent(key.protocol) {
             let hash = self.mapping_hash(key.protocol, source);
             self.mappings.index.prefetch(hash);
             return;
         }
-        let paired = policy.addresses.paired(source.addr);
-        let Some(address) = paired.and_then(|place| policy.addresses.get(place)) else {
+        let Some(address) = policy.addresses.choices(profile, &flow).next() else {
             return;
         };
         let external = Endpoint::new(address.addr, source.port);
@@ -145,10 +152,11 @@ impl<'m, W: Word> Nat<'m, W> {
         if !snapshot.carries(key) || !is_of(realm, &snapshot) {
             return None;
         }
+        let timers = policy.timers.get(meta.timers());
         let timeout_ms = match key.protocol {
-            Protocol::Udp => policy.timers.udp_timeout_ms,
+            Protocol::Udp => timers.udp_timeout_ms,
             Protocol::Tcp if signal == Signal::TcpData && takes_data(meta.state()) => {
-                policy.timers.tcp_idle_timeout_ms
+                timers.tcp_idle_timeout_ms
             }
             _ => return None,
         };

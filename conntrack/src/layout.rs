@@ -5,6 +5,7 @@
 //! | header | 64 | identity, hash keys, free lists, counters: the constants of [`header`] |
 //! | locks | 1024 | one word a stripe |
 //! | memos | 4 x 1024 | remote endpoints found exhausted |
+//! | timers | 8 x 32 | timeouts in ms of each set by class, 0 not known: for readers without a policy |
 //! | tuple index | 8 a line | tuple to half |
 //! | endpoint index | 8 a line | internal endpoint to `eim` mapping |
 //! | filter index | 8 a line | (external endpoint, remote address) to session |
@@ -27,6 +28,7 @@ use crate::config::FORWARDS_MAX;
 use crate::half::HALF_WORDS;
 use crate::index::{LINE_WORDS, Load, lines_for};
 use crate::subscriber::{SUBSCRIBER_WORDS, subscribers_for};
+use crate::timers::TIMER_SETS;
 
 /// Words in the header.
 const HEADER_WORDS: usize = 64;
@@ -35,6 +37,9 @@ pub(crate) const STRIPES: usize = if cfg!(loom) { 2 } else { 1024 };
 /// Cells of the memo, and words in each.
 pub(crate) const MEMOS: usize = if cfg!(loom) { 2 } else { 1024 };
 pub(crate) const MEMO_WORDS: usize = 4;
+/// Sets of timers that are told, and words in each.
+pub(crate) const TIMER_ROWS: usize = if cfg!(loom) { 1 } else { TIMER_SETS };
+pub(crate) const TIMERS_WORDS: usize = 8;
 /// Words in a session.
 pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;
 /// Words in a mapping.
@@ -56,7 +61,7 @@ pub(crate) const SESSIONS_LIMIT: u32 = (1 << 26) - 2;
 /// "egretnat" in ASCII.
 pub(crate) const MAGIC: u64 = u64::from_be_bytes(*b"egretnat");
 /// Bumped when the meaning of a word changes.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// Word numbers of the header. What different packets write lies on different lines.
 pub(crate) mod header {
@@ -70,9 +75,7 @@ pub(crate) mod header {
     pub const BOOT: usize = 3;
     /// Hash keys, two words.
     pub const KEYS: usize = 5;
-    /// Five timeouts in ms by class, 0 not known; then 1 if inbound packets refresh UDP and ICMP.
-    /// For readers that hold no policy.
-    pub const TIMEOUTS: usize = 8;
+    /// 1 if inbound packets refresh UDP and ICMP: for readers that hold no policy.
     pub const INBOUND_REFRESH: usize = 13;
     /// Free sessions: head, then the number of sessions ever used.
     pub const FREE_SESSIONS: usize = 16;
@@ -152,6 +155,7 @@ pub(crate) struct Layout {
     pub header: Range<usize>,
     pub locks: Range<usize>,
     pub memos: Range<usize>,
+    pub timers: Range<usize>,
     pub tuples: Range<usize>,
     pub endpoints: Range<usize>,
     pub filters: Range<usize>,
@@ -182,6 +186,7 @@ impl Layout {
             header: section(HEADER_WORDS),
             locks: section(STRIPES),
             memos: section(MEMOS * MEMO_WORDS),
+            timers: section(TIMER_ROWS * TIMERS_WORDS),
             tuples: section(lines_for(2 * sessions, Load::Usual) * LINE_WORDS),
             endpoints: section(lines_for(sessions, Load::High) * LINE_WORDS),
             filters: section(lines_for(sessions, Load::High) * LINE_WORDS),
@@ -205,6 +210,8 @@ pub(crate) const fn layout_word() -> u64 {
         STRIPES,
         MEMOS,
         MEMO_WORDS,
+        TIMERS_WORDS,
+        TIMER_ROWS,
         LINE_WORDS,
         SESSION_WORDS,
         MAPPING_WORDS,
@@ -275,6 +282,7 @@ mod tests {
             &layout.header,
             &layout.locks,
             &layout.memos,
+            &layout.timers,
             &layout.tuples,
             &layout.endpoints,
             &layout.filters,

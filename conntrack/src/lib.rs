@@ -44,22 +44,23 @@ mod open;
 mod overload;
 mod pool;
 mod port;
+mod port_set;
 mod prefetch;
 mod prefixes;
+mod profile;
 mod reload;
 mod restart;
+mod rules;
 mod session;
 mod status;
 mod subscriber;
+mod timers;
 mod word;
 
 pub use addresses::Addresses;
 pub use age::Swept;
 pub use check::Violation;
-pub use config::{
-    AddressKind, ExternalAddress, FORWARDS_MAX, FilteringBehaviour, Forward, Limits,
-    MappingBehaviour, Pairing, Policy, PortSet, Quotas, Timers,
-};
+pub use config::{AddressKind, ExternalAddress, FORWARDS_MAX, Forward, Limits, Policy, Quotas};
 pub use endpoint::{Endpoint, Protocol, Tuple};
 pub use hash::Key;
 pub use hit::{Candidate, Hit};
@@ -67,12 +68,16 @@ pub use layout::TableSize;
 pub use lost::LostPorts;
 pub use meta::TimeoutClass;
 pub use nat::Nat;
+pub use port_set::PortSet;
 pub use prefetch::prefetch;
 pub use prefixes::Prefixes;
+pub use profile::{FilteringBehaviour, FlowTimers, MappingBehaviour, Pairing, Profile, Service};
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};
+pub use rules::{Action, RULE_ENTRIES_MAX, Rule, Rules, TooManyEntries};
 pub use signal::{PacketFacts, Realm, Signal};
 pub use status::{HalfView, SessionView, Totals};
 pub use time::{Random, Time};
+pub use timers::{TIMER_SETS, TimerSets, Timers, TooManyTimers};
 pub use verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};
 pub use word::Word;

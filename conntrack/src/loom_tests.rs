@@ -14,10 +14,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
 
 use crate::age::At;
-use crate::config::{
-    AddressKind, ExternalAddress, FilteringBehaviour, Limits, MappingBehaviour, Pairing, Policy,
-    PortSet, Timers,
-};
+use crate::config::{AddressKind, ExternalAddress, Limits, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::fill::Fills;
 use crate::hash::HashKeys;
@@ -32,10 +29,14 @@ use crate::memo::Memos;
 use crate::nat::Nat;
 use crate::pool::Pool;
 use crate::port::{Place, Ports};
+use crate::port_set::PortSet;
 use crate::prefixes::Prefixes;
+use crate::profile::{FilteringBehaviour, FlowTimers, MappingBehaviour, Pairing, Profile};
+use crate::rules::Rules;
 use crate::session::outside::Forwards;
 use crate::subscriber::{SUBSCRIBER_WORDS, Subscribers};
 use crate::time::{Random, Time};
+use crate::timers::Timers;
 
 /// Sessions, and mappings.
 const RECORDS: usize = 2;
@@ -253,20 +254,27 @@ fn policy_of(mapping: MappingBehaviour) -> Policy {
     let mut ports = PortSet::empty();
     ports.insert_range(1, 2);
     Policy {
-        mapping: [mapping; 3],
-        filtering: [FilteringBehaviour::EndpointDependent; 3],
-        pairing: [Pairing::Hard; 3],
-        preserve_port: true,
-        preserve_port_class: false,
-        preserve_port_parity: false,
+        profile: Profile {
+            pool: 0,
+            mapping: [mapping; 3],
+            filtering: [FilteringBehaviour::EndpointDependent; 3],
+            pairing: [Pairing::Hard; 3],
+            preserve_port: true,
+            preserve_port_class: false,
+            preserve_port_parity: false,
+            timers: FlowTimers::default(),
+        },
+        others: Vec::new(),
+        rules: Rules::default(),
         inbound_refresh: false,
-        timers: Timers::RFC,
+        timers: Timers::RFC.into(),
         limits: Limits::DEFAULT,
         hold_down_max_percent: 25,
         addresses: vec![ExternalAddress {
             addr: [198, 51, 100, 1].into(),
             slot: 0,
             kind: AddressKind::Own,
+            pool: 0,
             ports: [ports.clone(), ports.clone(), ports],
         }]
         .into(),

@@ -2,7 +2,7 @@
 //!
 //! | word | upper 32 bits | lower 32 bits |
 //! | --- | --- | --- |
-//! | 0 | generation << 8, counted << 4, protocol << 2, shared << 1, alive | sessions |
+//! | 0 | generation << 11, timers << 6, open << 5, counted << 4, protocol << 2, shared << 1, alive | sessions |
 //! | 1 | internal address | external address (free: link) |
 //! | 2 | internal port, external port | address slot, sessions opened from outside (16 bits each) |
 //! | 3 | tick of the last refresh | tick of the start |
@@ -24,10 +24,12 @@ use crate::hash::{Key, pack_addresses, pack_ports, unpack};
 use crate::index::Index;
 use crate::layout::{MAPPING_WORDS, header};
 use crate::nat::Nat;
+use crate::open::Request;
 use crate::pool::Pool;
 use crate::port::{Cell, Place};
 use crate::subscriber::Quota;
 use crate::time::Random;
+use crate::timers::TIMER_SETS;
 use crate::verdict::Refusal;
 use crate::word::{ROUNDS_MAX, Word};
 
@@ -35,7 +37,10 @@ const ALIVE: u64 = 1 << 32;
 const SHARED: u64 = 1 << 33;
 const PROTOCOL_SHIFT: u32 = 34;
 const COUNTED: u64 = 1 << 36;
-const GENERATION: u64 = 1 << 40;
+const OPEN: u64 = 1 << 37;
+const TIMERS_SHIFT: u32 = 38;
+const TIMERS_MASK: u64 = (TIMER_SETS as u64 - 1) << TIMERS_SHIFT;
+const GENERATION: u64 = 1 << 43;
 const COUNT_MASK: u64 = 0xffff_ffff;
 
 /// A consistent copy of a mapping.
@@ -69,6 +74,16 @@ impl Mapping {
         self.control & COUNTED != 0
     }
 
+    /// Was it made for anybody to send to (`eif`)? Then its endpoint is held down afterwards.
+    pub fn open(&self) -> bool {
+        self.control & OPEN != 0
+    }
+
+    /// The number of its set of timers.
+    pub fn timers(&self) -> u8 {
+        (self.control >> TIMERS_SHIFT) as u8 % TIMER_SETS as u8
+    }
+
     pub fn sessions(&self) -> u32 {
         self.control as u32
     }
@@ -81,11 +96,15 @@ impl Mapping {
         }
     }
 
+    /// The pool that its external address is in, if it still is in one.
+    pub fn pool(&self, policy: &Policy) -> Option<u16> {
+        let address = policy.address_in(self.slot)?;
+        (address.addr == self.external.addr).then_some(address.pool)
+    }
+
     /// Is its external endpoint still the policy's?
     pub fn agrees_with(&self, policy: &Policy) -> bool {
-        policy
-            .address_in(self.slot)
-            .is_some_and(|address| address.addr == self.external.addr)
+        self.pool(policy).is_some()
     }
 }
 
@@ -99,13 +118,17 @@ pub(crate) struct NewMapping {
     pub shared: bool,
     /// It counts in its subscriber's record.
     pub counted: bool,
+    /// It is `eif`.
+    pub open: bool,
+    /// Its set of timers, beside its sessions' own.
+    pub timers: u8,
 }
 
 /// All mappings.
 pub(crate) struct Mappings<'m, W> {
     pub records: &'m [[W; MAPPING_WORDS]],
     pub pool: Pool<'m, W>,
-    /// Shared mappings by protocol and internal endpoint.
+    /// Shared mappings by protocol and internal endpoint: one a pool.
     pub index: Index<'m, W>,
 }
 
@@ -157,6 +180,8 @@ impl<W: Word> Mappings<'_, W> {
             | ALIVE
             | if new.shared { SHARED } else { 0 }
             | if new.counted { COUNTED } else { 0 }
+            | if new.open { OPEN } else { 0 }
+            | u64::from(new.timers) << TIMERS_SHIFT & TIMERS_MASK
             | (new.protocol.index() as u64) << PROTOCOL_SHIFT
             | 1;
         words[0].store(control, Release);
@@ -230,6 +255,22 @@ impl<W: Word> Mappings<'_, W> {
         self.records[number as usize][0].fetch_and(!COUNTED, Relaxed);
     }
 
+    /// Says anew whether a mapping is open, and which set of timers it has; false if it is dead or
+    /// another one by now.
+    pub fn renew(&self, mapping: &Mapping, open: bool, timers: u8) -> bool {
+        let word = &self.records[mapping.number as usize][0];
+        let new = if open { OPEN } else { 0 } | u64::from(timers) << TIMERS_SHIFT & TIMERS_MASK;
+        let mut control = word.load(Relaxed);
+        while control & ALIVE != 0 && (control ^ mapping.control) & !COUNT_MASK == 0 {
+            let renewed = control & !(TIMERS_MASK | OPEN) | new;
+            match word.compare_exchange(control, renewed, AcqRel, Relaxed) {
+                Ok(_) => return true,
+                Err(found) => control = found,
+            }
+        }
+        false
+    }
+
     /// Notes a packet that keeps the mapping alive. Never turns the stamp back; if the mapping
     /// became another one meanwhile, that one lives a little longer.
     #[cold]
@@ -260,8 +301,13 @@ impl<W: Word> Nat<'_, W> {
         }))
     }
 
-    /// The live shared mapping of an internal endpoint.
-    pub(crate) fn shared_mapping(&self, protocol: Protocol, internal: Endpoint) -> Option<Mapping> {
+    /// A live shared mapping of an internal endpoint that is as asked for.
+    fn some_shared_mapping(
+        &self,
+        protocol: Protocol,
+        internal: Endpoint,
+        fits: impl Fn(&Mapping) -> bool,
+    ) -> Option<Mapping> {
         self.mappings
             .index
             .find(self.mapping_hash(protocol, internal), |number| {
@@ -270,51 +316,75 @@ impl<W: Word> Nat<'_, W> {
                         && mapping.shared()
                         && mapping.protocol() == protocol
                         && mapping.internal == internal
+                        && fits(mapping)
                 })
             })
     }
 
-    /// Get-or-create of the one mapping of an internal endpoint (RFC 4787 REQ-1): of two workers,
-    /// one makes it and both use it. `soft`: if the paired address has no port, another one will do.
-    /// A new one counts in the record of `subscriber`.
+    /// The live shared mapping of an internal endpoint in a pool: it has one in each that its flows
+    /// leave from.
+    pub(crate) fn shared_mapping(
+        &self,
+        policy: &Policy,
+        pool: u16,
+        protocol: Protocol,
+        internal: Endpoint,
+    ) -> Option<Mapping> {
+        self.some_shared_mapping(protocol, internal, |mapping| {
+            mapping.pool(policy) == Some(pool)
+        })
+    }
+
+    /// A live shared mapping of an internal endpoint that is in no pool any more.
+    pub(crate) fn stale_mapping(
+        &self,
+        policy: &Policy,
+        protocol: Protocol,
+        internal: Endpoint,
+    ) -> Option<Mapping> {
+        self.some_shared_mapping(protocol, internal, |mapping| mapping.pool(policy).is_none())
+    }
+
+    /// Get-or-create of the one mapping of an internal endpoint in its pool (RFC 4787 REQ-1): of two
+    /// workers, one makes it and both use it. `only_first`: no other address than the first choice will
+    /// do. A new one counts in the record of the request's subscriber.
     pub(crate) fn join_shared_mapping(
         &self,
         at: &At,
-        protocol: Protocol,
-        internal: Endpoint,
-        soft: bool,
-        subscriber: u32,
+        request: &Request,
+        only_first: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
-        if let Some(joined) = self.join_existing(at, protocol, internal, false) {
+        if let Some(joined) = self.join_existing(at, request, false) {
             return Ok(joined);
         }
-        let hash = self.mapping_hash(protocol, internal);
-        let _held = self.locks.hold([hash])?;
-        match self.join_existing(at, protocol, internal, true) {
+        let Tuple {
+            protocol, source, ..
+        } = *request.arrival.tuple;
+        let _held = self.locks.hold([self.mapping_hash(protocol, source)])?;
+        match self.join_existing(at, request, true) {
             Some(joined) => Ok(joined),
-            None => self.make_shared_mapping(at, protocol, internal, soft, subscriber, random),
+            None => self.make_shared_mapping(at, request, only_first, random),
         }
     }
 
     /// `locked`: the caller holds the lock of the internal endpoint. Only then may an entry of the
     /// index go: without, its number could be that of a new mapping of the same endpoint by now.
-    fn join_existing(
-        &self,
-        at: &At,
-        protocol: Protocol,
-        internal: Endpoint,
-        locked: bool,
-    ) -> Option<Joined> {
-        let mapping = self.shared_mapping(protocol, internal)?;
-        if !mapping.agrees_with(at.policy) {
-            // Its address is gone: its sessions may end with it, new ones get a new mapping.
-            if locked {
+    fn join_existing(&self, at: &At, request: &Request, locked: bool) -> Option<Joined> {
+        let Tuple {
+            protocol,
+            source: internal,
+            ..
+        } = *request.arrival.tuple;
+        let pool = request.profile.pool;
+        let Some(mapping) = self.shared_mapping(at.policy, pool, protocol, internal) else {
+            if locked && let Some(stale) = self.stale_mapping(at.policy, protocol, internal) {
+                // Its address is gone: its sessions may end with it, new ones get a new mapping.
                 let hash = self.mapping_hash(protocol, internal);
-                self.mappings.index.remove(hash, mapping.number);
+                self.mappings.index.remove(hash, stale.number);
             }
             return None;
-        }
+        };
         if mapping.sessions() == 0 && !at.is_fresh(&mapping) {
             self.end_mapping(at, &mapping);
             return None;
@@ -330,28 +400,32 @@ impl<W: Word> Nat<'_, W> {
     fn make_shared_mapping(
         &self,
         at: &At,
-        protocol: Protocol,
-        internal: Endpoint,
-        soft: bool,
-        subscriber: u32,
+        request: &Request,
+        only_first: bool,
         random: &mut impl Random,
     ) -> Result<Joined, Refusal> {
+        let Request {
+            profile,
+            subscriber,
+            ..
+        } = *request;
+        let Tuple {
+            protocol,
+            source: internal,
+            ..
+        } = *request.arrival.tuple;
         let hash = self.mapping_hash(protocol, internal);
-        let addresses = &at.policy.addresses;
-        let paired = at
-            .policy
-            .paired_address(internal.addr)
-            .ok_or(Refusal::NoExternalAddress)?;
+        let mut choices = at.policy.addresses.choices(profile, request.arrival.tuple);
+        let first = choices.next().ok_or(Refusal::NoExternalAddress)?;
         self.may_map(at, subscriber, protocol)?;
         let number = self.mappings.pool.pop().ok_or(Refusal::MappingsFull)?;
         if let Err(refusal) = self.charge(at, subscriber, Quota::Ports, protocol) {
             self.mappings.pool.push(number);
             return Err(refusal);
         }
-        let turns = if soft { addresses.len() } else { 1 };
-        let claimed = (0..turns).find_map(|turn| {
-            let address = &addresses[(paired + turn) % addresses.len()];
-            let port = self.claim_port(at, address, protocol, internal.port, number, random);
+        let others = choices.take(if only_first { 0 } else { usize::MAX });
+        let claimed = std::iter::once(first).chain(others).find_map(|address| {
+            let port = self.claim_port(at, request, address, number, random);
             port.map(|port| (address, port))
         });
         let claimed = claimed.ok_or(Refusal::PortsExhausted);
@@ -382,6 +456,8 @@ impl<W: Word> Nat<'_, W> {
             slot: address.slot,
             shared: true,
             counted: subscriber != 0,
+            open: profile.is_open(protocol),
+            timers: profile.timers.base,
         };
         self.mappings.write(number, &new, at.tick());
         self.add(header::MAPPINGS, 1);
@@ -415,12 +491,15 @@ impl<W: Word> Nat<'_, W> {
     fn claim_port(
         &self,
         at: &At,
+        request: &Request,
         address: &ExternalAddress,
-        protocol: Protocol,
-        wanted: u16,
         mapping: u32,
         random: &mut impl Random,
     ) -> Option<u16> {
+        let Tuple {
+            protocol, source, ..
+        } = *request.arrival.tuple;
+        let (profile, wanted) = (request.profile, source.port);
         let set = &address.ports[protocol.index()];
         let slot = address.slot;
         if slot >= self.ports.slots() {
@@ -437,12 +516,12 @@ impl<W: Word> Nat<'_, W> {
                 .ok()
                 .map(|()| port)
         };
-        let kept = at.policy.preserve_port && set.contains(wanted);
+        let kept = profile.preserve_port && set.contains(wanted);
         if let Some(port) = kept.then(|| claim(wanted)).flatten() {
             return Some(port);
         }
         let start = random.next_u64();
-        let kinds = Kinds::of(at.policy, protocol, set, wanted);
+        let kinds = Kinds::of(profile, protocol, set, wanted);
         let choose = || {
             let before = self.ports.look(slot, protocol).ok()?;
             let all = kinds.wishes().iter().chain([&Kind::ALL]);
@@ -520,12 +599,5 @@ impl<W: Word> Nat<'_, W> {
         self.add(header::MAPPINGS, -1);
         self.mappings.pool.push(number);
         true
-    }
-}
-
-impl Policy {
-    /// The place in the pool of the address that an internal one is paired with.
-    pub(crate) fn paired_address(&self, internal: Ipv4Addr) -> Option<usize> {
-        self.addresses.paired(internal)
     }
 }

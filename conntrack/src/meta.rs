@@ -3,6 +3,7 @@
 
 use crate::endpoint::Protocol;
 use crate::tcp::State;
+use crate::timers::TIMER_SETS;
 use crate::verdict::Direction;
 
 /// Index of the timeout that a session is under.
@@ -34,7 +35,8 @@ impl TimeoutClass {
 /// The lower half of word 0: what a half is, besides its endpoints.
 ///
 /// Bits 0-1 protocol index, 2 valid, 3 initiator's half, 4 opened from outside, 5-6 direction,
-/// 7-10 TCP state, 11 under an `eim` mapping, 12 counted in its subscriber's record, 16-31 the forward that let the outside open it.
+/// 7-10 TCP state, 11 under an `eim` mapping, 12 counted in its subscriber's record, 13-17 set of
+/// timers, 18-31 the forward that let the outside open it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta(pub u32);
 
@@ -46,7 +48,9 @@ impl Meta {
     const STATE_MASK: u32 = 0xf << Meta::STATE_SHIFT;
     const SHARED: u32 = 1 << 11;
     const COUNTED: u32 = 1 << 12;
-    const FORWARD_SHIFT: u32 = 16;
+    const TIMERS_SHIFT: u32 = 13;
+    const TIMERS_MASK: u32 = (TIMER_SETS as u32 - 1) << Meta::TIMERS_SHIFT;
+    const FORWARD_SHIFT: u32 = 18;
 
     pub fn new(protocol: Protocol, direction: Direction, state: State) -> Meta {
         Meta(
@@ -78,7 +82,14 @@ impl Meta {
 
     /// Notes the record of the forward that the session came by, 0 for none.
     pub fn with_forward(self, number: u32) -> Meta {
-        Meta(self.0 & 0xffff | number << Meta::FORWARD_SHIFT)
+        let rest = (1 << Meta::FORWARD_SHIFT) - 1;
+        Meta(self.0 & rest | number << Meta::FORWARD_SHIFT)
+    }
+
+    /// Notes the set of timers, below [`TIMER_SETS`].
+    pub fn with_timers(self, number: u8) -> Meta {
+        let number = u32::from(number) << Meta::TIMERS_SHIFT & Meta::TIMERS_MASK;
+        Meta(self.0 & !Meta::TIMERS_MASK | number)
     }
 
     pub fn with_state(self, state: State) -> Meta {
@@ -142,6 +153,12 @@ impl Meta {
         State::from_bits(self.0 >> Meta::STATE_SHIFT)
     }
 
+    /// The number of the set of timers.
+    #[inline(always)]
+    pub fn timers(self) -> u8 {
+        (self.0 >> Meta::TIMERS_SHIFT) as u8 % TIMER_SETS as u8
+    }
+
     #[inline(always)]
     pub fn class(self) -> TimeoutClass {
         match self.protocol() {
@@ -151,3 +168,6 @@ impl Meta {
         }
     }
 }
+
+/// A forward's number fits.
+const _: () = assert!(crate::config::FORWARDS_MAX < 1 << (32 - Meta::FORWARD_SHIFT));

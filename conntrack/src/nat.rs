@@ -10,11 +10,11 @@ use crate::fill::Fills;
 use crate::half::{HALF_WORDS, Snapshot};
 use crate::hash::{HashKeys, Key};
 use crate::index::Index;
-use crate::layout::{Layout, PROTOCOLS, SESSION_WORDS, TableSize, header};
+use crate::layout::{Layout, PROTOCOLS, SESSION_WORDS, TIMERS_WORDS, TableSize, header};
 use crate::lock::Locks;
 use crate::mapping::Mappings;
 use crate::memo::Memos;
-use crate::meta::TimeoutClass;
+use crate::meta::Meta;
 use crate::pool::Pool;
 use crate::port::Ports;
 use crate::prefetch::prefetch;
@@ -35,6 +35,8 @@ pub struct Nat<'m, W: Word = AtomicU64> {
     pub(crate) keys: HashKeys,
     pub(crate) locks: Locks<'m, W>,
     pub(crate) memos: Memos<'m, W>,
+    /// Timeouts of each set, by class.
+    pub(crate) timers: &'m [W],
     /// Tuple to half.
     pub(crate) tuples: Index<'m, W>,
     /// External endpoint and remote address to the first session of a list.
@@ -85,6 +87,7 @@ impl<'m, W: Word> Nat<'m, W> {
                 words: &words[layout.memos],
                 epoch: &header[header::EPOCH],
             },
+            timers: &words[layout.timers],
             tuples: Index::new(&words[layout.tuples], strays(0), 2 * records),
             filters: Index::new(&words[layout.filters], strays(1), records),
             halves: sessions.as_chunks().0,
@@ -251,7 +254,7 @@ impl<'m, W: Word> Nat<'m, W> {
         for round in 0..RETRIES {
             let seen = self.find(&tuple, hash)?.ok_or(Refusal::NoSession)?;
             let meta = seen.snapshot.meta();
-            let timeout_ms = self.known_timeout_ms(meta.class());
+            let timeout_ms = self.known_timeout_ms(meta);
             let refresh = self.header[header::INBOUND_REFRESH].load(Relaxed) != 0;
             if !self.is_alive(seen.half, meta, now.0 as u32, timeout_ms, refresh) {
                 return Err(Refusal::NoSession);
@@ -264,9 +267,10 @@ impl<'m, W: Word> Nat<'m, W> {
         Err(Refusal::Contended)
     }
 
-    /// The timeout that the header has for readers without a policy; not known is for ever.
-    fn known_timeout_ms(&self, class: TimeoutClass) -> u32 {
-        match self.header[header::TIMEOUTS + class as usize].load(Relaxed) as u32 {
+    /// The timeout that the tables have for readers without a policy; not known is for ever.
+    fn known_timeout_ms(&self, meta: Meta) -> u32 {
+        let place = usize::from(meta.timers()) * TIMERS_WORDS + meta.class() as usize;
+        match self.timers[place].load(Relaxed) as u32 {
             0 => u32::MAX,
             timeout_ms => timeout_ms,
         }

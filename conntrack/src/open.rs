@@ -7,12 +7,13 @@
 //! an `edm` mapping has one remote endpoint, whose session is found before filtering is asked.
 
 use crate::age::At;
-use crate::config::FilteringBehaviour;
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::half::Side;
 use crate::mapping::{Joined, Mapping};
 use crate::nat::{Arrival, Nat};
 use crate::port::{Cell, Place};
+use crate::profile::{FilteringBehaviour, Profile};
+use crate::rules::Action;
 use crate::session::{NotMade, Plan};
 use crate::signal::Signal;
 use crate::subscriber::Quota;
@@ -32,6 +33,28 @@ pub(crate) struct Target {
     pub forward: u32,
 }
 
+/// A packet from inside that asks for a session.
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'a> {
+    pub arrival: &'a Arrival<'a>,
+    /// How it is translated.
+    pub profile: &'a Profile,
+    /// The record of the sender, joined; 0 for none.
+    pub subscriber: u32,
+}
+
+impl Request<'_> {
+    /// The set of timers of the session.
+    pub fn timers(&self) -> u8 {
+        let Tuple {
+            protocol,
+            destination,
+            ..
+        } = *self.arrival.tuple;
+        self.profile.timers.of(protocol, destination.port)
+    }
+}
+
 /// What came of opening: `None` if the session exists now, so that the look-up finds it.
 pub(crate) type Opened = Result<Option<Rewrite>, Refusal>;
 
@@ -43,6 +66,11 @@ impl<W: Word> Nat<'_, W> {
         arrival: &Arrival,
         random: &mut impl Random,
     ) -> Opened {
+        let profile = match at.policy.action(arrival.tuple) {
+            Action::Translate(number) => at.policy.profile(number),
+            Action::Bypass => return Err(Refusal::RuleBypass),
+            Action::Drop => return Err(Refusal::RuleDrop),
+        };
         match arrival.facts.signal {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
             Signal::IcmpReply => return Err(Refusal::IcmpUnasked),
@@ -52,7 +80,12 @@ impl<W: Word> Nat<'_, W> {
             return Err(Refusal::DestinationDenied);
         }
         let subscriber = self.enroll(at, arrival.tuple.source.addr)?;
-        let opened = self.open_for(at, subscriber, arrival, random);
+        let request = Request {
+            arrival,
+            profile,
+            subscriber,
+        };
+        let opened = self.open_for(at, &request, random);
         self.subscribers.leave(subscriber);
         // The last of the table, or of a quota, may have gone into this very session, by another
         // worker.
@@ -78,20 +111,13 @@ impl<W: Word> Nat<'_, W> {
         Ok(found.is_some_and(|seen| self.lives(at, &seen) || !self.is_current(&seen)))
     }
 
-    /// `subscriber`: the record of the sender, joined; 0 for none.
-    fn open_for(
-        &self,
-        at: &At,
-        subscriber: u32,
-        arrival: &Arrival,
-        random: &mut impl Random,
-    ) -> Opened {
-        let protocol = arrival.tuple.protocol;
-        self.has_quota(at, subscriber, Quota::Sessions, protocol)?;
-        let target = self.target(at, arrival)?;
-        let opened = match at.policy.is_independent(protocol) {
-            true => self.open_independent(at, subscriber, arrival, &target, random),
-            false => self.open_dependent(at, subscriber, arrival, &target, random),
+    fn open_for(&self, at: &At, request: &Request, random: &mut impl Random) -> Opened {
+        let protocol = request.arrival.tuple.protocol;
+        self.has_quota(at, request.subscriber, Quota::Sessions, protocol)?;
+        let target = self.target(at, request)?;
+        let opened = match request.profile.is_independent(protocol) {
+            true => self.open_independent(at, request, &target, random),
+            false => self.open_dependent(at, request, &target, random),
         };
         if target.mapping != 0 && !matches!(opened, Ok(Some(_))) {
             self.leave_mapping(at, target.mapping);
@@ -100,8 +126,8 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// Where a packet from inside goes: on to its destination, or back in (RFC 4787 REQ-9).
-    fn target(&self, at: &At, arrival: &Arrival) -> Result<Target, Refusal> {
-        let tuple = arrival.tuple;
+    fn target(&self, at: &At, request: &Request) -> Result<Target, Refusal> {
+        let Arrival { tuple, facts, .. } = *request.arrival;
         if at.policy.address(tuple.destination.addr).is_none() {
             return Ok(Target {
                 endpoint: tuple.destination,
@@ -110,13 +136,15 @@ impl<W: Word> Nat<'_, W> {
                 forward: 0,
             });
         }
-        if arrival.facts.signal == Signal::IcmpQuery {
+        if facts.signal == Signal::IcmpQuery {
             return Err(Refusal::NoSession);
         }
         // The far side sees the sender's external endpoint, so that is what filtering judges.
         let seen_as = self
-            .external_address(at, tuple)
+            .external_address(at, request)
             .ok_or(Refusal::NoExternalAddress)?;
+        // Its port is not chosen yet.
+        let seen_as = Endpoint::new(seen_as, tuple.source.port);
         let target = self.behind(at, tuple.protocol, tuple.destination, seen_as)?;
         if target.endpoint == tuple.source {
             // To itself: both directions would have one tuple.
@@ -132,9 +160,10 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// The external address that an internal endpoint has, or would get.
-    fn external_address(&self, at: &At, tuple: &Tuple) -> Option<Ipv4Addr> {
+    fn external_address(&self, at: &At, request: &Request) -> Option<Ipv4Addr> {
+        let (tuple, profile) = (request.arrival.tuple, request.profile);
         let (protocol, internal) = (tuple.protocol, tuple.source);
-        if at.policy.is_independent(protocol) {
+        if profile.is_independent(protocol) {
             if let Some(external) = self.fixed_endpoint(at, protocol, internal) {
                 return Some(external.addr);
             }
@@ -142,12 +171,13 @@ impl<W: Word> Nat<'_, W> {
             let stays = |mapping: &Mapping| {
                 mapping.agrees_with(at.policy) && (mapping.sessions() > 0 || at.is_fresh(mapping))
             };
-            if let Some(mapping) = self.shared_mapping(protocol, internal).filter(stays) {
+            let mapping = self.shared_mapping(at.policy, profile.pool, protocol, internal);
+            if let Some(mapping) = mapping.filter(stays) {
                 return Some(mapping.external.addr);
             }
         }
-        let place = at.policy.paired_address(internal.addr)?;
-        Some(at.policy.addresses[place].addr)
+        let mut choices = at.policy.addresses.choices(profile, tuple);
+        choices.next().map(|address| address.addr)
     }
 
     /// The external endpoint of the first forward to this internal endpoint that is applied: that
@@ -176,7 +206,7 @@ impl<W: Word> Nat<'_, W> {
         at: &At,
         protocol: Protocol,
         external: Endpoint,
-        remote: Ipv4Addr,
+        remote: Endpoint,
     ) -> Result<Target, Refusal> {
         let direction = Direction::Inbound;
         match self
@@ -189,7 +219,7 @@ impl<W: Word> Nat<'_, W> {
                     .policy
                     .forward(place, protocol, external)
                     .ok_or(Refusal::NoSession)?;
-                if !forward.allows(remote) {
+                if !forward.allows(remote.addr) {
                     return Err(Refusal::ForwardDenied);
                 }
                 Ok(Target {
@@ -201,8 +231,7 @@ impl<W: Word> Nat<'_, W> {
             }
             Cell::Exclusive(number) => {
                 let mapping = self.mappings.read(number).ok_or(Refusal::Contended)?;
-                let open = at.policy.is_independent(protocol)
-                    && mapping.alive()
+                let open = mapping.alive()
                     && mapping.protocol() == protocol
                     && mapping.external == external
                     && (mapping.sessions() > 0 || protocol != Protocol::Tcp)
@@ -210,10 +239,19 @@ impl<W: Word> Nat<'_, W> {
                 if !open {
                     return Err(Refusal::NoSession);
                 }
-                let admitted = match at.policy.filtering[protocol.index()] {
+                // As the host itself would be translated if it sent there.
+                let back = Tuple {
+                    protocol,
+                    source: mapping.internal,
+                    destination: remote,
+                };
+                let independent = |profile: &&Profile| profile.is_independent(protocol);
+                let profile = at.policy.profile_for(&back).filter(independent);
+                let profile = profile.ok_or(Refusal::NoSession)?;
+                let admitted = match profile.filtering[protocol.index()] {
                     FilteringBehaviour::EndpointIndependent => true,
                     FilteringBehaviour::AddressDependent => {
-                        self.knows_address(at, &mapping, remote)?
+                        self.knows_address(at, &mapping, remote.addr)?
                     }
                     FilteringBehaviour::EndpointDependent => false,
                 };
@@ -242,7 +280,7 @@ impl<W: Word> Nat<'_, W> {
         }
         let tuple = arrival.tuple;
         let (remote, external) = (tuple.source, tuple.destination);
-        let target = self.behind(at, tuple.protocol, external, remote.addr)?;
+        let target = self.behind(at, tuple.protocol, external, remote)?;
         let shared = target.mapping != 0;
         let outbound = Side {
             tuple: Tuple {
@@ -269,6 +307,7 @@ impl<W: Word> Nat<'_, W> {
             own_mapping: None,
             forward: target.forward,
             subscriber: 0,
+            timers: at.policy.profile.timers.of(tuple.protocol, external.port),
         };
         let opened = settle(self.establish_from_outside(at, &plan, arrival.facts));
         if shared && !matches!(opened, Ok(Some(_))) {
@@ -284,14 +323,14 @@ impl<W: Word> Nat<'_, W> {
     fn open_independent(
         &self,
         at: &At,
-        subscriber: u32,
-        arrival: &Arrival,
+        request: &Request,
         target: &Target,
         random: &mut impl Random,
     ) -> Opened {
         if self.sessions.is_empty() {
             return Err(Refusal::SessionsFull);
         }
+        let arrival = request.arrival;
         let Tuple {
             protocol, source, ..
         } = *arrival.tuple;
@@ -299,10 +338,8 @@ impl<W: Word> Nat<'_, W> {
             Some(external) => (external, None),
             None => {
                 // The far side of a hairpin was asked about the paired address.
-                let outbound = target.direction == Direction::Outbound;
-                let soft = outbound && at.policy.is_soft(protocol);
-                let joined =
-                    self.join_shared_mapping(at, protocol, source, soft, subscriber, random)?;
+                let only_first = target.direction != Direction::Outbound;
+                let joined = self.join_shared_mapping(at, request, only_first, random)?;
                 (joined.external, Some(joined))
             }
         };
@@ -319,7 +356,8 @@ impl<W: Word> Nat<'_, W> {
             from_outside: false,
             own_mapping: None,
             forward: 0,
-            subscriber,
+            subscriber: request.subscriber,
+            timers: request.timers(),
         };
         let opened = settle(self.establish(at, plan, arrival.facts));
         match (joined, &opened) {

@@ -13,7 +13,7 @@ use crate::endpoint::Endpoint;
 use crate::mapping::NewMapping;
 use crate::memo::Remote;
 use crate::nat::{Arrival, Nat};
-use crate::open::{Opened, Target, outbound_sides};
+use crate::open::{Opened, Request, Target, outbound_sides};
 use crate::port::{Cell, Place, search as search_ports};
 use crate::session::{NotMade, Plan};
 use crate::time::Random;
@@ -39,8 +39,7 @@ enum Tried {
 /// The search over one address.
 struct Search<'a, 'p> {
     at: &'a At<'p>,
-    subscriber: u32,
-    arrival: &'a Arrival<'a>,
+    request: &'a Request<'a>,
     target: &'a Target,
     address: &'a ExternalAddress,
     /// Every port so far was surely in use.
@@ -52,34 +51,25 @@ impl<W: Word> Nat<'_, W> {
     pub(crate) fn open_dependent(
         &self,
         at: &At,
-        subscriber: u32,
-        arrival: &Arrival,
+        request: &Request,
         target: &Target,
         random: &mut impl Random,
     ) -> Opened {
-        let addresses = &at.policy.addresses;
-        let paired = at
-            .policy
-            .paired_address(arrival.tuple.source.addr)
-            .ok_or(Refusal::NoExternalAddress)?;
+        let arrival = request.arrival;
+        let mut choices = at.policy.addresses.choices(request.profile, arrival.tuple);
+        let first = choices.next().ok_or(Refusal::NoExternalAddress)?;
         if self.sessions.is_empty() {
             return Err(Refusal::SessionsFull);
         }
-        self.may_map(at, subscriber, arrival.tuple.protocol)?;
+        self.may_map(at, request.subscriber, arrival.tuple.protocol)?;
         let mut exact = true;
-        let turns = match at.policy.is_soft(arrival.tuple.protocol) {
-            true => addresses.len(),
-            false => 1,
-        };
-        for turn in 0..turns {
-            let address = &addresses[(paired + turn) % addresses.len()];
+        for address in std::iter::once(first).chain(choices) {
             if address.slot >= self.ports.slots() || !self.may_be(at, arrival, target, address) {
                 continue;
             }
             let mut search = Search {
                 at,
-                subscriber,
-                arrival,
+                request,
                 target,
                 address,
                 exact: true,
@@ -109,16 +99,20 @@ impl<W: Word> Nat<'_, W> {
         address: &ExternalAddress,
     ) -> bool {
         let tuple = arrival.tuple;
+        let seen_as = Endpoint::new(address.addr, tuple.source.port);
         target.direction != Direction::Hairpin
             || self
-                .behind(at, tuple.protocol, tuple.destination, address.addr)
+                .behind(at, tuple.protocol, tuple.destination, seen_as)
                 .is_ok()
     }
 
     /// `None`: no port of the address will do.
     fn open_on(&self, search: &mut Search, random: &mut impl Random) -> Option<Tried> {
-        let protocol = search.arrival.tuple.protocol;
-        let (slot, policy) = (search.address.slot, search.at.policy);
+        let Request {
+            arrival, profile, ..
+        } = *search.request;
+        let protocol = arrival.tuple.protocol;
+        let slot = search.address.slot;
         let set = &search.address.ports[protocol.index()];
         let remote = Remote {
             protocol,
@@ -127,13 +121,13 @@ impl<W: Word> Nat<'_, W> {
         };
         let before = self.memos.look(&remote, search.at.tick()).ok()?;
 
-        let wanted = search.arrival.tuple.source.port;
-        let kept = policy.preserve_port && set.contains(wanted);
+        let wanted = arrival.tuple.source.port;
+        let kept = profile.preserve_port && set.contains(wanted);
         if let Some(done) = kept.then(|| self.try_port(search, wanted)).flatten() {
             return Some(done);
         }
         let start = random.next_u64();
-        let kinds = Kinds::of(policy, protocol, set, wanted);
+        let kinds = Kinds::of(profile, protocol, set, wanted);
         for &kind in kinds.wishes() {
             if let Some(done) = self.try_free(search, kind, start) {
                 return Some(done);
@@ -164,7 +158,7 @@ impl<W: Word> Nat<'_, W> {
 
     /// Wholly free ports of a kind. `None` also where it is known that there are none.
     fn try_free(&self, search: &mut Search, kind: Kind, start: u64) -> Option<Tried> {
-        let protocol = search.arrival.tuple.protocol;
+        let protocol = search.request.arrival.tuple.protocol;
         let slot = search.address.slot;
         let set = &search.address.ports[protocol.index()];
         let before = self.ports.look(slot, protocol).ok()?;
@@ -184,7 +178,7 @@ impl<W: Word> Nat<'_, W> {
 
     /// Some ports of a kind that other sessions use.
     fn try_wish(&self, search: &mut Search, kind: Kind, start: u64) -> Option<Tried> {
-        let set = &search.address.ports[search.arrival.tuple.protocol.index()];
+        let set = &search.address.ports[search.request.arrival.tuple.protocol.index()];
         let mut looks = 0;
         let mask = |word| kind.mask(word);
         let done = search_ports(set, start, mask, |port| {
@@ -199,7 +193,7 @@ impl<W: Word> Nat<'_, W> {
 
     /// Skips ports that cannot be overloaded without looking for the tuple.
     fn try_overload(&self, search: &mut Search, port: u16) -> Option<Tried> {
-        let protocol = search.arrival.tuple.protocol;
+        let protocol = search.request.arrival.tuple.protocol;
         match self.ports.cell(Place {
             slot: search.address.slot,
             protocol,
@@ -229,12 +223,12 @@ impl<W: Word> Nat<'_, W> {
     fn attempt(&self, search: &Search, port: u16) -> Tried {
         let Search {
             at,
-            subscriber,
-            arrival,
+            request,
             target,
             address,
             ..
         } = *search;
+        let (arrival, subscriber) = (request.arrival, request.subscriber);
         let tuple = arrival.tuple;
         let external = Endpoint::new(address.addr, port);
         let sides = outbound_sides(tuple, external, target);
@@ -259,6 +253,8 @@ impl<W: Word> Nat<'_, W> {
             slot: address.slot,
             shared: false,
             counted: subscriber != 0,
+            open: false,
+            timers: 0,
         });
         let plan = Plan {
             sides,
@@ -266,6 +262,7 @@ impl<W: Word> Nat<'_, W> {
             own_mapping,
             forward: 0,
             subscriber,
+            timers: request.timers(),
         };
         match self.establish(at, plan, arrival.facts) {
             Ok(rewrite) => Tried::Made(rewrite),

@@ -11,10 +11,10 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::config::PortSet;
 use crate::endpoint::Protocol;
 use crate::fill::{Before, Fills};
 use crate::layout::{CELL_WORDS, PORT_WORDS, PROTOCOLS};
+use crate::port_set::PortSet;
 use crate::prefetch::prefetch;
 use crate::word::Word;
 

@@ -8,7 +8,7 @@ use crate::age::At;
 use crate::config::Policy;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::half::Snapshot;
-use crate::layout::{PORT_WORDS, header};
+use crate::layout::{PORT_WORDS, TIMERS_WORDS, header};
 use crate::mapping::Mapping;
 use crate::meta::TimeoutClass;
 use crate::nat::Nat;
@@ -76,9 +76,10 @@ impl<W: Word> Nat<'_, W> {
     ///
     /// Needed after [`Nat::create`] and [`Nat::open`], and after every change, once all workers
     /// judge by the new policy. Ends every session and mapping that contradicts it (an external
-    /// address that is gone or whose slot is another's, a forward that is gone, has another target
-    /// or an allow-list that leaves the source out, a denied destination, a dynamic mapping where a forward is now),
-    /// gives forwards their endpoints, and keeps all else. `change` must be made for `policy`. The
+    /// address that is gone or whose slot is another's, a rule that does not translate the flow any more
+    /// or by another pool, a forward that is gone, has another target or an allow-list that leaves the
+    /// source out, a denied destination, a dynamic mapping where a forward is now), gives forwards their
+    /// endpoints and all that goes on its set of timers, and keeps all else. `change` must be made for `policy`. The
     /// pool's port sets should leave out forwards' ports; else a busy pool can delay the end.
     pub fn apply_policy(
         &self,
@@ -149,9 +150,11 @@ impl<W: Word> Nat<'_, W> {
 
     /// For readers of the tables that hold no policy.
     fn publish_timers(&self, policy: &Policy) {
-        for class in TimeoutClass::ALL {
-            let timeout_ms = policy.timers.timeout_ms(class);
-            self.header[header::TIMEOUTS + class as usize].store(timeout_ms.into(), Relaxed);
+        for (number, row) in (0..).zip(self.timers.chunks_exact(TIMERS_WORDS)) {
+            let timers = policy.timers.get(number);
+            for class in TimeoutClass::ALL {
+                row[class as usize].store(timers.timeout_ms(class).into(), Relaxed);
+            }
         }
         self.header[header::INBOUND_REFRESH].store(policy.inbound_refresh.into(), Relaxed);
     }
@@ -164,6 +167,7 @@ impl<W: Word> Nat<'_, W> {
             let hairpin = meta.direction() == Direction::Hairpin;
             let there = even.tuple().destination.addr;
             !meta.opened_outside() && at.policy.denied.contains(there)
+                || !meta.opened_outside() && !self.is_translated_so(at.policy, even)
                 || !self.agrees(at.policy, change, even, opened_by)
                 || hairpin && !self.agrees(at.policy, change, odd, Some(even.written().0.addr))
         };
@@ -175,10 +179,22 @@ impl<W: Word> Nat<'_, W> {
         if let [Some(even), Some(odd)] = halves
             && even.meta().valid()
             && odd.meta().valid()
-            && contradicts(&even, &odd)
         {
-            change.again = true;
+            let timers = timers_of(at.policy, &even, &odd);
+            if contradicts(&even, &odd) || !self.renew_timers(session, timers) {
+                change.again = true;
+            }
         }
+    }
+
+    /// Does the policy translate the flow of a session opened from inside as it is translated?
+    fn is_translated_so(&self, policy: &Policy, even: &Snapshot) -> bool {
+        let Some(profile) = policy.profile_for(&even.tuple()) else {
+            return false;
+        };
+        let address = policy.address(even.written().0.addr);
+        // A forward's endpoint is its target's whatever its pool is.
+        even.mapping() == 0 || address.is_some_and(|address| address.pool == profile.pool)
     }
 
     /// May a half's external endpoint go on?
@@ -214,28 +230,45 @@ impl<W: Word> Nat<'_, W> {
             .contains_key(&(mapping.protocol(), mapping.external));
         let ends =
             forward || !mapping.agrees_with(at.policy) || self.is_superseded(at.policy, &mapping);
-        let done = if ends {
-            self.end_mapping(at, &mapping)
-        } else {
-            !mapping.shared() || self.find_again(at, &mapping)
+        let done = match mapping.pool(at.policy) {
+            Some(pool) if !ends && mapping.shared() => self.renew_mapping(at, &mapping, pool),
+            Some(_) if !ends => true,
+            _ => self.end_mapping(at, &mapping),
         };
         change.again |= !done;
     }
 
-    /// Has the internal endpoint another mapping, which new sessions join? The address of this one
+    /// Lets a mapping that goes on be as the policy would make it. False if that must be tried again.
+    fn renew_mapping(&self, at: &At, mapping: &Mapping, pool: u16) -> bool {
+        let protocol = mapping.protocol();
+        let profile = at.policy.mapping_profile(protocol, pool);
+        let open = profile.is_some_and(|profile| profile.is_open(protocol));
+        let timers = profile.unwrap_or(&at.policy.profile).timers.base;
+        let right = (mapping.open(), mapping.timers()) == (open, timers);
+        if !right && !self.mappings.renew(mapping, open, timers) {
+            return false;
+        }
+        // Its first word has changed.
+        let renewed = self.mappings.read(mapping.number);
+        let renewed = renewed.filter(|renewed| right || renewed.alive());
+        renewed.is_some_and(|renewed| self.find_again(at, &renewed, pool))
+    }
+
+    /// Has the internal endpoint another mapping in the same pool, which new sessions join? The address of this one
     /// was gone for a moment and came back (RFC 4787 REQ-1 leaves room for one).
     fn is_superseded(&self, policy: &Policy, mapping: &Mapping) -> bool {
-        mapping.shared()
-            && self
-                .shared_mapping(mapping.protocol(), mapping.internal)
-                .is_some_and(|found| found.number != mapping.number && found.agrees_with(policy))
+        let Some(pool) = mapping.pool(policy).filter(|_| mapping.shared()) else {
+            return false;
+        };
+        let found = self.shared_mapping(policy, pool, mapping.protocol(), mapping.internal);
+        found.is_some_and(|found| found.number != mapping.number)
     }
 
     /// Makes sure that an internal endpoint's mapping is found: one that has lost its address left
     /// the index, or a restart put it there in this one's place. False if that must be tried again.
-    fn find_again(&self, at: &At, mapping: &Mapping) -> bool {
+    fn find_again(&self, at: &At, mapping: &Mapping, pool: u16) -> bool {
         let protocol = mapping.protocol();
-        let found = || self.shared_mapping(protocol, mapping.internal);
+        let found = || self.shared_mapping(at.policy, pool, protocol, mapping.internal);
         if found().is_some_and(|found| found.number == mapping.number) {
             return true;
         }
@@ -247,11 +280,10 @@ impl<W: Word> Nat<'_, W> {
         if !self.mappings.join(mapping) {
             return true;
         }
-        let other = found();
-        if let Some(old) = other.filter(|old| !old.agrees_with(at.policy)) {
+        if let Some(old) = self.stale_mapping(at.policy, protocol, mapping.internal) {
             self.mappings.index.remove(hash, old.number);
         }
-        let done = match other.filter(|other| other.agrees_with(at.policy)) {
+        let done = match found() {
             Some(found) => found.number == mapping.number,
             None => self.mappings.index.insert(hash, mapping.number),
         };
@@ -325,6 +357,22 @@ impl<W: Word> Nat<'_, W> {
                 self.forwards.release(number);
                 change.again = true;
             }
+        }
+    }
+}
+
+/// The set of timers that a session has under a policy.
+fn timers_of(policy: &Policy, even: &Snapshot, odd: &Snapshot) -> u8 {
+    let protocol = even.meta().protocol();
+    match even.meta().opened_outside() {
+        true => {
+            let external = odd.tuple().destination;
+            policy.profile.timers.of(protocol, external.port)
+        }
+        false => {
+            let flow = even.tuple();
+            let profile = policy.profile_for(&flow).unwrap_or(&policy.profile);
+            profile.timers.of(protocol, flow.destination.port)
         }
     }
 }

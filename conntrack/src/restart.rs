@@ -231,12 +231,8 @@ impl<'m, W: Word> Nat<'m, W> {
             (Cell::Overloaded(count), false) => Cell::Overloaded(count + 1),
             _ => return false,
         };
-        // A second mapping of one internal endpoint is on its way out: it keeps its sessions.
-        if mapping.shared()
-            && self
-                .shared_mapping(mapping.protocol(), mapping.internal)
-                .is_none()
-        {
+        // Of two in one pool, the policy that follows keeps one.
+        if mapping.shared() {
             let hash = self.mapping_hash(mapping.protocol(), mapping.internal);
             if !self.mappings.index.insert(hash, mapping.number) {
                 return false;

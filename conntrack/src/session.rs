@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub forward: u32,
     /// The record of the subscriber that opens it, in which it and its mapping count; 0 for none.
     pub subscriber: u32,
+    /// The set of timers.
+    pub timers: u8,
 }
 
 impl Plan {
@@ -69,6 +71,7 @@ impl Plan {
             .with_shared(shared)
             .with_forward(self.forward)
             .with_counted(self.subscriber != 0)
+            .with_timers(self.timers)
     }
 }
 
@@ -136,7 +139,7 @@ impl<'m, W: Word> Nat<'m, W> {
     #[inline(always)]
     pub(crate) fn is_young(&self, at: &At, seen: &Seen) -> bool {
         let meta = seen.snapshot.meta();
-        let timeout_ms = at.policy.timers.timeout_ms(meta.class());
+        let timeout_ms = at.policy.timers.get(meta.timers()).timeout_ms(meta.class());
         self.is_alive(
             seen.half,
             meta,
@@ -336,7 +339,7 @@ impl<'m, W: Word> Nat<'m, W> {
     pub(crate) fn end_if_expired(&self, at: &At, session: u32) -> bool {
         self.end_if(at, session, header::EXPIRED, |even, _| {
             let meta = even.meta();
-            let timeout_ms = at.policy.timers.timeout_ms(meta.class());
+            let timeout_ms = at.policy.timers.get(meta.timers()).timeout_ms(meta.class());
             let refresh = at.policy.inbound_refresh;
             !self.is_alive(2 * session, meta, at.stamp(), timeout_ms, refresh)
         })
@@ -422,6 +425,23 @@ impl<'m, W: Word> Nat<'m, W> {
         if odd.meta().direction() == Direction::Hairpin && odd.mapping() != 0 {
             self.leave_mapping(at, odd.mapping());
         }
+    }
+
+    /// Gives a session another set of timers. False if another worker is changing it.
+    pub(crate) fn renew_timers(&self, session: u32, number: u8) -> bool {
+        let [even, odd] = [self.half(2 * session), self.half(2 * session + 1)];
+        let control = even.words[0].load(Acquire);
+        let meta = Meta(control as u32);
+        if !meta.valid() || meta.timers() == number {
+            return true;
+        }
+        if being_written(control) || !even.lock(control) {
+            return false;
+        }
+        let odd_meta = Meta(odd.words[0].load(Relaxed) as u32);
+        odd.replace_meta(odd_meta.with_timers(number));
+        even.unlock(meta.with_timers(number));
+        true
     }
 
     /// Counts a packet of a half and refreshes what it refreshes.

@@ -82,6 +82,10 @@ pub enum Refusal {
     HalfOpenLimit,
     /// From inside to a destination that the policy denies.
     DestinationDenied,
+    /// From inside, and a rule drops it.
+    RuleDrop,
+    /// From inside, and a rule leaves it to the kernel.
+    RuleBypass,
     /// The subscriber has as many sessions of the protocol as it may have.
     SubscriberSessions,
     /// The subscriber has as many external ports of the protocol as it may have.

@@ -10,7 +10,7 @@ use conntrack::{Refusal, Signal};
 #[test]
 fn rfc5382_3b_behaviours_of_tcp_and_udp_are_independent() {
     let mut mixed = policy(EIM, EDF);
-    mixed.filtering = [ADF, EIF, EDF];
+    mixed.profile.filtering = [ADF, EIF, EDF];
     let mut rig = Rig::new(mixed);
     let tcp = rig.connect("10.0.0.1:5000", "203.0.113.1:80");
     let udp = rig.udp("10.0.0.1:5000", "203.0.113.1:80");
@@ -21,7 +21,7 @@ fn rfc5382_3b_behaviours_of_tcp_and_udp_are_independent() {
     rig.check();
 
     let mut mixed = policy(EIM, EDF);
-    mixed.mapping = [EDM, EIM, EDM];
+    mixed.profile.mapping = [EDM, EIM, EDM];
     mixed.addresses = vec![external("198.51.100.1", 0, 4000, 4001)].into();
     let mut rig = Rig::new(mixed);
     // Two ports carry three TCP hosts to different remotes, but only two UDP endpoints.
@@ -43,8 +43,8 @@ fn rfc5382_3b_a_change_for_one_protocol_keeps_the_others() {
     let mut rig = Rig::new(policy(EIM, EIF));
     let tcp = rig.connect("10.0.0.1:5000", "203.0.113.1:80");
     let udp = rig.udp("10.0.0.1:5000", "203.0.113.1:53");
-    rig.policy.mapping = [EDM, EIM, EIM];
-    rig.policy.filtering = [EDF, EIF, EIF];
+    rig.policy.profile.mapping = [EDM, EIM, EIM];
+    rig.policy.profile.filtering = [EDF, EIF, EIF];
     rig.apply();
     let data = rig.out(Signal::TcpData, "10.0.0.1:5000", "203.0.113.1:80");
     assert_eq!(data.unwrap().source, tcp);

@@ -87,7 +87,7 @@ impl Pool {
 
     fn of(mapping: MappingBehaviour, ranges: &[(u16, u16)]) -> Pool {
         let mut policy = policy(mapping, EDF);
-        policy.preserve_port = false;
+        policy.profile.preserve_port = false;
         let mut set = PortSet::empty();
         for &(first, last) in ranges {
             set.insert_range(first, last);

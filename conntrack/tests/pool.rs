@@ -45,7 +45,7 @@ fn rfc6888_2_and_3_one_external_address_for_all_protocols() {
         (EDM, Pairing::Soft),
     ] {
         let mut policy = scattered(policy(mapping, EDF));
-        policy.pairing = [pairing; 3];
+        policy.profile.pairing = [pairing; 3];
         let mut rig = Rig::new(policy);
         let mut hosts: HashMap<_, u32> = HashMap::new();
         for host in 1..=200 {
@@ -91,7 +91,7 @@ fn rfc7857_4_hard_pairing_refuses_and_soft_goes_on_elsewhere() {
             policy.addresses = (1..=2)
                 .map(|i| external(&format!("198.51.100.{i}"), i - 1, 4000, 4004))
                 .collect();
-            policy.pairing = [Pairing::Hard, pairing, Pairing::Hard];
+            policy.profile.pairing = [Pairing::Hard, pairing, Pairing::Hard];
             let mut rig = Rig::new(policy);
             let flows = ten_flows(&mut rig);
             let paired = flows[0].clone();
@@ -106,6 +106,7 @@ fn rfc7857_4_hard_pairing_refuses_and_soft_goes_on_elsewhere() {
                     assert!(flows[5..10].iter().all(other), "{flows:?}");
                     assert_eq!(flows[10], Err(Refusal::PortsExhausted));
                 }
+                Pairing::None => unreachable!("not asked for"),
             }
             // Another protocol is not touched: it has the paired address.
             let tcp = rig.out(Signal::TcpSyn, "10.0.0.1:1", REMOTE).unwrap();
@@ -127,7 +128,7 @@ fn rfc7857_4_soft_pairing_comes_back() {
     policy.addresses = (1..=2)
         .map(|i| external(&format!("198.51.100.{i}"), i - 1, 4000, 4004))
         .collect();
-    policy.pairing = [Pairing::Soft; 3];
+    policy.profile.pairing = [Pairing::Soft; 3];
     let mut rig = Rig::new(policy);
     let first = ten_flows(&mut rig);
     rig.wait(302_000);

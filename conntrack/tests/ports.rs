@@ -66,7 +66,7 @@ fn rfc4787_3a_without_low_ports_any_port_will_do_and_the_option_is_off_when_off(
     let mut rig = Rig::new(policy(EIM, EDF));
     assert!(open(&mut rig, 1, 123).is_ok(), "no low port in the pool");
     let mut any = with_ports(policy(EIM, EDF), &[(1, 65535)]);
-    any.preserve_port_class = false;
+    any.profile.preserve_port_class = false;
     let mut rig = Rig::new(any);
     let ports = (0..50).map(|number| open(&mut rig, number, 123).unwrap());
     assert!(ports.filter(|&port| !class(port)).count() > 40);
@@ -83,7 +83,7 @@ fn rfc4787_3a_without_low_ports_any_port_will_do_and_the_option_is_off_when_off(
 fn rfc4787_4_parity_is_kept_for_udp_where_it_is_asked_for() {
     for (mapping, filtering) in [(EIM, EDF), (EDM, EDF)] {
         let mut pairs = with_ports(policy(mapping, filtering), &[(3001, 3100), (900, 909)]);
-        pairs.preserve_port_parity = true;
+        pairs.profile.preserve_port_parity = true;
         let mut rig = Rig::new(pairs);
         for number in 0..50 {
             let even = open(&mut rig, number, 6000).unwrap();
@@ -143,7 +143,7 @@ fn rfc7857_9_ports_are_uniform_over_the_free_ones() {
             let kept = rig.connect(&inside(port.into(), port), "203.0.113.1:80");
             assert_eq!(kept.port, port);
         }
-        rig.policy.preserve_port = false;
+        rig.policy.profile.preserve_port = false;
         let (mut counts, draws) = (HashMap::new(), 2_000);
         for _ in 0..draws {
             // To the same remote, so that used ports will not do in `edm` either.
@@ -166,7 +166,7 @@ fn rfc7857_9_ports_are_uniform_over_the_free_ones() {
 fn rfc6056_4_without_preservation_nothing_of_the_source_port_shows() {
     for mapping in [EIM, EDM] {
         let mut hidden = with_ports(policy(mapping, EDF), &[(1024, 65535)]);
-        hidden.preserve_port = false;
+        hidden.profile.preserve_port = false;
         let mut rig = Rig::sized(hidden, 40_000);
         let (mut same, mut octaves, mut near) = (0, HashMap::new(), 0);
         for number in 0..16_000_u32 {

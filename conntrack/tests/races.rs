@@ -81,7 +81,7 @@ fn inside(round: usize, port: u16) -> Endpoint {
 
 fn small(mapping: MappingBehaviour) -> Policy {
     let mut policy = policy(mapping, EDF);
-    policy.preserve_port = false;
+    policy.profile.preserve_port = false;
     policy
 }
 

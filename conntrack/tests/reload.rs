@@ -120,7 +120,7 @@ fn no_pool_no_mapping() {
     rig.apply();
     let refused = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
     assert_eq!(refused, Err(Refusal::NoExternalAddress));
-    rig.policy.mapping = [EDM; 3];
+    rig.policy.profile.mapping = [EDM; 3];
     let refused = rig.out(Udp, "10.0.0.1:5000", "203.0.113.1:53");
     assert_eq!(refused, Err(Refusal::NoExternalAddress));
 }

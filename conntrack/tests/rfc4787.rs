@@ -209,10 +209,10 @@ fn rfc4787_9_hairpin_is_filtered_by_the_external_source() {
     );
     // b has sent to the address that a appears with.
     rig.udp("10.0.0.3:2000", "203.0.113.1:53");
-    rig.policy.filtering = [EIF; 3];
+    rig.policy.profile.filtering = [EIF; 3];
     rig.out(Signal::Udp, "10.0.0.2:6000", "198.51.100.1:2000")
         .unwrap();
-    rig.policy.filtering = [ADF; 3];
+    rig.policy.profile.filtering = [ADF; 3];
     assert!(rig.out(Signal::Udp, "10.0.0.1:5000", &to_b).is_ok());
     rig.check();
 }

@@ -71,7 +71,7 @@ fn rfc6888_11_full_refuses_and_keeps_what_lives() {
 #[test]
 fn rfc6888_13_every_port_of_the_pool_is_used() {
     let mut policy = policy(EIM, EDF);
-    policy.preserve_port = false;
+    policy.profile.preserve_port = false;
     policy.addresses = vec![external("198.51.100.1", 0, 1024, 9999)].into();
     let mut rig = Rig::new(policy);
     for i in 0..8976 {

@@ -487,7 +487,7 @@ fn rfc7857_7_inbound_alone_does_not_keep_a_mapping_open() {
 #[test]
 fn rfc7857_9_without_preservation_ports_are_spread() {
     let mut policy = policy(EDM, EDF);
-    policy.preserve_port = false;
+    policy.profile.preserve_port = false;
     let mut rig = Rig::new(policy);
     let mut blocks = HashSet::new();
     for i in 0..200 {

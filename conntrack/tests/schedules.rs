@@ -213,7 +213,7 @@ fn schedules(default: usize, test: impl Fn(Memory) + Send + Sync + 'static) {
 fn small(mapping: MappingBehaviour) -> Policy {
     let mut policy = policy(mapping, EDF);
     policy.addresses = vec![external("198.51.100.1", 0, 2000, 2007)].into();
-    policy.preserve_port = false;
+    policy.profile.preserve_port = false;
     policy
 }
 
@@ -379,7 +379,7 @@ fn everything_at_once_leaves_sound_tables() {
     for (mapping, filtering) in [(EIM, EDF), (EIM, ADF), (EDM, EDF)] {
         schedules(400, move |memory| {
             let mut policy = small(mapping);
-            policy.filtering = [filtering; 3];
+            policy.profile.filtering = [filtering; 3];
             policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])];
             policy.limits.half_open_per_forward = Some(1);
             let world = memory.world(policy);

@@ -340,9 +340,9 @@ fn behaviours_and_pairing_of_each_protocol() {
     };
     let policy = plan(&text(""), &host()).policy;
     let (edm, edf) = (M::EndpointDependent, F::EndpointDependent);
-    assert_eq!(policy.mapping, [edm, M::EndpointIndependent, edm]);
-    assert_eq!(policy.filtering, [edf, F::EndpointIndependent, edf]);
-    assert_eq!(policy.pairing, [P::Soft, P::Hard, P::Soft]);
+    assert_eq!(policy.profile.mapping, [edm, M::EndpointIndependent, edm]);
+    assert_eq!(policy.profile.filtering, [edf, F::EndpointIndependent, edf]);
+    assert_eq!(policy.profile.pairing, [P::Soft, P::Hard, P::Soft]);
     let policy = plan(&text("pairing = \"hard\"\n"), &host()).policy;
-    assert_eq!(policy.pairing, [P::Hard; 3]);
+    assert_eq!(policy.profile.pairing, [P::Hard; 3]);
 }

@@ -4,18 +4,19 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::age::At;
-use crate::config::{
-    AddressKind, FilteringBehaviour, Forward, Limits, MappingBehaviour, Pairing, PortSet, Quotas,
-    Timers,
-};
+use crate::config::{AddressKind, Forward, Limits, Quotas};
 use crate::layout::TableSize;
 use crate::meta::Meta;
+use crate::port_set::PortSet;
 use crate::prefixes::Prefixes;
+use crate::profile::{FilteringBehaviour, FlowTimers, MappingBehaviour, Pairing, Profile};
 use crate::reload::PolicyChange;
 use crate::restart::Identity;
+use crate::rules::Rules;
 use crate::signal::{PacketFacts, Realm, Signal};
 use crate::tcp::State;
 use crate::time::Random;
+use crate::timers::Timers;
 use crate::verdict::Refusal;
 
 const NOW: Time = Time(1_000_000);
@@ -44,14 +45,20 @@ pub(crate) fn policy() -> Policy {
     let mut mapping = [MappingBehaviour::EndpointIndependent; 3];
     mapping[Protocol::Tcp.index()] = MappingBehaviour::EndpointDependent;
     Policy {
-        mapping,
-        filtering: [FilteringBehaviour::AddressDependent; 3],
-        pairing: [Pairing::Hard; 3],
-        preserve_port: true,
-        preserve_port_class: true,
-        preserve_port_parity: false,
+        profile: Profile {
+            pool: 0,
+            mapping,
+            filtering: [FilteringBehaviour::AddressDependent; 3],
+            pairing: [Pairing::Hard; 3],
+            preserve_port: true,
+            preserve_port_class: true,
+            preserve_port_parity: false,
+            timers: FlowTimers::default(),
+        },
+        others: Vec::new(),
+        rules: Rules::default(),
         inbound_refresh: false,
-        timers: Timers::RFC,
+        timers: Timers::RFC.into(),
         limits: Limits {
             quotas,
             ..Limits::DEFAULT
@@ -61,6 +68,7 @@ pub(crate) fn policy() -> Policy {
             addr: Ipv4Addr::new(198, 51, 100, 1),
             slot: 0,
             kind: AddressKind::Own,
+            pool: 0,
             ports: [ports.clone(), ports.clone(), ports],
         }]
         .into(),

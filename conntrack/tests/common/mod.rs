@@ -6,9 +6,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Identity, Limits,
-    MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet, Prefixes, Protocol,
-    Random, Realm, Refusal, Rewrite, Signal, TableSize, Time, Timers, Tuple,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, FlowTimers, Forward, Identity,
+    Limits, MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet, Prefixes,
+    Profile, Protocol, Random, Realm, Refusal, Rewrite, Rules, Signal, TableSize, Time, Timers,
+    Tuple,
 };
 
 pub const EIM: MappingBehaviour = MappingBehaviour::EndpointIndependent;
@@ -62,23 +63,30 @@ pub fn external(addr: &str, slot: u16, first: u16, last: u16) -> ExternalAddress
         addr: addr.parse().unwrap(),
         slot,
         kind: AddressKind::Own,
+        pool: 0,
         ports: [ports.clone(), ports.clone(), ports],
     }
 }
 
 pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Policy {
     Policy {
-        mapping: [mapping; 3],
-        filtering: [filtering; 3],
-        pairing: match mapping {
-            MappingBehaviour::EndpointIndependent => [Pairing::Hard; 3],
-            MappingBehaviour::EndpointDependent => [Pairing::Soft; 3],
+        profile: Profile {
+            pool: 0,
+            mapping: [mapping; 3],
+            filtering: [filtering; 3],
+            pairing: match mapping {
+                MappingBehaviour::EndpointIndependent => [Pairing::Hard; 3],
+                MappingBehaviour::EndpointDependent => [Pairing::Soft; 3],
+            },
+            preserve_port: true,
+            preserve_port_class: true,
+            preserve_port_parity: false,
+            timers: FlowTimers::default(),
         },
-        preserve_port: true,
-        preserve_port_class: true,
-        preserve_port_parity: false,
+        others: Vec::new(),
+        rules: Rules::default(),
         inbound_refresh: false,
-        timers: Timers::RFC,
+        timers: Timers::RFC.into(),
         hold_down_max_percent: 25,
         limits: Limits::DEFAULT,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)].into(),

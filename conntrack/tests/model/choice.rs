@@ -187,7 +187,7 @@ impl Reference {
             return Ok(());
         }
         self.check_likeness(tuple, external, address, worlds)?;
-        if !self.policy.preserve_port || !address.ports[protocol.index()].contains(wanted) {
+        if !self.policy.profile.preserve_port || !address.ports[protocol.index()].contains(wanted) {
             return Ok(());
         }
         let wanted = Endpoint::new(external.addr, wanted);
@@ -216,10 +216,10 @@ impl Reference {
             .filter(|&port| address.ports[protocol.index()].contains(port));
         let pool: Vec<u16> = pool.collect();
         let low = pool.iter().filter(|&&port| port < 1024).count();
-        let class = self.policy.preserve_port_class
+        let class = self.policy.profile.preserve_port_class
             && protocol != Protocol::Icmp
             && (1..pool.len()).contains(&low);
-        let parity = self.policy.preserve_port_parity && protocol == Protocol::Udp;
+        let parity = self.policy.profile.preserve_port_parity && protocol == Protocol::Udp;
         let likeness = |port: u16| {
             let same_class = class && (port < 1024) == (wanted < 1024);
             let same_parity = parity && port % 2 == wanted % 2;

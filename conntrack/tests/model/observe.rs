@@ -117,7 +117,8 @@ impl Reference {
     /// Is a released mapping's endpoint to be held down (RFC 6888 REQ-8 and its exceptions)?
     pub fn hold_is_due(&self, protocol: Protocol) -> bool {
         self.eim(protocol)
-            && self.policy.filtering[protocol.index()] == FilteringBehaviour::EndpointIndependent
+            && self.policy.profile.filtering[protocol.index()]
+                == FilteringBehaviour::EndpointIndependent
             && protocol != Protocol::Tcp
             && self.policy.timers.hold_down_ms > 0
     }

@@ -4,8 +4,8 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, Forward, Limits, MappingBehaviour,
-    Pairing, Policy, PortSet, Protocol, Quotas, Signal, Timers,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, FlowTimers, Forward, Limits,
+    MappingBehaviour, Pairing, Policy, PortSet, Profile, Protocol, Quotas, Rules, Signal, Timers,
 };
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
@@ -300,26 +300,33 @@ impl Choice {
             addr: ADDRESSES[place].0,
             slot: ADDRESSES[place].1,
             kind,
+            pool: 0,
             ports: of(&POOL_PORTS, self.ports).map(port_set),
         };
         Policy {
-            mapping: [0, 1, 2].map(|protocol| match self.eim != self.differs(protocol) {
-                true => MappingBehaviour::EndpointIndependent,
-                false => MappingBehaviour::EndpointDependent,
-            }),
-            filtering: [0, 1, 2].map(|protocol| {
-                let step = u8::from(self.differs(protocol + 3));
-                of(&FILTERINGS, self.filtering.wrapping_add(step))
-            }),
-            pairing: match self.soft {
-                true => [Pairing::Soft; 3],
-                false => [Pairing::Hard; 3],
+            profile: Profile {
+                pool: 0,
+                mapping: [0, 1, 2].map(|protocol| match self.eim != self.differs(protocol) {
+                    true => MappingBehaviour::EndpointIndependent,
+                    false => MappingBehaviour::EndpointDependent,
+                }),
+                filtering: [0, 1, 2].map(|protocol| {
+                    let step = u8::from(self.differs(protocol + 3));
+                    of(&FILTERINGS, self.filtering.wrapping_add(step))
+                }),
+                pairing: match self.soft {
+                    true => [Pairing::Soft; 3],
+                    false => [Pairing::Hard; 3],
+                },
+                preserve_port: self.preserve,
+                preserve_port_class: self.class,
+                preserve_port_parity: self.parity,
+                timers: FlowTimers::default(),
             },
-            preserve_port: self.preserve,
-            preserve_port_class: self.class,
-            preserve_port_parity: self.parity,
+            others: Vec::new(),
+            rules: Rules::default(),
             inbound_refresh: self.inbound_refresh,
-            timers: timers(self.timers),
+            timers: timers(self.timers).into(),
             limits: limits(self.timers.wrapping_add(self.forwards), self.quotas),
             hold_down_max_percent: of(&[25, 25, 50, 100, 0], self.timers / 6),
             addresses: pool.map(address).collect(),

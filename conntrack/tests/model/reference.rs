@@ -196,14 +196,14 @@ impl Reference {
     }
 
     pub fn eim(&self, protocol: Protocol) -> bool {
-        self.policy.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
+        self.policy.profile.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
     }
 
     /// May a new mapping be on another address than the paired one? What an `eim` endpoint begins
     /// with a hairpin stays: the far side judged by that address.
     pub fn is_soft(&self, tuple: &Tuple, back: Endpoint) -> bool {
         let (protocol, hairpin) = (tuple.protocol, back != tuple.destination);
-        let soft = self.policy.pairing[protocol.index()] == Pairing::Soft;
+        let soft = self.policy.profile.pairing[protocol.index()] == Pairing::Soft;
         soft && !(self.eim(protocol) && hairpin)
     }
 
@@ -363,7 +363,7 @@ impl Reference {
         if !self.eim(protocol) || !(lives || tcp) || self.address(external.addr).is_none() {
             return nobody;
         }
-        let admitted = match self.policy.filtering[protocol.index()] {
+        let admitted = match self.policy.profile.filtering[protocol.index()] {
             FilteringBehaviour::EndpointIndependent => true,
             FilteringBehaviour::AddressDependent => self.knows(mapping, remote),
             FilteringBehaviour::EndpointDependent => false,

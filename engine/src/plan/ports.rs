@@ -3,7 +3,8 @@
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    AddressKind, ExternalAddress, Forward, MappingBehaviour, Pairing, Policy, PortSet, Protocol,
+    AddressKind, ExternalAddress, FlowTimers, Forward, MappingBehaviour, Pairing, Policy, PortSet,
+    Profile, Protocol, Rules,
 };
 
 use super::facts::HostFacts;
@@ -53,16 +54,23 @@ pub fn policy_for(
             addr,
             slot,
             kind,
+            pool: 0,
             ports: Protocol::ALL
                 .map(|protocol| port_set(config, host, addr, kind, protocol, &forwards)),
         });
     Policy {
-        mapping: config.nat.mapping.map(|at| at.value),
-        filtering: config.nat.filtering.map(|at| at.value),
-        pairing: Protocol::ALL.map(|protocol| pairing(config, protocol)),
-        preserve_port: config.nat.preserve_port,
-        preserve_port_class: config.nat.preserve_port_class,
-        preserve_port_parity: config.nat.preserve_port_parity,
+        profile: Profile {
+            pool: 0,
+            mapping: config.nat.mapping.map(|at| at.value),
+            filtering: config.nat.filtering.map(|at| at.value),
+            pairing: Protocol::ALL.map(|protocol| pairing(config, protocol)),
+            preserve_port: config.nat.preserve_port,
+            preserve_port_class: config.nat.preserve_port_class,
+            preserve_port_parity: config.nat.preserve_port_parity,
+            timers: FlowTimers::default(),
+        },
+        others: Vec::new(),
+        rules: Rules::default(),
         inbound_refresh: config.nat.inbound_refresh,
         timers: config.timers,
         limits: config.limits,
