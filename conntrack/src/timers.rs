@@ -105,13 +105,20 @@ impl TimerSets {
         &self.sets[usize::from(number) % TIMER_SETS]
     }
 
-    /// Sets read from tables, by number: any of them may be a session's.
-    pub fn found(sets: [Timers; TIMER_SETS]) -> TimerSets {
+    /// Sets read from tables, by number, and which of them a session may have.
+    pub(crate) fn found(sets: [Timers; TIMER_SETS], is_kept: impl Fn(usize) -> bool) -> TimerSets {
+        let kept = (0..TIMER_SETS).filter(|&at| is_kept(at));
+        let kept = kept.fold(0, |mask, at| mask | 1 << at);
         TimerSets {
             sets,
-            wanted: u32::MAX,
-            kept: u32::MAX,
+            wanted: kept,
+            kept,
         }
+    }
+
+    /// May a session have this set?
+    pub(crate) fn is_kept(&self, number: u8) -> bool {
+        self.kept >> (usize::from(number) % TIMER_SETS) & 1 == 1
     }
 
     /// Sets for the policy after this one's, `settled` if this one is in the tables: set 0 is `base`,
@@ -239,7 +246,7 @@ mod tests {
     fn sets_found_in_tables_are_known_again() {
         let mut sets = [Timers::RFC; TIMER_SETS];
         sets[7] = idle(9);
-        let (_, numbers) = TimerSets::found(sets)
+        let (_, numbers) = TimerSets::found(sets, |at| at % 7 == 0)
             .following(false, Timers::RFC, &[idle(9)])
             .unwrap();
         assert_eq!(numbers, [7]);
