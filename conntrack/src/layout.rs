@@ -40,8 +40,6 @@ pub(crate) const MEMO_WORDS: usize = 4;
 /// Sets of timers that are told, and words in each.
 pub(crate) const TIMER_ROWS: usize = if cfg!(loom) { 1 } else { TIMER_SETS };
 pub(crate) const TIMERS_WORDS: usize = 8;
-/// Of these, the one that says whether a session may have the set.
-pub(crate) const TIMERS_KEPT: usize = 7;
 /// Words in a session.
 pub(crate) const SESSION_WORDS: usize = 2 * HALF_WORDS;
 /// Words in a mapping.

@@ -8,13 +8,12 @@ use crate::age::At;
 use crate::config::Policy;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::half::Snapshot;
-use crate::layout::{PORT_WORDS, TIMERS_KEPT, TIMERS_WORDS, header};
+use crate::layout::{PORT_WORDS, TIMERS_WORDS, header};
 use crate::mapping::Mapping;
 use crate::meta::TimeoutClass;
 use crate::nat::Nat;
 use crate::port::{Cell, Place};
 use crate::time::Time;
-use crate::timers::{TimerSets, Timers};
 use crate::verdict::Direction;
 use crate::word::Word;
 
@@ -156,41 +155,8 @@ impl<W: Word> Nat<'_, W> {
             for class in TimeoutClass::ALL {
                 row[class as usize].store(timers.timeout_ms(class).into(), Relaxed);
             }
-            row[TIMERS_KEPT].store(policy.timers.is_kept(number).into(), Relaxed);
         }
         self.header[header::INBOUND_REFRESH].store(policy.inbound_refresh.into(), Relaxed);
-    }
-
-    /// The sets of timers that sessions and mappings may have, from tables that were taken over:
-    /// their timeouts, and all else as in `base`.
-    pub fn timer_sets(&self, base: Timers) -> TimerSets {
-        let row = |number: usize| {
-            let row = self.timers.chunks_exact(TIMERS_WORDS).nth(number);
-            let told = |class: TimeoutClass| row.map_or(0, |row| row[class as usize].load(Relaxed));
-            let known = |class, default| match told(class) as u32 {
-                0 => default,
-                timeout_ms => timeout_ms,
-            };
-            Timers {
-                udp_timeout_ms: known(TimeoutClass::Udp, base.udp_timeout_ms),
-                tcp_trans_open_timeout_ms: known(
-                    TimeoutClass::TcpTransOpen,
-                    base.tcp_trans_open_timeout_ms,
-                ),
-                tcp_idle_timeout_ms: known(TimeoutClass::TcpIdle, base.tcp_idle_timeout_ms),
-                tcp_trans_close_timeout_ms: known(
-                    TimeoutClass::TcpTransClose,
-                    base.tcp_trans_close_timeout_ms,
-                ),
-                icmp_timeout_ms: known(TimeoutClass::Icmp, base.icmp_timeout_ms),
-                ..base
-            }
-        };
-        let is_kept = |number: usize| {
-            let row = self.timers.chunks_exact(TIMERS_WORDS).nth(number);
-            row.is_some_and(|row| row[TIMERS_KEPT].load(Relaxed) != 0)
-        };
-        TimerSets::found(std::array::from_fn(row), is_kept)
     }
 
     fn end_contradicting(&self, at: &At, change: &mut PolicyChange, session: u32) {

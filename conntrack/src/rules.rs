@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
-use crate::endpoint::{Protocol, Tuple};
+use crate::endpoint::{Endpoint, Protocol, Tuple};
 use crate::hash::mix;
 
 /// Pairs of prefixes that rules may be entered under, all together.
@@ -44,6 +44,75 @@ pub struct Rule {
     pub protocols: [bool; 3],
     /// What is done.
     pub action: Action,
+}
+
+/// The flows of one protocol between two prefixes, to a range of ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    protocol: Protocol,
+    source: Ipv4Net,
+    destination: Ipv4Net,
+    ports: (u16, u16),
+}
+
+impl Piece {
+    /// The flow with the lowest addresses and port.
+    pub fn first(&self) -> Tuple {
+        Tuple {
+            protocol: self.protocol,
+            source: Endpoint::new(self.source.network(), 0),
+            destination: Endpoint::new(self.destination.network(), self.ports.0),
+        }
+    }
+}
+
+impl Rule {
+    /// The pieces that the rule is made of: every flow that fits it is in one of them.
+    pub fn pieces(&self) -> impl Iterator<Item = Piece> {
+        let protocols = Protocol::ALL.into_iter();
+        let protocols = protocols.filter(|protocol| self.protocols[protocol.index()]);
+        protocols.flat_map(move |protocol| {
+            let all = vec![(0, u16::MAX)];
+            let ports = match (self.ports.is_empty(), protocol) {
+                (true, _) => all,
+                (false, Protocol::Icmp) => Vec::new(),
+                (false, _) => self.ports.clone(),
+            };
+            let sources = or_any(&self.sources).into_iter();
+            sources.flat_map(move |source| {
+                let ports = ports.clone();
+                let destinations = or_any(&self.destinations).into_iter();
+                destinations.flat_map(move |destination| {
+                    let piece = move |ports| Piece {
+                        protocol,
+                        source,
+                        destination,
+                        ports,
+                    };
+                    ports.clone().into_iter().map(piece)
+                })
+            })
+        })
+    }
+
+    /// Do all flows of a piece fit, without help of a second prefix or range?
+    pub fn takes(&self, piece: &Piece) -> bool {
+        let within =
+            |nets: &[Ipv4Net], net| nets.is_empty() || nets.iter().any(|n| n.contains(net));
+        let (first, last) = piece.ports;
+        self.protocols[piece.protocol.index()]
+            && within(&self.sources, &piece.source)
+            && within(&self.destinations, &piece.destination)
+            && (self.ports.is_empty() || self.ports.iter().any(|p| p.0 <= first && last <= p.1))
+    }
+}
+
+/// Prefixes without host bits; none stands for all addresses.
+fn or_any(nets: &[Ipv4Net]) -> Vec<Ipv4Net> {
+    match nets {
+        [] => vec![Ipv4Net::default()],
+        _ => nets.iter().map(Ipv4Net::trunc).collect(),
+    }
 }
 
 /// The rules name more pairs of prefixes than [`RULE_ENTRIES_MAX`].
@@ -148,11 +217,6 @@ const NONE: u32 = u32::MAX;
 
 impl LookUp {
     fn new(rules: &[Rule]) -> Result<LookUp, TooManyEntries> {
-        let any = [Ipv4Net::default()];
-        let or_any = |list: &'_ [Ipv4Net]| -> Vec<Ipv4Net> {
-            let list = if list.is_empty() { &any[..] } else { list };
-            list.iter().map(Ipv4Net::trunc).collect()
-        };
         let mut entered: HashMap<Pair, Vec<u32>> = HashMap::new();
         let mut firsts = vec![[NONE; LENGTHS]; LENGTHS];
         let (mut sources, mut destinations) = (Vec::new(), Vec::new());

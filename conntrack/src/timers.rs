@@ -84,7 +84,8 @@ pub const TIMER_SETS: usize = 32;
 /// all: the timers of fragments, hold-downs and unsolicited SYNs.
 ///
 /// Sessions note numbers, and outlive policies: so a number means the same in the policy that follows
-/// until that one is in the tables, where every session and mapping gets its new number.
+/// until that one is in the tables, where every session and mapping gets its new number. A process
+/// that takes tables over puts its policy into them before anything else, so it numbers anew.
 #[derive(Clone, Copy, Debug)]
 pub struct TimerSets {
     sets: [Timers; TIMER_SETS],
@@ -103,22 +104,6 @@ impl TimerSets {
     #[inline(always)]
     pub fn get(&self, number: u8) -> &Timers {
         &self.sets[usize::from(number) % TIMER_SETS]
-    }
-
-    /// Sets read from tables, by number, and which of them a session may have.
-    pub(crate) fn found(sets: [Timers; TIMER_SETS], is_kept: impl Fn(usize) -> bool) -> TimerSets {
-        let kept = (0..TIMER_SETS).filter(|&at| is_kept(at));
-        let kept = kept.fold(0, |mask, at| mask | 1 << at);
-        TimerSets {
-            sets,
-            wanted: kept,
-            kept,
-        }
-    }
-
-    /// May a session have this set?
-    pub(crate) fn is_kept(&self, number: u8) -> bool {
-        self.kept >> (usize::from(number) % TIMER_SETS) & 1 == 1
     }
 
     /// Sets for the policy after this one's, `settled` if this one is in the tables: set 0 is `base`,
@@ -240,15 +225,5 @@ mod tests {
         assert!(few.following(false, Timers::RFC, &many[..1]).is_err());
         assert!(full.following(false, Timers::RFC, &many[..1]).is_err());
         assert!(full.following(false, Timers::RFC, &many[5..9]).is_ok());
-    }
-
-    #[test]
-    fn sets_found_in_tables_are_known_again() {
-        let mut sets = [Timers::RFC; TIMER_SETS];
-        sets[7] = idle(9);
-        let (_, numbers) = TimerSets::found(sets, |at| at % 7 == 0)
-            .following(false, Timers::RFC, &[idle(9)])
-            .unwrap();
-        assert_eq!(numbers, [7]);
     }
 }

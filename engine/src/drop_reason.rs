@@ -85,6 +85,8 @@ drop_reasons! {
     HalfOpenLimit => "half_open_limit",
     /// From inside to a destination in `deny`.
     DestinationDenied => "destination_denied",
+    /// From inside, and a rule with action = "drop" fits.
+    RuleDrop => "rule_drop",
     /// A client has as many sessions as `limits.sessions_per_subscriber` lets it have.
     SubscriberSessions => "subscriber_sessions",
     /// A client has as many external ports as `limits.ports_per_subscriber` lets it have.
@@ -131,6 +133,9 @@ impl From<Refusal> for DropReason {
             Refusal::ForwardInboundLimit => DropReason::ForwardInboundLimit,
             Refusal::HalfOpenLimit => DropReason::HalfOpenLimit,
             Refusal::DestinationDenied => DropReason::DestinationDenied,
+            Refusal::RuleDrop => DropReason::RuleDrop,
+            // Such packets are punted.
+            Refusal::RuleBypass => DropReason::PuntFailed,
             Refusal::SubscriberSessions => DropReason::SubscriberSessions,
             Refusal::SubscriberPorts => DropReason::SubscriberPorts,
             Refusal::SubscriberRate => DropReason::SubscriberRate,

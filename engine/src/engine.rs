@@ -172,7 +172,7 @@ impl Engine {
             queues: outer.workers,
             internal: config.internal.iter().map(|prefix| prefix.value).collect(),
             bypass: config.bypass.iter().map(|prefix| prefix.value).collect(),
-            pool: config.pool.own().collect(),
+            pool: config.own_addresses().collect(),
             external: external.ifindex,
             external_name: external.name.clone(),
             one_arm: outer.interfaces.len() == 1,

@@ -561,6 +561,9 @@ impl<R: Random> Gateway<R> {
     /// What becomes of a packet that conntrack gives no rewrite for. On a shared address what
     /// matches nothing of ours may be the host's: its kernel may use the very same port.
     fn refused(&self, refusal: Refusal, place: Place) -> Verdict {
+        if refusal == Refusal::RuleBypass {
+            return Verdict::Punt;
+        }
         let unmatched = matches!(
             refusal,
             Refusal::NoSession | Refusal::Filtered | Refusal::TcpMidstream | Refusal::IcmpUnasked
@@ -575,6 +578,7 @@ impl<R: Random> Gateway<R> {
                 | Refusal::MappingsFull
                 | Refusal::NoExternalAddress
                 | Refusal::DestinationDenied
+                | Refusal::RuleDrop
                 | Refusal::SubscriberSessions
                 | Refusal::SubscriberPorts
                 | Refusal::SubscriberRate

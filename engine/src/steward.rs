@@ -149,6 +149,7 @@ impl Steward {
         }
         let policy = policy_for(
             &self.config,
+            &self.plan.translation,
             self.shared_address(view),
             &self.host,
             &mut self.slots,

@@ -96,6 +96,8 @@ proptest! {
         prop_assert_eq!(&config.forwards, &again.forwards);
         prop_assert_eq!(&config.pool, &again.pool);
         prop_assert_eq!(config.timers, again.timers);
+        use engine::plan::Translation;
+        prop_assert_eq!(Translation::of(&config, None).ok(), Translation::of(&again, None).ok());
     }
 }
 
@@ -110,7 +112,7 @@ prop_compose! {
     fn valid_text()(
         length in 8u8..=32, minutes in 1u32..1000, ports in any::<(u16, u16)>(),
         addresses in 1u8..9, eim: bool, forwards in 0u16..5, errors in 0u32..1_000_001,
-        sessions in 64u32..(1 << 24), allow: bool, busy: bool,
+        sessions in 64u32..(1 << 24), allow: bool, busy: bool, rules in 0u16..5,
     ) -> String {
         let internal: ipnet::Ipv4Net = format!("10.0.0.0/{length}").parse().unwrap();
         let (low, high) = (ports.0.min(ports.1).max(1), ports.0.max(ports.1).max(1));
@@ -127,6 +129,22 @@ prop_compose! {
                 "[[forwards]]\nprotocol = \"udp\"\nexternal = \"203.0.113.1:{}\"\n\
                  target = \"10.0.0.0:{}\"\n{}\n",
                 number + 1, number + 9, if allow { "allow = \"192.0.2.0/24\"" } else { "" }
+            );
+        }
+        if rules > 0 {
+            text += "[[pools]]\nname = \"p\"\naddresses = \"198.51.100.1\"\n\
+                     [[services]]\nprotocol = \"udp\"\nports = 53\nudp_timeout_s = 3\n";
+        }
+        for number in 0..rules {
+            let action = match number % 3 {
+                0 => format!("pool = \"p\"\ntcp_idle_timeout_s = {}", number + 1),
+                1 => "action = \"drop\"\nprotocol = [\"tcp\", \"icmp\"]".to_owned(),
+                _ => "mapping = { udp = \"eim\" }".to_owned(),
+            };
+            text += &format!(
+                "[[rules]]\nsources = \"10.0.0.0/32\"\n\
+                 destinations = [\"192.0.{number}.0/24\"]\nports = {}\n{action}\n",
+                number + 1
             );
         }
         text
@@ -211,7 +229,16 @@ fn every_key_has_its_effect() {
          unsolicited = \"silent\"\n\
          [tables]\nsessions_max = 1_000\npath = \"/dev/shm/t\"\n\
          [workers]\ncount = 1\npoll = \"busy\"\ncpus = [0x1]\npriority = 7\n\
-         [device]\nmode = \"generic\"\n[control]\nsocket = \"/run/s\"\n"
+         [device]\nmode = \"generic\"\n[control]\nsocket = \"/run/s\"\n\
+         [[pools]]\nname = \"red\"\naddresses = \"203.0.113.64/31\"\nports = 6\nexclude_ports = []\n\
+         pairing = \"none\"\n\
+         [[rules]]\nname = \"first\"\nsources = \"10.77.0.7/32\"\ndestinations = \"192.0.2.0/24\"\n\
+         ports = [1, \"3-4\"]\nprotocol = \"udp\"\naction = \"translate\"\npool = \"red\"\n\
+         mapping = \"edm\"\nfiltering = \"edf\"\nudp_timeout_s = 11\ntcp_trans_open_timeout_s = 12\n\
+         tcp_idle_timeout_s = 13\ntcp_trans_close_timeout_s = 14\nicmp_timeout_s = 15\n\
+         [[rules]]\naction = \"drop\"\n\
+         [[services]]\nprotocol = \"tcp\"\nports = \"22\"\nudp_timeout_s = 21\n\
+         tcp_trans_open_timeout_s = 22\ntcp_idle_timeout_s = 23\ntcp_trans_close_timeout_s = 24\n"
     );
     let config = Config::parse("egret.toml", &text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.bypass[0].value.to_string(), "10.42.0.0/16");
@@ -278,6 +305,61 @@ fn every_key_has_its_effect() {
     assert_eq!(config.workers.priority.map(|at| at.value), Some(7));
     assert_eq!(config.mode.value, DeviceMode::Generic);
     assert_eq!(config.control_socket.to_str(), Some("/run/s"));
+    rules_have_their_effect(&config);
     // Every timer below what the RFCs ask for but the one of 7 s has its warning.
     assert_eq!(config.advice.len(), 7, "{:#?}", config.advice);
+}
+
+fn rules_have_their_effect(config: &Config) {
+    let own: Vec<String> = config
+        .own_addresses()
+        .map(|addr| addr.to_string())
+        .collect();
+    assert_eq!(
+        own,
+        ["203.0.113.8", "203.0.113.9", "203.0.113.64", "203.0.113.65"]
+    );
+    let translation = engine::plan::Translation::of(config, None).unwrap();
+    let [first] = &translation.others[..] else {
+        panic!("{:?}", translation.others);
+    };
+    let of_edm = (
+        MappingBehaviour::EndpointDependent,
+        FilteringBehaviour::EndpointDependent,
+    );
+    assert_eq!((first.mapping[1], first.filtering[1]), of_edm);
+    assert_eq!((first.pool, first.pairing), (1, [Pairing::None; 3]));
+    let own = translation.timers.get(first.timers.base);
+    let seconds = [
+        own.udp_timeout_ms,
+        own.tcp_trans_open_timeout_ms,
+        own.tcp_idle_timeout_ms,
+        own.tcp_trans_close_timeout_ms,
+        own.icmp_timeout_ms,
+        own.fragment_timeout_ms,
+    ];
+    assert_eq!(seconds, [11_000, 12_000, 13_000, 14_000, 15_000, 7000]);
+    let ssh = translation.timers.get(first.timers.services[0].timers);
+    let seconds = [
+        ssh.udp_timeout_ms,
+        ssh.tcp_trans_open_timeout_ms,
+        ssh.tcp_idle_timeout_ms,
+        ssh.tcp_trans_close_timeout_ms,
+        ssh.icmp_timeout_ms,
+    ];
+    assert_eq!(seconds, [21_000, 22_000, 23_000, 24_000, 15_000]);
+    let [red, drop] = translation.rules.list() else {
+        panic!("two rules are given");
+    };
+    assert_eq!(red.sources, ["10.77.0.7/32".parse().unwrap()]);
+    assert_eq!(red.destinations, ["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!(
+        (&red.ports[..], red.protocols),
+        (&[(1, 1), (3, 4)][..], [false, true, false])
+    );
+    assert_eq!(red.action, conntrack::Action::Translate(1));
+    assert_eq!(
+        (drop.action, drop.protocols),
+        (conntrack::Action::Drop, [true; 3])
+    );
 }

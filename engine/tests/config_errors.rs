@@ -150,7 +150,7 @@ error: there is no key `bypas` at the top level
    |
  3 | bypas = "10.42.0.0/16"
    | ^^^^^
-   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
+   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `pools`, `rules`, `nat`, `timers`, `services`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
    = fix: write `bypass`
 "#,
     );
@@ -171,7 +171,7 @@ error: there is no key `udp_timeout_s` at the top level
    |
  3 | udp_timeout_s = 300
    | ^^^^^^^^^^^^^
-   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
+   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `pools`, `rules`, `nat`, `timers`, `services`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
    = fix: `udp_timeout_s` belongs in [timers]
 
 error: there is no key `bypass` in [pool]
@@ -1459,7 +1459,7 @@ error: `pool.pairing` is "softly"
    |
  4 | pairing = "softly"
    |           ^^^^^^^^
-   = why: it takes "hard" or "soft"
+   = why: it takes "hard", "soft" or "none"
    = fix: write "soft"
 
 error: `pool.hold_down_max_percent` is 101

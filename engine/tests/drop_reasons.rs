@@ -195,6 +195,10 @@ fn provoke(reason: DropReason) -> World {
         }
         HalfOpenLimit => half_open_limit(),
         DestinationDenied => one("", LAN, Envelope::new(CLIENT, DENIED).udp(20_000, 53, b"")),
+        RuleDrop => {
+            let rule = "[[rules]]\nports = 53\naction = \"drop\"\n";
+            one(rule, LAN, udp(20_000))
+        }
         SubscriberSessions => quota("sessions_per_subscriber = { udp = 2 }", 3),
         SubscriberPorts => quota("ports_per_subscriber = 1", 2),
         SubscriberRate => quota("mappings_per_second_per_subscriber = 3", 4),

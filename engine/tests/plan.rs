@@ -134,12 +134,18 @@ fn a_changed_address_gets_another_slot_and_forwards_follow() {
     let (config, host) = (config(&text), host());
     let mut plan = Plan::make(&config, &host).unwrap();
     let first = plan.policy.addresses[0].slot;
-    let policy = policy_for(&config, None, &host, &mut plan.slots);
+    let policy = policy_for(&config, &plan.translation, None, &host, &mut plan.slots);
     assert!(policy.addresses.is_empty() && policy.forwards.is_empty());
     let mut seen = vec![first];
     for last in 6..6 + plan.addresses_max as u8 - 1 {
         let addr = Ipv4Addr::new(203, 0, 113, last);
-        let policy = policy_for(&config, Some(addr), &host, &mut plan.slots);
+        let policy = policy_for(
+            &config,
+            &plan.translation,
+            Some(addr),
+            &host,
+            &mut plan.slots,
+        );
         assert_eq!(policy.addresses[0].addr, addr);
         assert_eq!(policy.forwards[0].external, Endpoint::new(addr, 8443));
         assert!(

@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use conntrack::{FORWARDS_MAX, FilteringBehaviour, MappingBehaviour, Protocol};
 use ipnet::Ipv4Net;
 
+use super::check_rules;
 use super::problem::{At, Level, Problem, Source, Span};
 use super::read::{FILTERINGS, word};
 use super::reader::Problems;
 use super::values::{PoolEntry, PortRange};
-use super::{ADDRESSES_MAX, Config, DeviceMode, INTERFACES_MAX, Role};
+use super::{ADDRESSES_MAX, Config, DeviceMode, INTERFACES_MAX, Role, RuleAction};
 
 /// Checks what single values cannot tell.
 pub(super) fn check(config: &Config, problems: &Problems) {
@@ -27,6 +28,7 @@ pub(super) fn check(config: &Config, problems: &Problems) {
     let pool_is_sane = pool(config, &mut found) && complete;
     ports(config, &mut found);
     behaviours(config, &mut found);
+    check_rules::check(config, complete, &mut found);
     if pool_is_sane {
         forwards(config, &mut found);
     }
@@ -37,7 +39,7 @@ pub(super) fn check(config: &Config, problems: &Problems) {
 }
 
 /// "line 3" of a span, or "the default".
-fn line_of(source: &Source, span: Option<Span>) -> String {
+pub(super) fn line_of(source: &Source, span: Option<Span>) -> String {
     span.map_or("the default".to_owned(), |span| {
         format!("line {}", source.place(span).line)
     })
@@ -113,7 +115,7 @@ fn bursts(config: &Config, found: &mut Vec<Problem>) {
     }
 }
 
-fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
+pub(super) fn overlap(a: &Ipv4Net, b: &Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
@@ -202,12 +204,20 @@ fn pool(config: &Config, found: &mut Vec<Problem>) -> bool {
                 .at(span),
         );
     }
-    let entries = &config.pool.addresses;
+    let entries: Vec<&At<PoolEntry>> = config
+        .all_pools()
+        .flat_map(|(_, pool)| &pool.addresses)
+        .collect();
     let mut count = 0u64;
     for (number, entry) in entries.iter().enumerate() {
+        let named = number >= config.pool.addresses.len();
+        if named && entry.value == PoolEntry::Interface {
+            // Told by the check of named pools.
+            continue;
+        }
         if let Some(twice) = entries[..number]
             .iter()
-            .find_map(|other| shared_part(other, entry))
+            .find_map(|other| shared_part(&other.value, &entry.value))
         {
             let problem = Problem::error("pool-twice", format!("{twice} stands twice in the pool"));
             let why = "an address has one set of ports";
@@ -278,43 +288,70 @@ fn ports(config: &Config, found: &mut Vec<Problem>) {
         first: 1024,
         last: 65535,
     })];
-    let ranges = config.pool.ports.as_deref().unwrap_or(&default);
-    if ranges.is_empty() {
-        return;
-    }
-    let mut set = conntrack::PortSet::empty();
-    for range in ranges {
-        set.insert_range(range.first, range.last);
-    }
-    for range in &config.pool.exclude_ports {
-        set.remove_range(range.first, range.last);
-    }
-    if set.is_empty() {
-        let problem = Problem::error(
-            "empty-pool",
-            "`pool.exclude_ports` leaves no port in the pool",
-        );
-        let why = "without a port nothing could be translated";
-        let span = config
-            .pool
-            .exclude_ports
-            .last()
-            .and_then(|range| range.span);
-        found.push(problem.why(why).fix("exclude less").at(span));
+    for (number, pool) in config.all_pools() {
+        let ranges = pool.ports.as_deref().unwrap_or(&default);
+        if ranges.is_empty() {
+            continue;
+        }
+        let mut set = conntrack::PortSet::empty();
+        for range in ranges {
+            set.insert_range(range.first, range.last);
+        }
+        for range in &pool.exclude_ports {
+            set.remove_range(range.first, range.last);
+        }
+        if set.is_empty() {
+            let table = if number == 0 { "pool" } else { "pools[]" };
+            let what = format!("`{table}.exclude_ports` leaves no port in the pool");
+            let why = "without a port nothing could be translated";
+            let span = pool.exclude_ports.last().and_then(|range| range.span);
+            let problem = Problem::error("empty-pool", what).why(why);
+            found.push(problem.fix("exclude less").at(span));
+        }
     }
 }
 
 fn behaviours(config: &Config, found: &mut Vec<Problem>) {
     let nat = &config.nat;
+    clashing_behaviours("[nat]", "nat", &nat.mapping, &nat.filtering, found);
+    open_on_shared(config, &nat.filtering, None, found);
+    for rule in &config.rules {
+        let RuleAction::Translate(translate) = &rule.action else {
+            continue;
+        };
+        // What is wrong in [nat] is told once.
+        let (mapping, filtering) = (&translate.mapping, &translate.filtering);
+        if (*mapping, *filtering) != (nat.mapping, nat.filtering) {
+            clashing_behaviours("the rule", "rules[]", mapping, filtering, found);
+            let pool = translate.pool.as_ref();
+            let pool = pool.and_then(|name| config.pool_number(&name.value));
+            if pool.unwrap_or(0) == 0 {
+                open_on_shared(config, filtering, Some(rule.span), found);
+            }
+        }
+    }
+}
+
+/// `table`, called `place` in a sentence, says how packets are translated.
+fn clashing_behaviours(
+    place: &str,
+    table: &str,
+    mapping: &[At<MappingBehaviour>; 3],
+    filtering_by_protocol: &[At<FilteringBehaviour>; 3],
+    found: &mut Vec<Problem>,
+) {
     let clashing = |protocol: &Protocol| {
-        nat.mapping[protocol.index()].value == MappingBehaviour::EndpointDependent
-            && nat.filtering[protocol.index()].value != FilteringBehaviour::EndpointDependent
+        mapping[protocol.index()].value == MappingBehaviour::EndpointDependent
+            && filtering_by_protocol[protocol.index()].value
+                != FilteringBehaviour::EndpointDependent
     };
     let mut clashing: Vec<Protocol> = Protocol::ALL.into_iter().filter(clashing).collect();
     while let Some(&first) = clashing.first() {
-        let filtering = nat.filtering[first.index()];
+        let filtering = filtering_by_protocol[first.index()];
         let same: Vec<String> = clashing
-            .extract_if(.., |protocol| nat.filtering[protocol.index()] == filtering)
+            .extract_if(.., |protocol| {
+                filtering_by_protocol[protocol.index()] == filtering
+            })
             .map(|protocol| protocol.to_string())
             .collect();
         let name = word(FILTERINGS, filtering.value);
@@ -327,17 +364,26 @@ fn behaviours(config: &Config, found: &mut Vec<Problem>) {
         let why = "with edm one external endpoint serves several clients whose remote endpoints \
                    differ, so a packet from another remote endpoint has no one receiver";
         let fix = match same.len() {
-            3 => format!("write mapping = \"eim\" in [nat], or leave out filtering = \"{name}\""),
+            3 => format!("write mapping = \"eim\" in {place}, or leave out filtering = \"{name}\""),
             _ => format!(
-                "write {0} = \"eim\" in `nat.mapping`, or {0} = \"edf\" in `nat.filtering`",
+                "write {0} = \"eim\" in `{table}.mapping`, or {0} = \"edf\" in `{table}.filtering`",
                 same.join(" and ")
             ),
         };
         let problem = Problem::error("behaviours-clash", what).why(why).fix(fix);
         found.push(problem.at(filtering.span));
     }
+}
+
+/// Flows of [pool], of all or of the rule at `rule`.
+fn open_on_shared(
+    config: &Config,
+    filtering: &[At<FilteringBehaviour>; 3],
+    rule: Option<Span>,
+    found: &mut Vec<Problem>,
+) {
     let open = |at: &&At<FilteringBehaviour>| at.value == FilteringBehaviour::EndpointIndependent;
-    if let Some(filtering) = nat.filtering.iter().find(open)
+    if let Some(filtering) = filtering.iter().find(open)
         && let Some(span) = config.pool.interface_span()
     {
         let what = "filtering = \"eif\" is refused on the interface's own address";
@@ -346,7 +392,7 @@ fn behaviours(config: &Config, found: &mut Vec<Problem>) {
         let fix = "give [pool] addresses of its own (addresses = [\"203.0.113.4\"]), or write \
                    filtering = \"adf\"";
         let problem = Problem::error("eif-shared", what).why(why).fix(fix);
-        found.push(problem.at(filtering.span.or(span)));
+        found.push(problem.at(filtering.span.or(rule).or(span)));
     }
 }
 
@@ -403,7 +449,7 @@ fn forwards(config: &Config, found: &mut Vec<Problem>) {
         // With the interface's address in the pool, whether an address is it shows on the host.
         if let Some(addr) = external.addr
             && !config.pool.has_interface()
-            && !config.pool.own().any(|own| own == addr)
+            && !config.own_addresses().any(|own| own == addr)
         {
             let what = format!("the forward's external address {addr} is not in the pool");
             let why = "only packets to addresses of the pool reach the engine";

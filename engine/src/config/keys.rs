@@ -26,9 +26,14 @@ impl Key {
 pub fn path(table: &str, name: &str) -> String {
     match table {
         "" => name.to_owned(),
-        "interfaces" | "forwards" => format!("{table}[].{name}"),
+        _ if is_list(table) => format!("{table}[].{name}"),
         _ => format!("{table}.{name}"),
     }
+}
+
+/// Are there several tables of this name, written `[[table]]`?
+pub fn is_list(table: &str) -> bool {
+    ["interfaces", "pools", "rules", "services", "forwards"].contains(&table)
 }
 
 const fn key(
@@ -46,6 +51,9 @@ const fn key(
 }
 
 const QUOTA: &str = "a number, 1 to 16777216, or a table such as { tcp = 1000, udp = 500 }";
+const NAME: &str = "a name of 1 to 64 letters, digits, \"-\", \"_\" and \".\"";
+const OF_TIMERS: &str = "that of [timers]";
+const OF_RULE: &str = "that of the rule, or of [timers]";
 const SECONDS: &str = "whole seconds, 1 to 2147483";
 
 /// All keys, in the order of the sample file.
@@ -125,10 +133,86 @@ pub const KEYS: &[Key] = &[
     key(
         "pool",
         "pairing",
-        "\"hard\" or \"soft\"",
+        "\"hard\", \"soft\" or \"none\"",
         "hard with eim, soft with edm",
     ),
     key("pool", "hold_down_max_percent", "a number, 0 to 100", "25"),
+    key("", "pools", "tables, written [[pools]]", "none"),
+    key("pools", "name", NAME, "required"),
+    key(
+        "pools",
+        "addresses",
+        "addresses, prefixes and ranges such as \"203.0.113.4-203.0.113.9\"",
+        "required",
+    ),
+    key(
+        "pools",
+        "ports",
+        "a port, a range such as \"1024-65535\", or a list of them",
+        "1024-65535",
+    ),
+    key(
+        "pools",
+        "exclude_ports",
+        "a port, a range such as \"5000-5999\", or a list of them",
+        "none",
+    ),
+    key("pools", "pairing", "\"hard\", \"soft\" or \"none\"", "hard"),
+    key("", "rules", "tables, written [[rules]]", "none"),
+    key("rules", "name", NAME, "its number"),
+    key(
+        "rules",
+        "sources",
+        "a prefix such as \"10.77.0.0/25\", or a list of them",
+        "all clients",
+    ),
+    key(
+        "rules",
+        "destinations",
+        "a prefix such as \"203.0.113.0/24\", or a list of them",
+        "all",
+    ),
+    key(
+        "rules",
+        "ports",
+        "a destination port, a range such as \"8000-8099\", or a list of them",
+        "all",
+    ),
+    key(
+        "rules",
+        "protocol",
+        "\"tcp\", \"udp\" or \"icmp\", or a list of them",
+        "all",
+    ),
+    key(
+        "rules",
+        "action",
+        "\"translate\", \"bypass\" or \"drop\"",
+        "\"translate\"",
+    ),
+    key(
+        "rules",
+        "pool",
+        "the name of one of [[pools]], or \"default\" for [pool]",
+        "\"default\"",
+    ),
+    key(
+        "rules",
+        "mapping",
+        "\"edm\" or \"eim\", or a table such as { udp = \"eim\" }",
+        "that of [nat]",
+    ),
+    key(
+        "rules",
+        "filtering",
+        "\"edf\", \"adf\" or \"eif\", or a table such as { udp = \"adf\" }",
+        "that of [nat]",
+    ),
+    key("rules", "udp_timeout_s", SECONDS, OF_TIMERS),
+    key("rules", "tcp_trans_open_timeout_s", SECONDS, OF_TIMERS),
+    key("rules", "tcp_idle_timeout_s", SECONDS, OF_TIMERS),
+    key("rules", "tcp_trans_close_timeout_s", SECONDS, OF_TIMERS),
+    key("rules", "icmp_timeout_s", SECONDS, OF_TIMERS),
     key("", "nat", "a table, written [nat]", "edm + edf"),
     key(
         "nat",
@@ -167,6 +251,18 @@ pub const KEYS: &[Key] = &[
         "whole seconds, 0 to 2147483",
         "120",
     ),
+    key("", "services", "tables, written [[services]]", "none"),
+    key("services", "protocol", "\"tcp\" or \"udp\"", "required"),
+    key(
+        "services",
+        "ports",
+        "a destination port, a range such as \"8000-8099\", or a list of them",
+        "required",
+    ),
+    key("services", "udp_timeout_s", SECONDS, OF_RULE),
+    key("services", "tcp_trans_open_timeout_s", SECONDS, OF_RULE),
+    key("services", "tcp_idle_timeout_s", SECONDS, OF_RULE),
+    key("services", "tcp_trans_close_timeout_s", SECONDS, OF_RULE),
     key("", "limits", "a table, written [limits]", "see its keys"),
     key(
         "limits",

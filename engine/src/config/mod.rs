@@ -4,12 +4,14 @@
 //! is checked in [`crate::plan`].
 
 mod check;
+mod check_rules;
 pub mod keys;
 mod per_protocol;
 mod problem;
 mod read;
 mod reader;
 mod rfc;
+mod rules;
 mod settings;
 mod timers;
 mod values;
@@ -27,6 +29,9 @@ use toml::de::DeTable;
 
 pub use problem::{At, ConfigError, Level, Place, Problem, Source, Span};
 pub use rfc::{Demand, Deviation};
+pub use rules::{
+    DEFAULT_POOL, NamedPool, RuleAction, RuleConfig, ServiceConfig, TimerChanges, TranslateConfig,
+};
 pub use settings::Setting;
 pub use timers::TimerProfile;
 pub use values::{ForwardExternal, PoolEntry, PortRange};
@@ -276,6 +281,12 @@ pub struct Config {
     pub deny: Vec<At<Ipv4Net>>,
     /// External addresses and ports.
     pub pool: PoolConfig,
+    /// Pools that rules choose.
+    pub pools: Vec<NamedPool>,
+    /// Which flows are translated otherwise, or not: the first that fits decides.
+    pub rules: Vec<RuleConfig>,
+    /// Flows to some ports have timers of their own.
+    pub services: Vec<ServiceConfig>,
     /// How packets are translated.
     pub nat: NatConfig,
     /// The profile that timers not given come from.
@@ -359,6 +370,26 @@ impl Config {
             .iter()
             .find(|interface| interface.role.is_external());
         external.expect("a checked configuration has one")
+    }
+
+    /// All pools by number: 0 is the one of flows that no rule gives another.
+    pub fn all_pools(&self) -> impl Iterator<Item = (u16, &PoolConfig)> {
+        let named = self.pools.iter().map(|named| &named.pool);
+        (0..).zip(std::iter::once(&self.pool).chain(named))
+    }
+
+    /// The number of a pool by its name.
+    pub fn pool_number(&self, name: &str) -> Option<u16> {
+        if name == DEFAULT_POOL {
+            return Some(0);
+        }
+        let place = self.pools.iter().position(|pool| pool.name.value == name)?;
+        u16::try_from(place + 1).ok()
+    }
+
+    /// Egret's own addresses of all pools, in the order of the file.
+    pub fn own_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.all_pools().flat_map(|(_, pool)| pool.own())
     }
 
     /// Does the file set the key (`pool.ports`, `forwards[].allow`)?

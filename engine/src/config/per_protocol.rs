@@ -9,6 +9,21 @@ use super::problem::{At, Problem, Span};
 use super::reader::{Reader, any_of, choose};
 
 impl<'i> Reader<'_, 'i> {
+    /// A word by [`Protocol::index`]; that of `others` where the file has none.
+    pub(super) fn per_protocol_or<T: Copy>(
+        &self,
+        key: &str,
+        words: &[(&str, T)],
+        others: [At<T>; 3],
+    ) -> [At<T>; 3] {
+        let values = self.per_protocol(key, words, others[0].value);
+        let or_other = |number: usize| match values[number].span {
+            Some(_) => values[number],
+            None => others[number],
+        };
+        [0, 1, 2].map(or_other)
+    }
+
     /// A word by [`Protocol::index`]; the default where the file has none.
     pub(super) fn per_protocol<T: Copy>(
         &self,

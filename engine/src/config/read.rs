@@ -8,6 +8,7 @@ use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol,
 
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
+use super::rules;
 use super::values::{self, PoolEntry};
 use super::{
     Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, MAPPINGS_PER_SECOND_MAX,
@@ -36,7 +37,10 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
         .list("bypass", values::destination_prefix("bypass"))
         .unwrap_or_default();
     let pool = read_pool(root, &mut given);
+    let pools = rules::read_pools(root, &mut given, |table| pool_of(table, None));
     let nat = read_nat(root, &mut given);
+    let rules = rules::read_rules(root, &mut given, &nat);
+    let services = rules::read_services(root, &mut given);
     let (timer_profile, timers) = timers::read(root, &mut given);
     let limits = read_limits(root, &mut given);
     let forwards = read_forwards(root, &mut given);
@@ -58,6 +62,9 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
             .list("deny", values::destination_prefix("deny"))
             .unwrap_or_default(),
         pool,
+        pools,
+        rules,
+        services,
         nat,
         timer_profile,
         timers,
@@ -88,7 +95,11 @@ pub(super) const FILTERINGS: &[(&str, FilteringBehaviour)] = &[
     ("adf", FilteringBehaviour::AddressDependent),
     ("eif", FilteringBehaviour::EndpointIndependent),
 ];
-pub(super) const PAIRINGS: &[(&str, Pairing)] = &[("hard", Pairing::Hard), ("soft", Pairing::Soft)];
+pub(super) const PAIRINGS: &[(&str, Pairing)] = &[
+    ("hard", Pairing::Hard),
+    ("soft", Pairing::Soft),
+    ("none", Pairing::None),
+];
 pub(super) const PROTOCOLS: &[(&str, Protocol)] = &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
 pub(super) const REFUSALS: &[(&str, OnRefusal)] = &[
     ("host-unreachable", OnRefusal::HostUnreachable),
@@ -187,39 +198,45 @@ const HOLD_DOWN_MAX_PERCENT: u8 = 25;
 
 fn read_pool(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> PoolConfig {
     let default = || vec![At::default_value(PoolEntry::Interface)];
-    let Some(table) = table(root, "pool", given) else {
-        return PoolConfig {
-            addresses: default(),
-            ports: None,
-            exclude_ports: Vec::new(),
-            pairing: None,
-            hold_down_max_percent: HOLD_DOWN_MAX_PERCENT,
-        };
-    };
+    let table = table(root, "pool", given);
+    let pool = table.and_then(|table| pool_of(&table, Some(default())));
+    pool.unwrap_or_else(|| PoolConfig {
+        addresses: default(),
+        ports: None,
+        exclude_ports: Vec::new(),
+        pairing: None,
+        hold_down_max_percent: HOLD_DOWN_MAX_PERCENT,
+    })
+}
+
+/// What a pool's table says; none where addresses are missing that have no default.
+fn pool_of(table: &Reader<'_, '_>, default: Option<Vec<At<PoolEntry>>>) -> Option<PoolConfig> {
     for key in ["addresses", "ports"] {
         if table.is_empty_list(key) {
-            let problem = Problem::error("empty-pool", format!("`pool.{key}` is an empty list"));
+            let what = format!("`{}` is an empty list", table.path(key));
+            let problem = Problem::error("empty-pool", what);
             let problem = problem.why("without it nothing could be translated");
-            root.complain(
+            table.complain(
                 problem
                     .fix("leave the key out for its default")
                     .at(table.span_of(key)),
             );
         }
     }
-    PoolConfig {
-        addresses: table
-            .list("addresses", values::pool_entry)
-            .unwrap_or_else(default),
+    // Of all pools alike.
+    let percent = match table.has_key("hold_down_max_percent") {
+        true => table.integer("hold_down_max_percent", 0, 100),
+        false => None,
+    };
+    Some(PoolConfig {
+        addresses: table.list("addresses", values::pool_entry).or(default)?,
         ports: table.list_or_numbers("ports", values::port_range),
         exclude_ports: table
             .list_or_numbers("exclude_ports", values::port_range)
             .unwrap_or_default(),
         pairing: table.choice("pairing", PAIRINGS).map(|at| at.value),
-        hold_down_max_percent: table
-            .integer("hold_down_max_percent", 0, 100)
-            .map_or(HOLD_DOWN_MAX_PERCENT, |at| at.value as u8),
-    }
+        hold_down_max_percent: percent.map_or(HOLD_DOWN_MAX_PERCENT, |at| at.value as u8),
+    })
 }
 
 fn read_nat(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> NatConfig {

@@ -65,6 +65,11 @@ impl<'a, 'i> Reader<'a, 'i> {
         self.node(key).map(|node| node.span().into())
     }
 
+    /// Does a table of this kind have the key?
+    pub(super) fn has_key(&self, key: &str) -> bool {
+        keys::find(self.name, key).is_some()
+    }
+
     /// Does the file set the key?
     pub(super) fn has(&self, key: &str) -> bool {
         self.node(key).is_some()
@@ -265,6 +270,17 @@ impl<'a, 'i> Reader<'a, 'i> {
         self.parsed(key, |text| choose(&path, text, words))
     }
 
+    /// One of some words, or a list of them.
+    pub(super) fn choices<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Option<Vec<At<T>>> {
+        let path = keys::path(self.name, key);
+        self.list(key, |text| choose(&path, text, words))
+    }
+
+    /// Where the table stands.
+    pub(super) fn span(&self) -> Span {
+        self.span
+    }
+
     /// A table, written `[key]`.
     pub(super) fn table(&self, key: &'static str) -> Option<Reader<'a, 'i>> {
         let node = self.node(key)?;
@@ -372,9 +388,12 @@ fn unknown_key(table: &'static str, name: &str) -> Problem {
     let all: Vec<String> = names().map(|name| format!("`{name}`")).collect();
     let problem = problem.why(format!("it has {}", all.join(", ")));
     // Most often a line of the top level that was written below a [table].
-    if let Some(elsewhere) = KEYS.iter().find(|key| key.name == name) {
+    // One table of a kind before a list of them.
+    let elsewhere = KEYS.iter().filter(|key| key.name == name);
+    if let Some(elsewhere) = elsewhere.min_by_key(|key| keys::is_list(key.table)) {
         return problem.fix(match elsewhere.table {
             "" => format!("`{name}` belongs at the top level: write it above the first [table]"),
+            table if keys::is_list(table) => format!("`{name}` belongs in [[{table}]]"),
             table => format!("`{name}` belongs in [{table}]"),
         });
     }

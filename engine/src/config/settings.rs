@@ -1,10 +1,11 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
-use conntrack::Protocol;
+use conntrack::{Pairing, Protocol};
 
 use super::read::{
     DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word,
 };
+use super::rules::{DEFAULT_POOL, NamedPool, RuleAction};
 use super::timers::TIMERS;
 use super::{At, Config};
 
@@ -48,6 +49,8 @@ impl Config {
         list.add("pool.pairing", pairing);
         let percent = pool.hold_down_max_percent.to_string();
         list.add("pool.hold_down_max_percent", percent);
+        self.pool_settings(&mut list);
+        self.rule_settings(&mut list);
         let nat = &self.nat;
         list.add("nat.mapping", by_protocol(MAPPINGS, &nat.mapping));
         list.add("nat.filtering", by_protocol(FILTERINGS, &nat.filtering));
@@ -66,6 +69,7 @@ impl Config {
             let seconds = *(timer.field)(&mut timers) / 1000;
             list.add(&format!("timers.{}", timer.key), seconds.to_string());
         }
+        self.service_settings(&mut list);
         let limits = self.limits;
         list.add(
             "limits.inbound_sessions_per_mapping",
@@ -144,6 +148,101 @@ impl Config {
         list.add("device.mode", quoted(word(DEVICE_MODES, self.mode.value)));
         list.add("control.socket", quoted(self.control_socket.display()));
         list.list
+    }
+
+    fn pool_settings(&self, list: &mut Settings<'_>) {
+        for (number, NamedPool { name, pool }) in self.pools.iter().enumerate() {
+            let mut put = |key: &str, value: String, default| {
+                list.push(format!("pools[{number}].{key}"), value, default);
+            };
+            put("name", quoted(&name.value), false);
+            put("addresses", quoted_list(&pool.addresses), false);
+            let ports = pool.ports.as_deref().map(quoted_list);
+            let default = ports.is_none();
+            put(
+                "ports",
+                ports.unwrap_or_else(|| "1024-65535".to_owned()),
+                default,
+            );
+            let excluded = &pool.exclude_ports;
+            put("exclude_ports", quoted_list(excluded), excluded.is_empty());
+            let pairing = pool.pairing.unwrap_or(Pairing::Hard);
+            put(
+                "pairing",
+                quoted(word(PAIRINGS, pairing)),
+                pool.pairing.is_none(),
+            );
+        }
+    }
+
+    fn rule_settings(&self, list: &mut Settings<'_>) {
+        for (number, rule) in self.rules.iter().enumerate() {
+            let mut put = |key: &str, value: String, default| {
+                list.push(format!("rules[{number}].{key}"), value, default);
+            };
+            let name = rule.name.as_ref().map(|name| quoted(&name.value));
+            let unnamed = name.is_none();
+            put(
+                "name",
+                name.unwrap_or_else(|| format!("{}", number + 1)),
+                unnamed,
+            );
+            put(
+                "sources",
+                quoted_list(&rule.sources),
+                rule.sources.is_empty(),
+            );
+            let destinations = &rule.destinations;
+            put(
+                "destinations",
+                quoted_list(destinations),
+                destinations.is_empty(),
+            );
+            put("ports", quoted_list(&rule.ports), rule.ports.is_empty());
+            put(
+                "protocol",
+                quoted_list(&rule.protocols),
+                rule.protocols.is_empty(),
+            );
+            let translate = match &rule.action {
+                RuleAction::Translate(translate) => translate,
+                RuleAction::Bypass => {
+                    put("action", quoted("bypass"), false);
+                    continue;
+                }
+                RuleAction::Drop => {
+                    put("action", quoted("drop"), false);
+                    continue;
+                }
+            };
+            put("action", quoted("translate"), true);
+            let pool = translate.pool.as_ref().map(|pool| pool.value.as_str());
+            put("pool", quoted(pool.unwrap_or(DEFAULT_POOL)), pool.is_none());
+            let (mapping, filtering) = (&translate.mapping, &translate.filtering);
+            put(
+                "mapping",
+                by_protocol(MAPPINGS, mapping),
+                *mapping == self.nat.mapping,
+            );
+            let as_all = *filtering == self.nat.filtering;
+            put("filtering", by_protocol(FILTERINGS, filtering), as_all);
+            for (key, seconds) in translate.timers.iter() {
+                put(key, seconds.to_string(), false);
+            }
+        }
+    }
+
+    fn service_settings(&self, list: &mut Settings<'_>) {
+        for (number, service) in self.services.iter().enumerate() {
+            let mut put = |key: &str, value: String| {
+                list.push(format!("services[{number}].{key}"), value, false);
+            };
+            put("protocol", quoted(service.protocol));
+            put("ports", quoted_list(&service.ports));
+            for (key, seconds) in service.timers.iter() {
+                put(key, seconds.to_string());
+            }
+        }
     }
 
     fn interface_settings(&self, list: &mut Settings<'_>) {

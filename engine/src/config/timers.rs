@@ -131,7 +131,7 @@ pub(super) const TIMERS: &[Timer] = &[
 ];
 
 /// Whole milliseconds must fit 31 bits.
-const TIMEOUT_MAX_S: u32 = (i32::MAX / 1000) as u32;
+pub(super) const TIMEOUT_MAX_S: u32 = (i32::MAX / 1000) as u32;
 
 /// Reads `[timers]`; warns of timers below the least that the RFCs allow.
 pub(super) fn read(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> (TimerProfile, Timers) {

@@ -189,6 +189,17 @@ pub(super) fn destination_prefix(list: &str) -> impl Fn(&str) -> Result<Ipv4Net,
     }
 }
 
+/// The name of a pool or a rule.
+pub(super) fn pool_name(text: &str) -> Result<String, Problem> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=64).contains(&text.len()) && text.chars().all(allowed) {
+        return Ok(text.to_owned());
+    }
+    let problem = Problem::error("bad-name", format!("\"{text}\" is no name"));
+    let why = "a name has 1 to 64 letters, digits, \"-\", \"_\" and \".\"";
+    Err(problem.why(why).fix("choose another one"))
+}
+
 /// A port or a range of ports.
 pub(super) fn port_range(text: &str) -> Result<PortRange, Problem> {
     let problem = |what: String| {

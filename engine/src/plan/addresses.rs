@@ -149,7 +149,8 @@ fn without(prefix: Ipv4Net, addr: Ipv4Addr) -> Vec<Ipv4Net> {
 
 /// Own addresses must not be the host's, nor the network's.
 fn own_addresses(config: &Config, host: &HostFacts, external: &NicFacts, found: &mut Vec<Problem>) {
-    for entry in &config.pool.addresses {
+    let entries = config.all_pools().flat_map(|(_, pool)| &pool.addresses);
+    for entry in entries {
         let holder = |addr: Ipv4Addr| {
             let has = |facts: &&NicFacts| facts.addresses.iter().any(|a| a.addr() == addr);
             host.interfaces.iter().find(has)
@@ -210,7 +211,7 @@ fn forwards_on_shared(config: &Config, shared: Option<Ipv4Addr>, found: &mut Vec
         let Some(addr) = forward.external.addr else {
             continue;
         };
-        if config.pool.own().any(|own| own == addr) {
+        if config.own_addresses().any(|own| own == addr) {
             continue;
         }
         let port = forward.external.port;

@@ -9,6 +9,7 @@ mod interfaces;
 mod ports;
 mod priority;
 mod slots;
+mod translation;
 
 use std::net::Ipv4Addr;
 
@@ -20,6 +21,7 @@ pub use facts::{Capabilities, DnatPorts, HostFacts, Listener, NicFacts, RealTime
 pub use interfaces::XDP_MTU_MAX;
 pub use ports::{DEFAULT_PORTS, NODE_PORTS, Rate, policy_for, port_clashes, sustainable_rate};
 pub use slots::Slots;
+pub use translation::{Earlier, Translation};
 
 use crate::config::{Config, DeviceMode, Level, Problem, Role};
 use addresses::usable_addresses;
@@ -50,6 +52,8 @@ pub struct Plan {
     pub shared_address: Option<Ipv4Addr>,
     /// Places in the port tables, with the addresses of `policy` in them.
     pub slots: Slots,
+    /// What the configuration says of flows.
+    pub translation: Translation,
     /// The policy to start with.
     pub policy: Policy,
     /// Sessions that the tables are made for.
@@ -91,7 +95,14 @@ impl Plan {
 
         let addresses_max = addresses_max(config);
         let mut slots = Slots::new(addresses_max);
-        let policy = policy_for(config, shared, host, &mut slots);
+        let translation = match Translation::of(config, None) {
+            Ok(translation) => translation,
+            Err(problem) => {
+                found.push(problem);
+                return Err(errors_first(found));
+            }
+        };
+        let policy = policy_for(config, &translation, shared, host, &mut slots);
         empty_pool(config, &policy, host, &mut found);
         let sessions = config.tables.sessions_max.map(|sessions| sessions.value);
         let sessions_max = sessions.unwrap_or_else(|| default_sessions(host.ram_bytes));
@@ -105,7 +116,7 @@ impl Plan {
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
         priority::priority(config, host, workers, &mut found);
 
-        found.sort_by_key(|problem| (problem.level, problem.span));
+        let found = errors_first(found);
         if found.iter().any(|problem| problem.level == Level::Error) {
             return Err(found);
         }
@@ -123,6 +134,7 @@ impl Plan {
             external: external as u8,
             shared_address: shared,
             slots,
+            translation,
             policy,
             sessions_max,
             addresses_max,
@@ -155,15 +167,26 @@ impl Plan {
         for &(slot, addr) in placed {
             slots.seed(slot, addr);
         }
-        self.policy = policy_for(config, self.shared_address, host, &mut slots);
+        self.policy = policy_for(
+            config,
+            &self.translation,
+            self.shared_address,
+            host,
+            &mut slots,
+        );
         self.slots = slots;
     }
+}
+
+fn errors_first(mut found: Vec<Problem>) -> Vec<Problem> {
+    found.sort_by_key(|problem| (problem.level, problem.span));
+    found
 }
 
 /// Places in the port tables that a configuration needs.
 fn addresses_max(config: &Config) -> u16 {
     // At most ADDRESSES_MAX own ones: checked.
-    let own = config.pool.own().count() as u16;
+    let own = config.own_addresses().count() as u16;
     match config.pool.has_interface() {
         true => own + 1 + SPARE_SLOTS,
         false => own,

@@ -2,14 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{
-    AddressKind, ExternalAddress, FlowTimers, Forward, MappingBehaviour, Pairing, Policy, PortSet,
-    Profile, Protocol, Rules,
-};
+use conntrack::{AddressKind, ExternalAddress, Forward, Policy, PortSet, Protocol};
 
 use super::facts::HostFacts;
 use super::slots::Slots;
-use crate::config::{At, Config, PortRange, Problem};
+use super::translation::Translation;
+use crate::config::{At, Config, PoolConfig, PortRange, Problem};
 
 /// Kubernetes' default NodePort range: kube-proxy claims ports there that no socket shows.
 pub const NODE_PORTS: PortRange = PortRange {
@@ -22,7 +20,7 @@ pub const DEFAULT_PORTS: PortRange = PortRange {
     last: 65535,
 };
 
-/// The policy for a configuration, while the external interface's address is `shared`.
+/// The policy for a configuration and what it says of flows, while the external interface's address is `shared`.
 ///
 /// To be called again whenever that address, the host's ports or the configuration change.
 /// Addresses keep their slots as long as they stay in the pool. Without a shared address, what
@@ -33,46 +31,35 @@ pub const DEFAULT_PORTS: PortRange = PortRange {
 /// this configuration is enough.
 pub fn policy_for(
     config: &Config,
+    translation: &Translation,
     shared: Option<Ipv4Addr>,
     host: &HostFacts,
     slots: &mut Slots,
 ) -> Policy {
     let shared = shared.filter(|_| config.pool.has_interface());
-    let mut wanted: Vec<(Ipv4Addr, AddressKind)> = config
-        .pool
-        .own()
-        .filter(|addr| Some(*addr) != shared)
-        .map(|addr| (addr, AddressKind::Own))
-        .collect();
-    wanted.extend(shared.map(|addr| (addr, AddressKind::Shared)));
-    let numbers = slots.assign(&wanted.iter().map(|&(addr, _)| addr).collect::<Vec<_>>());
+    let own = config.all_pools().flat_map(|(number, pool)| {
+        let own = pool.own().filter(|addr| Some(*addr) != shared);
+        own.map(move |addr| (addr, AddressKind::Own, number, pool))
+    });
+    let shared_one = shared.map(|addr| (addr, AddressKind::Shared, 0, &config.pool));
+    let wanted: Vec<_> = own.chain(shared_one).collect();
+    let numbers = slots.assign(&wanted.iter().map(|one| one.0).collect::<Vec<_>>());
     let forwards = forwards(config, shared);
-    let addresses = wanted
-        .into_iter()
-        .zip(numbers)
-        .map(|((addr, kind), slot)| ExternalAddress {
-            addr,
-            slot,
-            kind,
-            pool: 0,
-            ports: Protocol::ALL
-                .map(|protocol| port_set(config, host, addr, kind, protocol, &forwards)),
-        });
+    let addresses = wanted.into_iter().zip(numbers);
+    let addresses = addresses.map(|((addr, kind, number, pool), slot)| ExternalAddress {
+        addr,
+        slot,
+        kind,
+        pool: number,
+        ports: Protocol::ALL.map(|protocol| port_set(pool, host, addr, kind, protocol, &forwards)),
+    });
+    let translation = translation.clone();
     Policy {
-        profile: Profile {
-            pool: 0,
-            mapping: config.nat.mapping.map(|at| at.value),
-            filtering: config.nat.filtering.map(|at| at.value),
-            pairing: Protocol::ALL.map(|protocol| pairing(config, protocol)),
-            preserve_port: config.nat.preserve_port,
-            preserve_port_class: config.nat.preserve_port_class,
-            preserve_port_parity: config.nat.preserve_port_parity,
-            timers: FlowTimers::default(),
-        },
-        others: Vec::new(),
-        rules: Rules::default(),
+        profile: translation.profile,
+        others: translation.others,
+        rules: translation.rules,
+        timers: translation.timers,
         inbound_refresh: config.nat.inbound_refresh,
-        timers: config.timers,
         limits: config.limits,
         hold_down_max_percent: config.pool.hold_down_max_percent,
         addresses: addresses.collect(),
@@ -81,17 +68,7 @@ pub fn policy_for(
     }
 }
 
-/// What a flow gets when its paired address has no port left (RFC 7857 section 4). `eim` is chosen for
-/// hosts that are known by their external endpoints; with `edm` room is what counts.
-fn pairing(config: &Config, protocol: Protocol) -> Pairing {
-    let mapping = config.nat.mapping[protocol.index()].value;
-    config.pool.pairing.unwrap_or(match mapping {
-        MappingBehaviour::EndpointIndependent => Pairing::Hard,
-        MappingBehaviour::EndpointDependent => Pairing::Soft,
-    })
-}
-
-/// The forwards whose external address is in the pool at the moment.
+/// The forwards whose external address is in a pool at the moment.
 fn forwards(config: &Config, shared: Option<Ipv4Addr>) -> Vec<Forward> {
     let only = || {
         if config.pool.has_interface() {
@@ -102,7 +79,7 @@ fn forwards(config: &Config, shared: Option<Ipv4Addr>) -> Vec<Forward> {
     };
     let resolve = |forward: &crate::config::ForwardConfig| {
         let addr = forward.external.addr.or_else(only)?;
-        let known = Some(addr) == shared || config.pool.own().any(|own| own == addr);
+        let known = Some(addr) == shared || config.own_addresses().any(|own| own == addr);
         known.then(|| Forward {
             protocol: forward.protocol,
             external: conntrack::Endpoint::new(addr, forward.external.port),
@@ -115,7 +92,7 @@ fn forwards(config: &Config, shared: Option<Ipv4Addr>) -> Vec<Forward> {
 
 /// Ports, or ICMP identifiers, for dynamic mappings of one protocol on one address.
 fn port_set(
-    config: &Config,
+    pool: &PoolConfig,
     host: &HostFacts,
     addr: Ipv4Addr,
     kind: AddressKind,
@@ -130,14 +107,14 @@ fn port_set(
         return set;
     }
     let default = [At::default_value(DEFAULT_PORTS)];
-    for range in config.pool.ports.as_deref().unwrap_or(&default) {
+    for range in pool.ports.as_deref().unwrap_or(&default) {
         set.insert_range(range.first, range.last);
     }
-    for range in &config.pool.exclude_ports {
+    for range in &pool.exclude_ports {
         set.remove_range(range.first, range.last);
     }
     if kind == AddressKind::Shared {
-        for (first, last) in host_ports(config, host, addr, protocol) {
+        for (first, last) in host_ports(pool, host, addr, protocol) {
             set.remove_range(first, last);
         }
     }
@@ -151,14 +128,14 @@ fn port_set(
 
 /// Ports of a shared address that stay the host's.
 fn host_ports(
-    config: &Config,
+    pool: &PoolConfig,
     host: &HostFacts,
     addr: Ipv4Addr,
     protocol: Protocol,
 ) -> Vec<(u16, u16)> {
     let mut ports = vec![(0, 0)];
     // Ports that the file names were checked against these when the plan was made.
-    if config.pool.ports.is_none() {
+    if pool.ports.is_none() {
         ports.push((NODE_PORTS.first, NODE_PORTS.last));
         ports.extend(Some(host.local_port_range.unwrap_or(KERNEL_PORT_RANGE)));
     }

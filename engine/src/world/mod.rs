@@ -29,7 +29,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::invariants::Violation;
 use crate::link::{Link, Links};
 use crate::neighbour::HopState;
-use crate::plan::{HostFacts, Plan, Slots, policy_for};
+use crate::plan::{Earlier, HostFacts, Plan, Slots, Translation, policy_for};
 use crate::random::WorkerRandom;
 use crate::route::{Forwarding, RouteFacts, ServedInterface};
 use crate::rulebook::{Rulebook, settle};
@@ -75,6 +75,7 @@ pub type WorldWorker = Worker<FaultDevice<MemoryDevice>, Recorder, WorkerRandom>
 pub struct World {
     setup: Setup,
     config: Config,
+    translation: Translation,
     arms: Vec<Arm>,
     host: HostFacts,
     places: Slots,
@@ -148,7 +149,13 @@ impl World {
             addresses_max: setup.addresses_max.unwrap_or(plan.addresses_max),
         };
         let mut places = Slots::new(size.addresses_max);
-        let policy = policy_for(&config, plan.shared_address, &host, &mut places);
+        let policy = policy_for(
+            &config,
+            &plan.translation,
+            plan.shared_address,
+            &host,
+            &mut places,
+        );
         let Memory { words, owned } = setup.memory.unwrap_or_else(|| Memory {
             words: words(size.words()),
             owned: words(size.owned_words()),
@@ -171,6 +178,7 @@ impl World {
         let mut world = World {
             setup,
             config,
+            translation: plan.translation,
             arms,
             host,
             places,
@@ -467,7 +475,7 @@ impl World {
     }
 
     /// Takes up another configuration for the same interfaces. False, and nothing changes, when it
-    /// has others, does not fit the host, or asks for more pool addresses than the tables have.
+    /// has others, does not fit the host, or asks for more pool addresses or timers than there is room for.
     pub fn reconfigure(&mut self, text: &str) -> bool {
         let Ok(config) = Config::parse("world.toml", text) else {
             return false;
@@ -480,7 +488,16 @@ impl World {
             Ok(plan) if plan.addresses_max <= self.shared.size.addresses_max => {}
             _ => return false,
         }
+        let settled = self.shared.rulebook.is_settled();
+        let earlier = Earlier {
+            timers: &self.policy().timers,
+            settled,
+        };
+        let Ok(translation) = Translation::of(&config, Some(earlier)) else {
+            return false;
+        };
         (self.config, self.host) = (config, host);
+        self.translation = translation;
         self.follow();
         true
     }
@@ -494,6 +511,7 @@ impl World {
         self.publish_routes();
         let policy = policy_for(
             &self.config,
+            &self.translation,
             self.external_address(),
             &self.host,
             &mut self.places,
