@@ -7,8 +7,9 @@ use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::age::tick;
-use crate::config::{ExternalAddress, FORWARDS_MAX, Policy};
+use crate::config::{ExternalAddress, Policy};
 use crate::endpoint::{Endpoint, Protocol, Tuple};
+use crate::forward::FORWARDS_MAX;
 use crate::half::{Snapshot, agree, being_written};
 use crate::layout::{PORT_WORDS, header};
 use crate::mapping::Mapping;
@@ -177,7 +178,7 @@ impl<W: Word> Nat<'_, W> {
             if number == 0 {
                 let fits = policy
                     .forward(0, protocol, external)
-                    .is_some_and(|forward| forward.target == internal);
+                    .is_some_and(|forward| forward.leads(external, internal));
                 hold(fits, || name("neither mapping nor forward"))?;
                 continue;
             }
@@ -378,7 +379,7 @@ impl<W: Word> Nat<'_, W> {
 
     fn check_ports(&self, policy: &Policy, census: &Census) -> Checked {
         let mut found = (0, 0);
-        let mut fixed = HashSet::new();
+        let mut fixed = HashMap::new();
         for slot in 0..self.ports.slots() {
             for protocol in Protocol::ALL {
                 let mut held = 0;
@@ -403,7 +404,13 @@ impl<W: Word> Nat<'_, W> {
                         found.0 += usize::from(matches!(cell, Cell::Exclusive(_)));
                         found.1 += usize::from(matches!(cell, Cell::Overloaded(_)));
                         if let Cell::Fixed(number) = cell {
-                            let one = fixed.insert(number) && self.forwards.is_claimed(number);
+                            let addr = policy.address_in(slot).map(|address| address.addr);
+                            let external = addr.map(|addr| Endpoint::new(addr, place.port));
+                            let found = |external| policy.forwards.find(protocol, external);
+                            let forward = external.and_then(found).map(|(place, _)| place);
+                            // All ports of a forward have its record, and no others do.
+                            let one = *fixed.entry(number).or_insert(forward) == forward
+                                && self.forwards.is_claimed(number);
                             hold(one, || name("no record, or another's"))?;
                         }
                         hold(right_cell(policy, census, place, cell), || {
@@ -425,21 +432,23 @@ impl<W: Word> Nat<'_, W> {
             format!("ports of mappings {should:?}, of cells {found:?}")
         })?;
         let mut records = 1..=FORWARDS_MAX as u32;
-        let stray = records.find(|n| self.forwards.is_claimed(*n) && !fixed.contains(n));
+        let stray = records.find(|n| self.forwards.is_claimed(*n) && !fixed.contains_key(n));
         hold(stray.is_none(), || format!("forward {stray:?} has no port"))?;
-        for forward in &policy.forwards {
+        for forward in policy.forwards.iter() {
             let Some(address) = policy.address(forward.external.addr) else {
                 continue;
             };
-            let place = Place {
-                slot: address.slot,
-                protocol: forward.protocol,
-                port: forward.external.port,
-            };
-            let fixed = matches!(self.ports.cell(place), Cell::Fixed(_));
-            hold(fixed, || {
-                format!("the forward of {} is not in the tables", forward.external)
-            })?;
+            for port in forward.ports() {
+                let place = Place {
+                    slot: address.slot,
+                    protocol: forward.protocol,
+                    port,
+                };
+                let fixed = matches!(self.ports.cell(place), Cell::Fixed(_));
+                hold(fixed, || {
+                    format!("the forward of {} is not in the tables", forward.external)
+                })?;
+            }
         }
         Ok(())
     }

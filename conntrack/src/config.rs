@@ -1,13 +1,12 @@
-//! The policy a packet is judged by: behaviours, timers, external addresses, forwards.
+//! The policy a packet is judged by.
 //!
 //! A [`Policy`] is immutable; a changed configuration is a new policy. Tables outlive policies.
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
-
 use crate::addresses::Addresses;
 use crate::endpoint::{Endpoint, Protocol, Tuple};
+use crate::forward::{Forward, Forwards};
 use crate::port_set::PortSet;
 use crate::prefixes::Prefixes;
 use crate::profile::Profile;
@@ -37,19 +36,6 @@ pub struct ExternalAddress {
     pub pool: u16,
     /// Ports (and ICMP identifiers) that dynamic mappings may use, by [`Protocol::index`].
     pub ports: [PortSet; 3],
-}
-
-/// A static mapping that lets the external realm open sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// The external endpoint.
-    pub external: Endpoint,
-    /// The internal endpoint.
-    pub target: Endpoint,
-    /// Sources that may use it; empty: any.
-    pub allow: Vec<Ipv4Net>,
 }
 
 /// How much of the tables the outside may fill (RFC 6888 REQ-5). Beside them stand shares of the
@@ -115,9 +101,6 @@ impl Quotas {
     }
 }
 
-/// Forwards that a policy may have.
-pub const FORWARDS_MAX: usize = 8192;
-
 /// Everything a packet is judged by. Immutable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -140,8 +123,8 @@ pub struct Policy {
     pub addresses: Addresses,
     /// Destinations that the internal realm may not open sessions to.
     pub denied: Prefixes,
-    /// Forwards, [`FORWARDS_MAX`] at most; no two share (protocol, external endpoint).
-    pub forwards: Vec<Forward>,
+    /// Forwards, [`crate::FORWARDS_MAX`] at most; no two share (protocol, external endpoint).
+    pub forwards: Forwards,
 }
 
 impl Policy {
@@ -206,29 +189,8 @@ impl Policy {
         protocol: Protocol,
         external: Endpoint,
     ) -> Option<&Forward> {
-        let fits =
-            |forward: &&Forward| forward.protocol == protocol && forward.external == external;
-        self.forwards
-            .get(place as usize)
-            .filter(fits)
-            .or_else(|| self.forwards.iter().find(fits))
-    }
-
-    /// The forwards to an internal endpoint.
-    pub(crate) fn forwards_to(
-        &self,
-        protocol: Protocol,
-        target: Endpoint,
-    ) -> impl Iterator<Item = &Forward> {
-        self.forwards
-            .iter()
-            .filter(move |forward| forward.protocol == protocol && forward.target == target)
-    }
-}
-
-impl Forward {
-    /// May this source use it?
-    pub(crate) fn allows(&self, source: Ipv4Addr) -> bool {
-        self.allow.is_empty() || self.allow.iter().any(|net| net.contains(&source))
+        let fits = |forward: &&Forward| forward.has(protocol, external);
+        let there = self.forwards.get(place as usize).filter(fits);
+        there.or_else(|| Some(self.forwards.find(protocol, external)?.1))
     }
 }

@@ -24,7 +24,7 @@
 
 use std::ops::Range;
 
-use crate::config::FORWARDS_MAX;
+use crate::forward::FORWARDS_MAX;
 use crate::half::HALF_WORDS;
 use crate::index::{LINE_WORDS, Load, lines_for};
 use crate::subscriber::{SUBSCRIBER_WORDS, subscribers_for};

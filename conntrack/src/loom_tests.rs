@@ -279,7 +279,7 @@ fn policy_of(mapping: MappingBehaviour) -> Policy {
         }]
         .into(),
         denied: Prefixes::default(),
-        forwards: vec![],
+        forwards: crate::forward::Forwards::default(),
     }
 }
 

@@ -170,4 +170,4 @@ impl Meta {
 }
 
 /// A forward's number fits.
-const _: () = assert!(crate::config::FORWARDS_MAX < 1 << (32 - Meta::FORWARD_SHIFT));
+const _: () = assert!(crate::forward::FORWARDS_MAX < 1 << (32 - Meta::FORWARD_SHIFT));

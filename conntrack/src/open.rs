@@ -115,7 +115,9 @@ impl<W: Word> Nat<'_, W> {
         let protocol = request.arrival.tuple.protocol;
         self.has_quota(at, request.subscriber, Quota::Sessions, protocol)?;
         let target = self.target(at, request)?;
-        let opened = match request.profile.is_independent(protocol) {
+        let independent = request.profile.is_independent(protocol);
+        let whole = self.fixed_endpoint(at, request).is_some();
+        let opened = match independent || whole {
             true => self.open_independent(at, request, &target, random),
             false => self.open_dependent(at, request, &target, random),
         };
@@ -127,7 +129,7 @@ impl<W: Word> Nat<'_, W> {
 
     /// Where a packet from inside goes: on to its destination, or back in (RFC 4787 REQ-9).
     fn target(&self, at: &At, request: &Request) -> Result<Target, Refusal> {
-        let Arrival { tuple, facts, .. } = *request.arrival;
+        let tuple = request.arrival.tuple;
         if at.policy.address(tuple.destination.addr).is_none() {
             return Ok(Target {
                 endpoint: tuple.destination,
@@ -135,9 +137,6 @@ impl<W: Word> Nat<'_, W> {
                 mapping: 0,
                 forward: 0,
             });
-        }
-        if facts.signal == Signal::IcmpQuery {
-            return Err(Refusal::NoSession);
         }
         // The far side sees the sender's external endpoint, so that is what filtering judges.
         let seen_as = self
@@ -163,10 +162,10 @@ impl<W: Word> Nat<'_, W> {
     fn external_address(&self, at: &At, request: &Request) -> Option<Ipv4Addr> {
         let (tuple, profile) = (request.arrival.tuple, request.profile);
         let (protocol, internal) = (tuple.protocol, tuple.source);
+        if let Some(external) = self.fixed_endpoint(at, request) {
+            return Some(external.addr);
+        }
         if profile.is_independent(protocol) {
-            if let Some(external) = self.fixed_endpoint(at, protocol, internal) {
-                return Some(external.addr);
-            }
             // One whose time is over gives way to a new one, maybe on another address.
             let stays = |mapping: &Mapping| {
                 mapping.agrees_with(at.policy) && (mapping.sessions() > 0 || at.is_fresh(mapping))
@@ -180,12 +179,17 @@ impl<W: Word> Nat<'_, W> {
         choices.next().map(|address| address.addr)
     }
 
-    /// The external endpoint of the first forward to this internal endpoint that is applied: that
-    /// of an address that is not there at the moment is not.
-    fn fixed_endpoint(&self, at: &At, protocol: Protocol, internal: Endpoint) -> Option<Endpoint> {
-        let externals = at.policy.forwards_to(protocol, internal);
+    /// The external endpoint that forwards give a sender: that of the first one that is applied (one of
+    /// an address that is not there at the moment is not), with `edm` only by a whole address.
+    fn fixed_endpoint(&self, at: &At, request: &Request) -> Option<Endpoint> {
+        let Tuple {
+            protocol, source, ..
+        } = *request.arrival.tuple;
+        let independent = request.profile.is_independent(protocol);
+        let externals = at.policy.forwards.externals_of(protocol, source);
         externals
-            .map(|forward| forward.external)
+            .filter(|(_, forward)| independent || forward.whole)
+            .map(|(external, _)| external)
             .find(|&external| matches!(self.cell_of(at, protocol, external), Some(Cell::Fixed(_))))
     }
 
@@ -222,13 +226,16 @@ impl<W: Word> Nat<'_, W> {
                 if !forward.allows(remote.addr) {
                     return Err(Refusal::ForwardDenied);
                 }
+                let endpoint = forward.target(external, remote).ok_or(Refusal::NoSession)?;
                 Ok(Target {
-                    endpoint: forward.target,
+                    endpoint,
                     direction,
                     mapping: 0,
                     forward: number,
                 })
             }
+            // Identifiers are nobody's to be asked at, but of a whole address.
+            Cell::Exclusive(_) if protocol == Protocol::Icmp => Err(Refusal::NoSession),
             Cell::Exclusive(number) => {
                 let mapping = self.mappings.read(number).ok_or(Refusal::Contended)?;
                 let open = mapping.alive()
@@ -275,7 +282,11 @@ impl<W: Word> Nat<'_, W> {
     /// A packet from outside that has no session. What is refused refreshes nothing
     /// (RFC 7857 section 7).
     pub(crate) fn open_from_outside(&self, at: &At, arrival: &Arrival) -> Opened {
-        if !matches!(arrival.facts.signal, Signal::TcpSyn | Signal::Udp) {
+        let opens = matches!(
+            arrival.facts.signal,
+            Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery
+        );
+        if !opens {
             return Err(Refusal::NoSession);
         }
         let tuple = arrival.tuple;
@@ -331,10 +342,7 @@ impl<W: Word> Nat<'_, W> {
             return Err(Refusal::SessionsFull);
         }
         let arrival = request.arrival;
-        let Tuple {
-            protocol, source, ..
-        } = *arrival.tuple;
-        let (external, joined) = match self.fixed_endpoint(at, protocol, source) {
+        let (external, joined) = match self.fixed_endpoint(at, request) {
             Some(external) => (external, None),
             None => {
                 // The far side of a hairpin was asked about the paired address.

@@ -1,6 +1,6 @@
 //! Putting a changed policy into the tables, slice by slice.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -21,8 +21,12 @@ use crate::word::Word;
 /// Whoever controls the workers makes it (it allocates); a worker carries it through.
 #[derive(Debug)]
 pub struct PolicyChange {
-    /// The place of each forward in the policy.
-    forwards: HashMap<(Protocol, Endpoint), u32>,
+    /// How many external ports the forwards before each one have, and all together.
+    port_counts: Vec<u64>,
+    /// The record of each forward; 0: none yet.
+    records: Vec<u32>,
+    /// Records that have their forward.
+    taken: HashSet<u32>,
     position: u64,
     /// Something was in the way that a worker still used: another round.
     again: bool,
@@ -35,11 +39,15 @@ pub struct PolicyChange {
 impl PolicyChange {
     /// For this policy; nothing is done yet.
     pub fn new(policy: &Policy) -> PolicyChange {
-        let forwards = (0..).zip(&policy.forwards);
+        let mut port_counts = vec![0];
+        for forward in policy.forwards.iter() {
+            let before = port_counts.last().copied().unwrap_or(0);
+            port_counts.push(before + forward.ports().len() as u64);
+        }
         PolicyChange {
-            forwards: forwards
-                .map(|(i, f)| ((f.protocol, f.external), i))
-                .collect(),
+            port_counts,
+            records: vec![0; policy.forwards.len()],
+            taken: HashSet::new(),
             position: 0,
             again: false,
             begun: false,
@@ -58,7 +66,7 @@ impl PolicyChange {
     }
 }
 
-/// What lies at a position: sessions, then mappings, then the port words, then the forwards.
+/// What lies at a position: sessions, then mappings, then the port words, then the forwards' ports.
 enum Step {
     Session(u32),
     Mapping(u32),
@@ -67,7 +75,11 @@ enum Step {
         protocol: Protocol,
         word: usize,
     },
-    Forward(usize),
+    Forward {
+        place: usize,
+        /// Which of its ports, from 0.
+        port: u64,
+    },
     End,
 }
 
@@ -96,7 +108,7 @@ impl<W: Word> Nat<'_, W> {
             self.ports.fills.void();
         }
         for _ in 0..budget {
-            match self.step(policy, change.position) {
+            match self.step(change) {
                 Step::Session(session) => self.end_contradicting(&at, change, session),
                 Step::Mapping(number) => self.end_contradicting_mapping(&at, change, number),
                 Step::Ports {
@@ -104,9 +116,9 @@ impl<W: Word> Nat<'_, W> {
                     protocol,
                     word,
                 } => {
-                    self.drop_claims(policy, change, slot, protocol, word);
+                    self.drop_claims(policy, slot, protocol, word);
                 }
-                Step::Forward(place) => self.fix_forward(policy, change, place),
+                Step::Forward { place, port } => self.fix_forward(policy, change, place, port),
                 Step::End => {
                     self.memos.void();
                     self.ports.fills.void();
@@ -119,8 +131,8 @@ impl<W: Word> Nat<'_, W> {
         false
     }
 
-    fn step(&self, policy: &Policy, position: u64) -> Step {
-        let mut rest = position;
+    fn step(&self, change: &PolicyChange) -> Step {
+        let mut rest = change.position;
         let sessions = u64::from(self.sessions.highest());
         if rest < sessions {
             return Step::Session(rest as u32 + 1);
@@ -141,10 +153,16 @@ impl<W: Word> Nat<'_, W> {
             };
         }
         rest -= tables * PORT_WORDS as u64;
-        if rest < policy.forwards.len() as u64 {
-            Step::Forward(rest as usize)
-        } else {
-            Step::End
+        let after = change.port_counts.partition_point(|&before| before <= rest);
+        match after
+            .checked_sub(1)
+            .filter(|_| after < change.port_counts.len())
+        {
+            Some(place) => Step::Forward {
+                place,
+                port: rest - change.port_counts[place],
+            },
+            None => Step::End,
         }
     }
 
@@ -168,8 +186,8 @@ impl<W: Word> Nat<'_, W> {
             let there = even.tuple().destination.addr;
             !meta.opened_outside() && at.policy.denied.contains(there)
                 || !meta.opened_outside() && !self.is_translated_so(at.policy, even)
-                || !self.agrees(at.policy, change, even, opened_by)
-                || hairpin && !self.agrees(at.policy, change, odd, Some(even.written().0.addr))
+                || !self.agrees(at.policy, even, opened_by)
+                || hairpin && !self.agrees(at.policy, odd, Some(even.written().0.addr))
         };
         if self.end_if(at, session, header::REMOVED, contradicts) {
             return;
@@ -198,24 +216,17 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// May a half's external endpoint go on?
-    fn agrees(
-        &self,
-        policy: &Policy,
-        change: &PolicyChange,
-        half: &Snapshot,
-        opened_by: Option<Ipv4Addr>,
-    ) -> bool {
+    fn agrees(&self, policy: &Policy, half: &Snapshot, opened_by: Option<Ipv4Addr>) -> bool {
         let (internal, external) = (half.tuple().source, half.written().0);
-        let place = change.forwards.get(&(half.meta().protocol(), external));
-        let forward = place.map(|&place| &policy.forwards[place as usize]);
+        let forward = policy.forwards.find(half.meta().protocol(), external);
         if half.mapping() != 0 {
             let mapping = self.mappings.read(half.mapping());
             return forward.is_none()
                 && mapping
                     .is_some_and(|m| m.agrees_with(policy) && !self.is_superseded(policy, &m));
         }
-        forward.is_some_and(|forward| {
-            forward.target == internal
+        forward.is_some_and(|(_, forward)| {
+            forward.leads(external, internal)
                 && opened_by.is_none_or(|source| forward.allows(source))
                 && policy.address(external.addr).is_some()
         })
@@ -225,11 +236,13 @@ impl<W: Word> Nat<'_, W> {
         let Some(mapping) = self.mappings.read(number).filter(Mapping::alive) else {
             return;
         };
-        let forward = change
+        let forward = at
+            .policy
             .forwards
-            .contains_key(&(mapping.protocol(), mapping.external));
-        let ends =
-            forward || !mapping.agrees_with(at.policy) || self.is_superseded(at.policy, &mapping);
+            .find(mapping.protocol(), mapping.external);
+        let ends = forward.is_some()
+            || !mapping.agrees_with(at.policy)
+            || self.is_superseded(at.policy, &mapping);
         let done = match mapping.pool(at.policy) {
             Some(pool) if !ends && mapping.shared() => self.renew_mapping(at, &mapping, pool),
             Some(_) if !ends => true,
@@ -292,14 +305,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// Gives up claims of forwards that are gone and hold-downs of addresses that are.
-    fn drop_claims(
-        &self,
-        policy: &Policy,
-        change: &mut PolicyChange,
-        slot: u16,
-        protocol: Protocol,
-        word: usize,
-    ) {
+    fn drop_claims(&self, policy: &Policy, slot: u16, protocol: Protocol, word: usize) {
         let mut owned = self.ports.owned_bits(slot, protocol, word);
         let address = policy.address_in(slot).map(|address| address.addr);
         while owned != 0 {
@@ -313,9 +319,8 @@ impl<W: Word> Nat<'_, W> {
             let cell = self.ports.cell(place);
             let stays = match cell {
                 Cell::Fixed(_) => address.is_some_and(|addr| {
-                    change
-                        .forwards
-                        .contains_key(&(protocol, Endpoint::new(addr, port)))
+                    let external = Endpoint::new(addr, port);
+                    policy.forwards.find(protocol, external).is_some()
                 }),
                 Cell::Held(_) => address.is_some(),
                 _ => true,
@@ -329,35 +334,61 @@ impl<W: Word> Nat<'_, W> {
         }
     }
 
-    fn fix_forward(&self, policy: &Policy, change: &mut PolicyChange, place: usize) {
+    /// Gives one port of a forward its claim.
+    fn fix_forward(&self, policy: &Policy, change: &mut PolicyChange, place: usize, port: u64) {
         let forward = &policy.forwards[place];
-        let slot = policy
-            .address(forward.external.addr)
-            .map(|address| address.slot);
-        if let Some(slot) = slot.filter(|&slot| slot < self.ports.slots()) {
-            let port = Place {
-                slot,
-                protocol: forward.protocol,
-                port: forward.external.port,
-            };
-            let (number, new) = match self.ports.cell(port) {
-                Cell::Fixed(number) => (Some(number), false),
-                _ => (self.forwards.claim(change.next_record), true),
-            };
-            // None is left while sessions of forwards before still count in theirs.
-            let Some(number) = number else {
+        let slot = policy.address(forward.external.addr);
+        let Some(slot) = slot.map(|address| address.slot) else {
+            return;
+        };
+        if slot >= self.ports.slots() {
+            return;
+        }
+        let port = Place {
+            slot,
+            protocol: forward.protocol,
+            port: forward.external.port + port as u16,
+        };
+        let cell = self.ports.cell(port);
+        let has = match cell {
+            Cell::Fixed(number) => number,
+            _ => 0,
+        };
+        // The first of its ports that has a record gives it to all, so that sessions stay counted. One
+        // that is another forward's by now, as when a range is cut in two, does not.
+        let own = Some(has).filter(|has| *has != 0 && !change.taken.contains(has));
+        let number = match change.records[place] {
+            0 => own.or_else(|| self.unused_record(change)),
+            number => Some(number),
+        };
+        // None is left while sessions of forwards before still count in theirs.
+        let Some(number) = number else {
+            change.again = true;
+            return;
+        };
+        self.forwards.set_place(number, place as u32);
+        if has != number {
+            let free = has == 0 || self.ports.drop_claim(port, cell);
+            if free && !change.taken.contains(&has) {
+                // A forward before was wider. Who has other ports of it takes it up again.
+                self.forwards.release(has);
+            }
+            if !free || self.ports.fix(port, number).is_err() {
+                if change.records[place] == 0 {
+                    self.forwards.release(number);
+                }
                 change.again = true;
                 return;
-            };
-            if new {
-                change.next_record = number + 1;
-            }
-            self.forwards.set_place(number, place as u32);
-            if new && self.ports.fix(port, number).is_err() {
-                self.forwards.release(number);
-                change.again = true;
             }
         }
+        change.records[place] = number;
+        change.taken.insert(number);
+    }
+
+    fn unused_record(&self, change: &mut PolicyChange) -> Option<u32> {
+        let number = self.forwards.claim(change.next_record)?;
+        change.next_record = number + 1;
+        Some(number)
     }
 }
 

@@ -198,10 +198,8 @@ impl<'m, W: Word> Nat<'m, W> {
                     };
                     match self.ports.cell(place) {
                         Cell::Free | Cell::Held(_) => {}
-                        Cell::Fixed(number)
-                            if self.forwards.is_valid(number)
-                                && !self.forwards.is_claimed(number) =>
-                        {
+                        // Several ports of a forward have one record.
+                        Cell::Fixed(number) if self.forwards.is_valid(number) => {
                             self.forwards.set_place(number, 0);
                         }
                         _ => self.ports.set_cell(place, Cell::Free),

@@ -16,7 +16,8 @@ fn day(mapping: conntrack::MappingBehaviour, filtering: conntrack::FilteringBeha
     policy.forwards = vec![
         forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]),
         forward(UDP, "198.51.100.2:53", "10.0.0.3:53", &["203.0.113.0/28"]),
-    ];
+    ]
+    .into();
     let mut rig = Rig::sized(policy, 1500);
     rig.random = Seeded(seed);
     let end = rig.now.plus_ms(24 * 3_600_000);

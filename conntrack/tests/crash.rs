@@ -197,7 +197,7 @@ fn operations(policy: &Policy) -> Vec<Operation<'_>> {
         (name, Box::new(send_all))
     };
     let mut other = policy.clone();
-    other.forwards = vec![forward(TCP, "198.51.100.1:5000", "10.0.0.9:80", &[])];
+    other.forwards = vec![forward(TCP, "198.51.100.1:5000", "10.0.0.9:80", &[])].into();
     let mut denying = policy.clone();
     denying.denied = ["203.0.113.1/32".parse().unwrap()].into_iter().collect();
     let sweep = move |_: &Tables, nat: &Gateway| {
@@ -267,7 +267,7 @@ fn die_in_every_operation(quotas: Quotas) {
     for mapping in [EIM, EDM] {
         let mut policy = policy(mapping, EIF);
         policy.addresses = vec![external("198.51.100.1", 0, 4990, 5005)].into();
-        policy.forwards = vec![forward(TCP, FORWARD, "10.0.0.8:80", &[])];
+        policy.forwards = vec![forward(TCP, FORWARD, "10.0.0.8:80", &[])].into();
         policy.limits.half_open_per_forward = Some(1);
         policy.limits.quotas = quotas;
         for (name, operation) in operations(&policy) {

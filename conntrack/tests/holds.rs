@@ -37,7 +37,7 @@ fn rfc6888_8_lost_state_holds_down_what_was_in_use() {
             external("198.51.100.2", slots[1], 2000, 2099),
         ]
         .into();
-        two.forwards = vec![forward(TCP, "198.51.100.1:443", "10.0.0.9:443", &[])];
+        two.forwards = vec![forward(TCP, "198.51.100.1:443", "10.0.0.9:443", &[])].into();
         two
     };
     let mut rig = Rig::new(two([0, 1]));

@@ -15,7 +15,8 @@ fn two_forwards(sessions_max: u32) -> Rig {
     policy.forwards = vec![
         forward(TCP, WEB, WEB_TARGET, &[]),
         forward(TCP, MAIL, MAIL_TARGET, &[]),
-    ];
+    ]
+    .into();
     rig(policy, sessions_max)
 }
 
@@ -280,7 +281,8 @@ fn udp_to_a_forward_stops_at_its_limit() {
     policy.forwards = vec![
         forward(UDP, "198.51.100.1:53", "10.0.0.2:53", &[]),
         forward(TCP, WEB, WEB_TARGET, &[]),
-    ];
+    ]
+    .into();
     let mut rig = rig(policy, 1 << 14);
     let mut refused = 0;
     for i in 0..100_000 {
@@ -325,7 +327,7 @@ fn a_scan_of_one_eif_mapping_stays_within_it() {
 #[test]
 fn a_scan_of_many_eif_mappings_leaves_the_forwards_their_share() {
     let mut policy = policy(EIM, EIF);
-    policy.forwards = vec![forward(TCP, WEB, WEB_TARGET, &[])];
+    policy.forwards = vec![forward(TCP, WEB, WEB_TARGET, &[])].into();
     let mut rig = rig(policy, 1 << 14);
     let scanned: Vec<String> = (0..100)
         .map(|port| {
@@ -358,9 +360,9 @@ fn counts_survive_a_change_of_forwards_and_a_restart() {
         rig.enter(client(i), MAIL, MAIL_TARGET).unwrap();
     }
     // Another order, and one more in front.
-    rig.policy.forwards.reverse();
+    rig.policy.forwards.edit(|list| list.reverse());
     let more = forward(TCP, "198.51.100.1:443", "10.0.0.2:443", &[]);
-    rig.policy.forwards.insert(0, more);
+    rig.policy.forwards.edit(|list| list.insert(0, more));
     rig.apply();
     rig.check();
     assert_eq!(rig.nat.totals().sessions_half_open, 50);
@@ -376,13 +378,13 @@ fn counts_survive_a_change_of_forwards_and_a_restart() {
     // Without the forward its sessions end, and its place is another's.
     rig.policy
         .forwards
-        .retain(|forward| forward.external == ep(MAIL));
+        .edit(|list| list.retain(|forward| forward.external == ep(MAIL)));
     rig.apply();
     rig.check();
     assert_eq!(rig.nat.totals().sessions_half_open, 0);
     rig.policy
         .forwards
-        .push(forward(TCP, "198.51.100.1:8443", "10.0.0.2:443", &[]));
+        .edit(|list| list.push(forward(TCP, "198.51.100.1:8443", "10.0.0.2:443", &[])));
     rig.apply();
     rig.from(client(99), TcpSyn, "198.51.100.1:8443").unwrap();
     rig.check();

@@ -257,7 +257,7 @@ fn quotas_that_come_and_go() {
 fn what_comes_from_outside_does_not_count() {
     let mut policy = policy(EIM, EIF);
     policy.limits.quotas = sessions(1, 2, 1);
-    policy.forwards = vec![forward(UDP, "198.51.100.1:7", "10.0.0.1:7", &[])];
+    policy.forwards = vec![forward(UDP, "198.51.100.1:7", "10.0.0.1:7", &[])].into();
     let mut rig = Rig::new(policy);
     let external = rig.udp("10.0.0.1:5000", SERVER);
     for remote in 2..=50 {

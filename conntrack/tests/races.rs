@@ -266,7 +266,7 @@ fn churn_leaves_sound_tables() {
     for (mapping, filtering) in [(EIM, EDF), (EIM, ADF), (EIM, EIF), (EDM, EDF)] {
         let mut rig = Rig::sized(policy(mapping, filtering), 300);
         rig.policy.addresses = vec![external("198.51.100.1", 0, 2000, 2100)].into();
-        rig.policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])];
+        rig.policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])].into();
         rig.policy.limits.half_open_per_forward = Some(3);
         rig.apply();
         let clock = AtomicU64::new(rig.now.0);

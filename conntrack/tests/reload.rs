@@ -44,7 +44,7 @@ fn forwards_come_change_and_go() {
     // A dynamic mapping sits where the forward will be.
     let dynamic = rig.connect("10.0.0.9:8080", "203.0.113.1:80");
     assert_eq!(dynamic, web);
-    rig.policy.forwards = vec![forward(TCP, "198.51.100.1:8080", "10.0.0.2:80", &[])];
+    rig.policy.forwards = vec![forward(TCP, "198.51.100.1:8080", "10.0.0.2:80", &[])].into();
     rig.apply();
     rig.check();
     assert_eq!(rig.nat.totals().removed, 1);
@@ -55,7 +55,9 @@ fn forwards_come_change_and_go() {
     rig.back(TcpSyn, "203.0.113.1:7", web).unwrap();
     rig.back(TcpSyn, "192.0.2.1:7", web).unwrap();
     // An allow-list that leaves one of them out.
-    rig.policy.forwards[0].allow = vec!["203.0.113.0/24".parse().unwrap()];
+    rig.policy
+        .forwards
+        .edit(|list| list[0].allow = vec!["203.0.113.0/24".parse().unwrap()]);
     rig.apply();
     assert_eq!(rig.nat.totals().sessions, 1);
     assert_eq!(
@@ -63,13 +65,15 @@ fn forwards_come_change_and_go() {
         Err(Refusal::ForwardDenied)
     );
     // Another target.
-    rig.policy.forwards[0].target = ep("10.0.0.3:80");
+    rig.policy
+        .forwards
+        .edit(|list| list[0].targets = ep("10.0.0.3:80").into());
     rig.apply();
     assert_eq!(rig.nat.totals().sessions, 0);
     let there = rig.back(TcpSyn, "203.0.113.1:7", web).unwrap();
     assert_eq!(there.destination, ep("10.0.0.3:80"));
     rig.check();
-    rig.policy.forwards.clear();
+    rig.policy.forwards.edit(Vec::clear);
     rig.apply();
     assert_eq!(
         rig.back(TcpSyn, "203.0.113.1:7", web),
@@ -158,7 +162,7 @@ fn a_destination_becomes_denied() {
     for mapping in [EIM, EDM] {
         let mut rig = Rig::new(policy(mapping, EDF));
         let web = ep("198.51.100.1:8080");
-        rig.policy.forwards = vec![forward(TCP, "198.51.100.1:8080", "10.0.0.2:80", &[])];
+        rig.policy.forwards = vec![forward(TCP, "198.51.100.1:8080", "10.0.0.2:80", &[])].into();
         rig.apply();
         rig.udp("10.0.0.1:5000", "203.0.113.1:53");
         rig.udp("10.0.0.1:5000", "203.0.113.2:53");

@@ -14,7 +14,7 @@ fn busy_rig(mapping: conntrack::MappingBehaviour) -> Rig {
     let mut policy = policy(mapping, ADF);
     policy
         .forwards
-        .push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]));
+        .edit(|list| list.push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])));
     let mut rig = Rig::sized(policy, 1000);
     for host in 1..=20 {
         rig.udp(&format!("10.0.0.{host}:5000"), "203.0.113.1:53");

@@ -160,7 +160,7 @@ fn rfc4787_9_hairpin_with_external_source() {
         let mut policy = policy(mapping, EIF);
         policy
             .forwards
-            .push(forward(UDP, "198.51.100.1:7000", "10.0.0.2:70", &[]));
+            .edit(|list| list.push(forward(UDP, "198.51.100.1:7000", "10.0.0.2:70", &[])));
         let mut rig = Rig::new(policy);
         let to = if mapping == EIM {
             rig.udp("10.0.0.2:6000", "203.0.113.1:53")
@@ -223,7 +223,7 @@ fn rfc4787_9_hairpin_is_filtered_by_the_external_source() {
 fn rfc4787_9_hairpin_is_filtered_by_the_address_that_will_be_seen() {
     let mut policy = policy(EIM, EDF);
     let allowed = ["198.51.100.1/32"];
-    policy.forwards = vec![forward(UDP, "198.51.100.1:8080", "10.0.0.99:80", &allowed)];
+    policy.forwards = vec![forward(UDP, "198.51.100.1:8080", "10.0.0.99:80", &allowed)].into();
     let mut rig = Rig::new(policy);
     for host in 1..=30 {
         rig.udp(&format!("10.0.0.{host}:5000"), "203.0.113.1:53");

@@ -58,7 +58,7 @@ fn rfc5382_2a_simultaneous_open() {
 #[test]
 fn rfc5382_2a_simultaneous_open_from_outside() {
     let mut policy = policy(EIM, EDF);
-    policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])];
+    policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])].into();
     let mut rig = Rig::new(policy);
     let (remote, to) = ("203.0.113.5:999", ep("198.51.100.1:80"));
     rig.back(TcpSyn, remote, to).unwrap();
@@ -202,7 +202,7 @@ fn rfc5382_8_hairpin_to_a_forward() {
     let mut policy = policy(EDM, EDF);
     policy
         .forwards
-        .push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]));
+        .edit(|list| list.push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])));
     let mut rig = Rig::new(policy);
     let there = rig.out(TcpSyn, A, "198.51.100.1:80").unwrap();
     assert_eq!(there.destination, ep("10.0.0.2:8080"));
@@ -234,12 +234,14 @@ fn a_stray_segment_opens_nothing() {
 #[test]
 fn a_forward_opens_for_whom_it_allows() {
     let mut policy = policy(EDM, EDF);
-    policy.forwards.push(forward(
-        TCP,
-        "198.51.100.1:80",
-        "10.0.0.2:8080",
-        &["203.0.113.0/24"],
-    ));
+    policy.forwards.edit(|list| {
+        list.push(forward(
+            TCP,
+            "198.51.100.1:80",
+            "10.0.0.2:8080",
+            &["203.0.113.0/24"],
+        ))
+    });
     let mut rig = Rig::new(policy);
     assert!(rig.is_owned(TCP, 0, 80) && !rig.is_owned(UDP, 0, 80));
     let to = ep("198.51.100.1:80");
@@ -274,7 +276,7 @@ fn in_eim_a_forwards_target_keeps_the_forwards_endpoint() {
     let mut policy = policy(EIM, EDF);
     policy
         .forwards
-        .push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]));
+        .edit(|list| list.push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])));
     let mut rig = Rig::new(policy);
     assert_eq!(rig.connect("10.0.0.2:8080", B), ep("198.51.100.1:80"));
     assert_eq!(rig.nat.totals().mappings, 0);
@@ -286,7 +288,7 @@ fn sessions_from_outside_stop_at_a_quarter() {
     let mut policy = policy(EDM, EDF);
     policy
         .forwards
-        .push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[]));
+        .edit(|list| list.push(forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])));
     policy.limits.inbound_sessions_per_forward = Some(1000);
     let mut rig = Rig::sized(policy, 100);
     let to = ep("198.51.100.1:80");

@@ -69,7 +69,7 @@ fn nobody_asked() {
     let mut policy = policy(EIM, EIF);
     policy
         .forwards
-        .push(forward(UDP, "198.51.100.1:0", "10.0.0.2:1", &[]));
+        .edit(|list| list.push(forward(UDP, "198.51.100.1:0", "10.0.0.2:1", &[])));
     let mut rig = Rig::new(policy);
     assert_eq!(
         rig.out(IcmpReply, "10.0.0.1:0", "203.0.113.1:7"),

@@ -87,9 +87,9 @@ impl Pair {
     fn open(from_outside: bool) -> Pair {
         let mut policy = policy(EDM, EDF);
         let (inside, remote) = (ep("10.0.0.1:80"), ep("203.0.113.1:5000"));
-        policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.1:80", &[])];
+        policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.1:80", &[])].into();
         if !from_outside {
-            policy.forwards.clear();
+            policy.forwards.edit(Vec::clear);
         }
         let mut pair = Pair {
             rig: Rig::new(policy),

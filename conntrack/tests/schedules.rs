@@ -380,7 +380,7 @@ fn everything_at_once_leaves_sound_tables() {
         schedules(400, move |memory| {
             let mut policy = small(mapping);
             policy.profile.filtering = [filtering; 3];
-            policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])];
+            policy.forwards = vec![forward(TCP, "198.51.100.1:80", "10.0.0.2:8080", &[])].into();
             policy.limits.half_open_per_forward = Some(1);
             let world = memory.world(policy);
             let threads = thread_rng().gen_range(2..=4);

@@ -4,7 +4,8 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::age::At;
-use crate::config::{AddressKind, Forward, Limits, Quotas};
+use crate::config::{AddressKind, Limits, Quotas};
+use crate::forward::{Forward, Forwards};
 use crate::layout::TableSize;
 use crate::meta::Meta;
 use crate::port_set::PortSet;
@@ -76,9 +77,12 @@ pub(crate) fn policy() -> Policy {
         forwards: vec![Forward {
             protocol: Protocol::Tcp,
             external: ep([198, 51, 100, 1], 80),
-            target: ep([10, 0, 0, 9], 80),
+            last_port: 80,
+            targets: ep([10, 0, 0, 9], 80).into(),
+            whole: false,
             allow: vec![],
-        }],
+        }]
+        .into(),
     }
 }
 
@@ -239,7 +243,7 @@ const SPOILT: &[(&str, Spoil)] = &[
         },
     ),
     ("neither mapping nor forward", |rig| {
-        rig.policy.forwards.clear();
+        rig.policy.forwards = Forwards::default();
     }),
     ("mapping 1: counts 3 sessions, has 2", |rig| {
         rig.mapping(1, 0, 1);
@@ -355,7 +359,8 @@ const SPOILT: &[(&str, Spoil)] = &[
         |rig| {
             let mut other = rig.policy.forwards[0].clone();
             other.external.port = 81;
-            rig.policy.forwards.push(other);
+            other.last_port = 81;
+            rig.policy.forwards.edit(|list| list.push(other));
         },
     ),
     ("free sessions: 4 of 5", |rig| {

@@ -29,8 +29,8 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::age::At;
-use crate::config::FORWARDS_MAX;
 use crate::count::{HIGH, LOW, take};
+use crate::forward::FORWARDS_MAX;
 use crate::layout::{FORWARD_WORDS, header};
 use crate::lock;
 use crate::meta::Meta;

@@ -6,10 +6,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
-    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, FlowTimers, Forward, Identity,
-    Limits, MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet, Prefixes,
-    Profile, Protocol, Random, Realm, Refusal, Rewrite, Rules, Signal, TableSize, Time, Timers,
-    Tuple,
+    AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, FlowTimers, Forward, Forwards,
+    Identity, Limits, MappingBehaviour, Nat, PacketFacts, Pairing, Policy, PolicyChange, PortSet,
+    Prefixes, Profile, Protocol, Random, Realm, Refusal, Rewrite, Rules, Signal, TableSize, Time,
+    Timers, Tuple,
 };
 
 pub const EIM: MappingBehaviour = MappingBehaviour::EndpointIndependent;
@@ -91,7 +91,7 @@ pub fn policy(mapping: MappingBehaviour, filtering: FilteringBehaviour) -> Polic
         limits: Limits::DEFAULT,
         addresses: vec![external("198.51.100.1", 0, 1024, 65535)].into(),
         denied: Prefixes::default(),
-        forwards: vec![],
+        forwards: Forwards::default(),
     }
 }
 
@@ -99,7 +99,9 @@ pub fn forward(protocol: Protocol, external: &str, target: &str, allow: &[&str])
     Forward {
         protocol,
         external: ep(external),
-        target: ep(target),
+        last_port: ep(external).port,
+        targets: ep(target).into(),
+        whole: false,
         allow: allow.iter().map(|net| net.parse().unwrap()).collect(),
     }
 }
@@ -259,7 +261,8 @@ impl Rig {
         assert_eq!(totals.mappings, 0, "{totals:?}");
         assert_eq!(totals.ports_in_use, [0; 3]);
         assert_eq!(totals.ports_held, [0; 3]);
-        assert_eq!(self.owned_bits() as usize, self.policy.forwards.len());
+        let ports: usize = self.policy.forwards.iter().map(|f| f.ports().len()).sum();
+        assert_eq!(self.owned_bits() as usize, ports);
     }
 }
 

@@ -335,7 +335,7 @@ impl Choice {
                 .copied()
                 .map(host_prefix)
                 .collect(),
-            forwards: forwards(self.forwards),
+            forwards: forwards(self.forwards).into(),
         }
     }
 }
@@ -432,7 +432,9 @@ fn forwards(bits: u8) -> Vec<Forward> {
             forwards.push(Forward {
                 protocol,
                 external,
-                target,
+                last_port: port,
+                targets: target.into(),
+                whole: false,
                 allow: allow.into_iter().map(host_prefix).collect(),
             });
         }

@@ -307,7 +307,7 @@ impl Reference {
         let mut forwards = self.policy.forwards.iter();
         forwards.find(|f| {
             f.protocol == protocol
-                && f.target == internal
+                && f.targets == internal.into()
                 && self.address(f.external.addr).is_some()
         })
     }
@@ -341,7 +341,7 @@ impl Reference {
                 forward.allow.is_empty() || forward.allow.iter().any(|net| net.contains(&remote));
             return if allowed {
                 Reach::Open {
-                    target: forward.target,
+                    target: forward.targets.list[0].endpoint,
                     backing: Backing::Forward,
                     sure: true,
                 }
@@ -429,7 +429,7 @@ impl Reference {
             let fits = forward.is_some_and(|f| {
                 let allowed =
                     |addr| f.allow.is_empty() || f.allow.iter().any(|n| n.contains(&addr));
-                f.target == side.tuple.source && opener.is_none_or(allowed)
+                f.targets == side.tuple.source.into() && opener.is_none_or(allowed)
             });
             !same || !fits
         })
