@@ -1,11 +1,10 @@
 //! How the values fit each other: everything that can be judged without the host.
 
-use std::net::Ipv4Addr;
-
-use conntrack::{FORWARDS_MAX, FilteringBehaviour, MappingBehaviour, Protocol};
+use conntrack::{FilteringBehaviour, MappingBehaviour, Protocol};
 use ipnet::Ipv4Net;
 
 use super::check_rules;
+use super::forwards;
 use super::problem::{At, Level, Problem, Source, Span};
 use super::read::{FILTERINGS, word};
 use super::reader::Problems;
@@ -30,7 +29,7 @@ pub(super) fn check(config: &Config, problems: &Problems) {
     behaviours(config, &mut found);
     check_rules::check(config, complete, &mut found);
     if pool_is_sane {
-        forwards(config, &mut found);
+        forwards::check(config, &mut found);
     }
     workers(config, &mut found);
     denied_in_vain(config, &mut found);
@@ -393,87 +392,6 @@ fn open_on_shared(
                    filtering = \"adf\"";
         let problem = Problem::error("eif-shared", what).why(why).fix(fix);
         found.push(problem.at(filtering.span.or(rule).or(span)));
-    }
-}
-
-/// The address of a forward, as far as the file tells: none for the interface's.
-fn resolved(config: &Config, addr: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
-    addr.or_else(|| {
-        (!config.pool.has_interface())
-            .then(|| config.pool.own().next())
-            .flatten()
-    })
-}
-
-fn forwards(config: &Config, found: &mut Vec<Problem>) {
-    if let Some(first) = config.forwards.get(FORWARDS_MAX) {
-        let what = format!("{} forwards are given", config.forwards.len());
-        let problem = Problem::error("too-many", what);
-        let problem = problem.why(format!("the tables have room for {FORWARDS_MAX}"));
-        let fix = "run a second instance for the others";
-        return found.push(problem.fix(fix).at(first.external.span));
-    }
-    let addresses = config.pool.own().count() + usize::from(config.pool.has_interface());
-    for (number, forward) in config.forwards.iter().enumerate() {
-        let external = forward.external;
-        let (protocol, addr) = (forward.protocol, resolved(config, external.addr));
-        if external.addr.is_none() && addresses > 1 {
-            let what = format!(
-                "the forward of {protocol} port {} names no address",
-                external.port
-            );
-            let why = format!("the pool has {addresses} addresses, so it could be any of them");
-            let example = config.pool.own().next().unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let fix = format!(
-                "write external = \"{example}:{}\" or another address",
-                external.port
-            );
-            let problem = Problem::error("forward-address", what).why(why).fix(fix);
-            found.push(problem.at(external.span));
-        }
-        let twice = config.forwards[..number].iter().find(|other| {
-            other.protocol == protocol
-                && other.external.port == external.port
-                && resolved(config, other.external.addr) == addr
-        });
-        if let Some(other) = twice {
-            let what = format!("{protocol} {} is forwarded twice", external.value);
-            let place = line_of(&config.source, other.external.span);
-            let why = format!(
-                "to {} in {place}, and to {}",
-                other.target.value, forward.target.value
-            );
-            let problem = Problem::error("forward-twice", what).why(why);
-            found.push(problem.fix("remove one of the two").at(external.span));
-        }
-        // With the interface's address in the pool, whether an address is it shows on the host.
-        if let Some(addr) = external.addr
-            && !config.pool.has_interface()
-            && !config.own_addresses().any(|own| own == addr)
-        {
-            let what = format!("the forward's external address {addr} is not in the pool");
-            let why = "only packets to addresses of the pool reach the engine";
-            let fix =
-                format!("add \"{addr}\" to `pool.addresses`, or write an address of the pool");
-            let problem = Problem::error("forward-outside-pool", what)
-                .why(why)
-                .fix(fix);
-            found.push(problem.at(external.span));
-        }
-        if !config.internal.is_empty() && !config.is_internal(forward.target.addr) {
-            let what = format!(
-                "the forward's target {} is in no internal prefix",
-                forward.target.value
-            );
-            let why = "replies from it would not be taken for a client's and would not be \
-                       translated back";
-            let fix = format!(
-                "add \"{}/32\" to `internal`, or correct the target",
-                forward.target.addr
-            );
-            let problem = Problem::error("forward-target", what).why(why).fix(fix);
-            found.push(problem.at(forward.target.span));
-        }
     }
 }
 

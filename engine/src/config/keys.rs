@@ -297,18 +297,35 @@ pub const KEYS: &[Key] = &[
         "those of a second",
     ),
     key("", "forwards", "tables, written [[forwards]]", "none"),
-    key("forwards", "protocol", "\"tcp\" or \"udp\"", "required"),
+    key(
+        "forwards",
+        "protocol",
+        "\"tcp\" or \"udp\", or both in a list",
+        "required, but for a whole address",
+    ),
     key(
         "forwards",
         "external",
-        "a port (\"8443\") or an endpoint (\"203.0.113.4:8443\")",
+        "a port (\"8443\"), a range (\"30000-32767\"), these with an address (\"203.0.113.4:8443\"), or an address",
         "required",
     ),
     key(
         "forwards",
         "target",
-        "an endpoint such as \"10.77.0.5:443\"",
+        "an endpoint such as \"10.77.0.5:443\", an address for the same ports, or a list of them",
         "required",
+    ),
+    key(
+        "forwards",
+        "weights",
+        "numbers, 1 to 65535: one a target",
+        "the same for all",
+    ),
+    key(
+        "forwards",
+        "affinity",
+        "\"source\" or \"none\"",
+        "\"source\"",
     ),
     key(
         "forwards",

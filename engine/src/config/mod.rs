@@ -5,6 +5,7 @@
 
 mod check;
 mod check_rules;
+mod forwards;
 pub mod keys;
 mod per_protocol;
 mod problem;
@@ -22,7 +23,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use conntrack::{
-    Endpoint, FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol, Timers,
+    Affinity, FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol, Timers,
 };
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
@@ -34,7 +35,7 @@ pub use rules::{
 };
 pub use settings::Setting;
 pub use timers::TimerProfile;
-pub use values::{ForwardExternal, PoolEntry, PortRange};
+pub use values::{ForwardExternal, ForwardTarget, PoolEntry, PortRange};
 
 use reader::{Problems, Reader};
 
@@ -153,15 +154,19 @@ pub struct NatConfig {
     pub midstream: Midstream,
 }
 
-/// A static mapping that lets the external realm open sessions.
+/// Static mappings that let the external realm open sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForwardConfig {
-    /// TCP or UDP.
-    pub protocol: Protocol,
+    /// TCP, UDP or both; of a whole address all three. Not empty.
+    pub protocols: Vec<Protocol>,
     /// The external side.
     pub external: At<ForwardExternal>,
-    /// The internal endpoint.
-    pub target: At<Endpoint>,
+    /// The internal hosts: not empty, of a whole address one.
+    pub targets: Vec<At<ForwardTarget>>,
+    /// Their shares, by place; empty: all have the same.
+    pub weights: Vec<At<u32>>,
+    /// How one of several is chosen.
+    pub affinity: Affinity,
     /// Sources that may use it; empty: any.
     pub allow: Vec<At<Ipv4Net>>,
 }

@@ -6,14 +6,15 @@ use std::path::PathBuf;
 
 use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol, Quotas};
 
+use super::forwards;
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
 use super::rules;
 use super::values::{self, PoolEntry};
 use super::{
-    Config, DeviceMode, ForwardConfig, IcmpConfig, InterfaceConfig, MAPPINGS_PER_SECOND_MAX,
-    Midstream, NatConfig, OnRefusal, PRIORITY_MAX, Poll, PoolConfig, Role, SESSIONS_MAX,
-    SESSIONS_MIN, TablesConfig, Unsolicited, WORKERS_MAX, WorkersConfig, timers,
+    Config, DeviceMode, IcmpConfig, InterfaceConfig, MAPPINGS_PER_SECOND_MAX, Midstream, NatConfig,
+    OnRefusal, PRIORITY_MAX, Poll, PoolConfig, Role, SESSIONS_MAX, SESSIONS_MIN, TablesConfig,
+    Unsolicited, WORKERS_MAX, WorkersConfig, timers,
 };
 
 /// Reads every key. None when something is missing without which nothing else can be judged.
@@ -43,7 +44,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
     let services = rules::read_services(root, &mut given);
     let (timer_profile, timers) = timers::read(root, &mut given);
     let limits = read_limits(root, &mut given);
-    let forwards = read_forwards(root, &mut given);
+    let forwards = forwards::read(root, &mut given);
     let icmp = read_icmp(root, &mut given);
     let tables = read_tables(root, &instance, &mut given);
     let workers = read_workers(root, &mut given);
@@ -318,41 +319,6 @@ fn per_protocol<T: Copy>(
     table.map_or([At::default_value(default); 3], |table| {
         table.per_protocol(key, words, default)
     })
-}
-
-fn read_forwards(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<ForwardConfig> {
-    let mut forwards = Vec::new();
-    for table in root.tables("forwards") {
-        given.extend(table.given());
-        let protocol = table.choice("protocol", PROTOCOLS);
-        let external = table.parsed_or_number("external", values::forward_external);
-        let target = table.parsed("target", values::endpoint);
-        let allow = table.list("allow", values::prefix).unwrap_or_default();
-        if table.is_empty_list("allow") {
-            let problem = Problem::error("empty-allow", "`forwards[].allow` is an empty list");
-            let problem = problem.why("it could be read as nobody, or as everybody");
-            let fix = "leave the key out to let any source in, or remove the forward";
-            root.complain(problem.fix(fix).at(table.span_of("allow")));
-        }
-        for (key, example) in [
-            ("protocol", "\"tcp\""),
-            ("external", "\"8443\""),
-            ("target", "\"10.77.0.5:443\""),
-        ] {
-            if !table.has(key) {
-                table.missing(key, &format!("add a line such as {key} = {example}"));
-            }
-        }
-        if let (Some(protocol), Some(external), Some(target)) = (protocol, external, target) {
-            forwards.push(ForwardConfig {
-                protocol: protocol.value,
-                external,
-                target,
-                allow,
-            });
-        }
-    }
-    forwards
 }
 
 fn read_icmp(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> IcmpConfig {

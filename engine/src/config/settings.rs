@@ -1,6 +1,8 @@
 //! The effective configuration: every key with its value, and whether the file set it.
 
-use conntrack::{Pairing, Protocol};
+use conntrack::{Affinity, Pairing, Protocol};
+
+use super::forwards::AFFINITIES;
 
 use super::read::{
     DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word,
@@ -109,9 +111,29 @@ impl Config {
             let mut put = |key: &str, value: String, default| {
                 list.push(format!("forwards[{number}].{key}"), value, default);
             };
-            put("protocol", quoted(forward.protocol), false);
+            let protocols: Vec<_> = forward
+                .protocols
+                .iter()
+                .copied()
+                .map(At::default_value)
+                .collect();
+            if forward.external.ports.is_some() {
+                put("protocol", quoted_list(&protocols), false);
+            }
             put("external", quoted(forward.external.value), false);
-            put("target", quoted(forward.target.value), false);
+            put("target", quoted_list(&forward.targets), false);
+            let weights: Vec<String> = forward
+                .weights
+                .iter()
+                .map(|at| at.value.to_string())
+                .collect();
+            put(
+                "weights",
+                format!("[{}]", weights.join(", ")),
+                weights.is_empty(),
+            );
+            let affinity = quoted(word(AFFINITIES, forward.affinity));
+            put("affinity", affinity, forward.affinity == Affinity::Source);
             put(
                 "allow",
                 quoted_list(&forward.allow),

@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use conntrack::Endpoint;
 use ipnet::Ipv4Net;
 
 use super::problem::Problem;
@@ -65,15 +64,35 @@ impl std::fmt::Display for PoolEntry {
 pub struct ForwardExternal {
     /// The address; none: the only address of the pool, whichever it is at the moment.
     pub addr: Option<Ipv4Addr>,
-    /// The port.
-    pub port: u16,
+    /// The ports; none: the whole address, which is then given.
+    pub ports: Option<PortRange>,
 }
 
 impl std::fmt::Display for ForwardExternal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.addr {
-            Some(addr) => write!(f, "{addr}:{}", self.port),
-            None => write!(f, "{}", self.port),
+        match (self.addr, self.ports) {
+            (Some(addr), Some(ports)) => write!(f, "{addr}:{ports}"),
+            (Some(addr), None) => write!(f, "{addr}"),
+            (None, Some(ports)) => write!(f, "{ports}"),
+            (None, None) => f.write_str("nothing"),
+        }
+    }
+}
+
+/// An internal host that a forward leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ForwardTarget {
+    /// Its address.
+    pub addr: Ipv4Addr,
+    /// Its port, of a range that of the first; none: the same as outside.
+    pub port: Option<u16>,
+}
+
+impl std::fmt::Display for ForwardTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.addr),
+            None => write!(f, "{}", self.addr),
         }
     }
 }
@@ -272,41 +291,42 @@ fn port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|&port| port != 0)
 }
 
-/// The external side of a forward: a port, or an address and a port.
+/// The external side of a forward: ports, an address with ports, or an address.
 pub(super) fn forward_external(text: &str) -> Result<ForwardExternal, Problem> {
-    let problem = |why: &str| {
-        let what = format!("\"{text}\" is no external side of a forward");
-        Problem::error("bad-endpoint", what).why(why.to_owned())
+    let (addr, ports) = match text.split_once(':') {
+        Some((addr, ports)) => (Some(address(addr)?), Some(ports)),
+        None if text.contains('.') => (Some(address(text)?), None),
+        None => (None, Some(text)),
     };
-    if port_range(text).is_ok_and(|range| range.first != range.last) {
-        let problem = problem("a forward takes one port");
-        return Err(problem.fix("write one [[forwards]] for each port"));
-    }
-    let (addr, port_text) = match text.split_once(':') {
-        Some((addr, port)) => (Some(address(addr)?), port),
-        None => (None, text),
+    let ports = match ports {
+        None => None,
+        Some(ports) => Some(port_range(ports).map_err(|_| {
+            let what = format!("\"{text}\" is no external side of a forward");
+            let why = "it is a port from 1 to 65535, a range of them, an address, or an address, a \
+                       colon and one of these";
+            let fix = "write it as in \"8443\", \"203.0.113.4:8443\" or \"30000-32767\"";
+            Problem::error("bad-endpoint", what).why(why).fix(fix)
+        })?),
     };
-    let port = port(port_text).ok_or_else(|| {
-        let problem = problem("it is a port from 1 to 65535, or an address, a colon and a port");
-        problem.fix("write it as in \"8443\" or \"203.0.113.4:8443\"")
-    })?;
-    Ok(ForwardExternal { addr, port })
+    Ok(ForwardExternal { addr, ports })
 }
 
-/// An address and a port.
-pub(super) fn endpoint(text: &str) -> Result<Endpoint, Problem> {
-    let problem = |why: &str| {
-        let problem = Problem::error("bad-endpoint", format!("\"{text}\" is no endpoint"));
-        problem
-            .why(why.to_owned())
-            .fix("write it as in \"10.77.0.5:443\"")
-    };
-    let Some((addr, port_text)) = text.rsplit_once(':') else {
-        return Err(problem("an endpoint is an address, a colon and a port"));
+/// An internal host that a forward leads to: an address, or one with a port.
+pub(super) fn forward_target(text: &str) -> Result<ForwardTarget, Problem> {
+    let (addr, port_text) = match text.split_once(':') {
+        Some((addr, port)) => (addr, Some(port)),
+        None => (text, None),
     };
     let addr = address(addr)?;
-    let port = port(port_text).ok_or_else(|| problem("the port is a number from 1 to 65535"))?;
-    Ok(Endpoint::new(addr, port))
+    let port = match port_text.map(port) {
+        Some(None) => {
+            let problem = Problem::error("bad-endpoint", format!("\"{text}\" is no endpoint"));
+            let problem = problem.why("the port is a number from 1 to 65535");
+            return Err(problem.fix("write it as in \"10.77.0.5:443\""));
+        }
+        port => port.flatten(),
+    };
+    Ok(ForwardTarget { addr, port })
 }
 
 /// A name of an instance: it becomes part of paths.

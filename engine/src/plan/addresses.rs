@@ -214,7 +214,15 @@ fn forwards_on_shared(config: &Config, shared: Option<Ipv4Addr>, found: &mut Vec
         if config.own_addresses().any(|own| own == addr) {
             continue;
         }
-        let port = forward.external.port;
+        let Some(port) = forward.external.ports else {
+            let what = format!("the whole of {addr} is forwarded, which is not Egret's alone");
+            let why =
+                "the interface's address is the host's, too, and other addresses are nobody's here";
+            let fix = format!("add \"{addr}\" to `pool.addresses` or to a pool, or name the ports");
+            let problem = Problem::error("forward-whole", what).why(why).fix(fix);
+            found.push(problem.at(forward.external.span));
+            continue;
+        };
         let only = config.pool.addresses.len() == 1;
         if shared == Some(addr) {
             let what = format!("the forward names {addr}, which is the interface's at the moment");

@@ -261,7 +261,12 @@ fn unchecked_ports(config: &Config, host: &HostFacts, found: &mut Vec<Problem>) 
 }
 
 fn empty_pool(config: &Config, policy: &Policy, host: &HostFacts, found: &mut Vec<Problem>) {
-    for address in &policy.addresses {
+    let whole = |addr| {
+        let mut forwards = policy.forwards.iter();
+        forwards.any(|forward| forward.whole && forward.external.addr == addr)
+    };
+    let pool = policy.addresses.iter();
+    for address in pool.filter(|address| !whole(address.addr)) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             if !address.ports[protocol.index()].is_empty() {
                 continue;

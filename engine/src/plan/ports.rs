@@ -2,12 +2,15 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{AddressKind, ExternalAddress, Forward, Policy, PortSet, Protocol};
+use conntrack::{
+    AddressKind, Endpoint, ExternalAddress, Forward, Forwards, Policy, PortSet, Protocol, Target,
+    Targets,
+};
 
-use super::facts::HostFacts;
+use super::facts::{HostFacts, Listener};
 use super::slots::Slots;
 use super::translation::Translation;
-use crate::config::{At, Config, PoolConfig, PortRange, Problem};
+use crate::config::{At, Config, ForwardConfig, ForwardTarget, PoolConfig, PortRange, Problem};
 
 /// Kubernetes' default NodePort range: kube-proxy claims ports there that no socket shows.
 pub const NODE_PORTS: PortRange = PortRange {
@@ -69,7 +72,7 @@ pub fn policy_for(
 }
 
 /// The forwards whose external address is in a pool at the moment.
-fn forwards(config: &Config, shared: Option<Ipv4Addr>) -> Vec<Forward> {
+fn forwards(config: &Config, shared: Option<Ipv4Addr>) -> Forwards {
     let only = || {
         if config.pool.has_interface() {
             shared
@@ -77,17 +80,46 @@ fn forwards(config: &Config, shared: Option<Ipv4Addr>) -> Vec<Forward> {
             config.pool.own().next()
         }
     };
-    let resolve = |forward: &crate::config::ForwardConfig| {
-        let addr = forward.external.addr.or_else(only)?;
-        let known = Some(addr) == shared || config.own_addresses().any(|own| own == addr);
-        known.then(|| Forward {
-            protocol: forward.protocol,
-            external: conntrack::Endpoint::new(addr, forward.external.port),
-            target: forward.target.value,
-            allow: forward.allow.iter().map(|prefix| prefix.value).collect(),
-        })
+    let resolve = |forward: &ForwardConfig| -> Vec<Forward> {
+        let addr = forward.external.addr.or_else(only);
+        let known = |addr: &Ipv4Addr| {
+            Some(*addr) == shared || config.own_addresses().any(|own| own == *addr)
+        };
+        let Some(addr) = addr.filter(known) else {
+            return Vec::new();
+        };
+        let one = |&protocol| forward_of(forward, addr, protocol);
+        forward.protocols.iter().map(one).collect()
     };
-    config.forwards.iter().filter_map(resolve).collect()
+    config.forwards.iter().flat_map(resolve).collect()
+}
+
+fn forward_of(forward: &ForwardConfig, addr: Ipv4Addr, protocol: Protocol) -> Forward {
+    let whole = forward.external.ports.is_none();
+    let ports = forward.external.ports.unwrap_or(PortRange {
+        // Identifiers begin with 0.
+        first: u16::from(protocol != Protocol::Icmp),
+        last: u16::MAX,
+    });
+    let targets = forward.targets.iter().enumerate();
+    let target = |(place, target): (usize, &At<ForwardTarget>)| Target {
+        endpoint: Endpoint::new(target.addr, target.port.unwrap_or(ports.first)),
+        weight: forward
+            .weights
+            .get(place)
+            .map_or(1, |weight| weight.value as u16),
+    };
+    Forward {
+        protocol,
+        external: Endpoint::new(addr, ports.first),
+        last_port: ports.last,
+        targets: Targets {
+            list: targets.map(target).collect(),
+            affinity: forward.affinity,
+        },
+        whole,
+        allow: forward.allow.iter().map(|prefix| prefix.value).collect(),
+    }
 }
 
 /// Ports, or ICMP identifiers, for dynamic mappings of one protocol on one address.
@@ -100,6 +132,10 @@ fn port_set(
     forwards: &[Forward],
 ) -> PortSet {
     let mut set = PortSet::empty();
+    let whole = |forward: &Forward| forward.whole && forward.external.addr == addr;
+    if forwards.iter().any(whole) {
+        return set;
+    }
     if protocol == Protocol::Icmp {
         // Identifiers belong to nobody: the host's own pings that meet one of ours are told apart
         // by their remote address and punted.
@@ -120,7 +156,7 @@ fn port_set(
     }
     for forward in forwards {
         if forward.protocol == protocol && forward.external.addr == addr {
-            set.remove_range(forward.external.port, forward.external.port);
+            set.remove_range(forward.external.port, forward.last_port);
         }
     }
     set
@@ -276,48 +312,55 @@ fn given_range(
 fn forward_port(
     host: &HostFacts,
     addr: Ipv4Addr,
-    forward: &crate::config::ForwardConfig,
+    forward: &ForwardConfig,
     found: &mut Vec<Problem>,
 ) {
-    let (protocol, port) = (forward.protocol, forward.external.port);
-    let mut listeners = host.listeners.iter().flatten();
-    if listeners.any(|l| l.protocol == protocol && l.port == port && l.takes(addr)) {
-        let what = format!("the host itself listens on {protocol} {port}, which is forwarded");
-        let why = "the forward would take the port from the host's own service";
-        let fix = format!(
-            "choose another external port, or stop the service: `ss -lntup sport = :{port}` names it"
-        );
-        let problem = Problem::error("forward-listening", what).why(why).fix(fix);
-        found.push(problem.at(forward.external.span));
-    }
-    let mut dnat = host.dnat.iter().flatten();
-    if dnat.any(|d| d.protocol == protocol && (d.first..=d.last).contains(&port)) {
-        let what = format!("a DNAT rule of the host takes {protocol} {port}, which is forwarded");
-        let why = "the forward would take the port from it";
-        let fix = "choose another external port, or remove the rule: `nft list ruleset` shows it";
-        let problem = Problem::error("forward-dnat", what).why(why).fix(fix);
-        found.push(problem.at(forward.external.span));
-    }
-    if ephemeral_clash(
-        host,
-        PortRange {
-            first: port,
-            last: port,
-        },
-    )
-    .is_some()
-    {
-        let (first, last) = host.local_port_range.unwrap_or(KERNEL_PORT_RANGE);
-        let what =
-            format!("the forwarded {protocol} {port} lies in the host's own range {first}-{last}");
-        let why =
-            "the kernel may give the port to a connection of the host, which then gets no reply";
-        let fix =
-            format!("sysctl -w net.ipv4.ip_local_reserved_ports={port} (with what it has already)");
-        let problem = Problem::warning("forward-ephemeral", what)
-            .why(why)
-            .fix(fix);
-        found.push(problem.at(forward.external.span));
+    // Only own addresses are forwarded as a whole.
+    let Some(ports) = forward.external.ports else {
+        return;
+    };
+    let has = |port: u16| (ports.first..=ports.last).contains(&port);
+    for &protocol in &forward.protocols {
+        let mut listeners = host.listeners.iter().flatten();
+        let listens = listeners.find(|l| l.protocol == protocol && has(l.port) && l.takes(addr));
+        if let Some(Listener { port, .. }) = listens {
+            let what = format!("the host itself listens on {protocol} {port}, which is forwarded");
+            let why = "the forward would take the port from the host's own service";
+            let fix = format!(
+                "choose another external port, or stop the service: `ss -lntup sport = :{port}` \
+                 names it"
+            );
+            let problem = Problem::error("forward-listening", what).why(why).fix(fix);
+            found.push(problem.at(forward.external.span));
+        }
+        let mut dnat = host.dnat.iter().flatten();
+        let taken =
+            dnat.find(|d| d.protocol == protocol && d.first <= ports.last && ports.first <= d.last);
+        if let Some(dnat) = taken {
+            let port = dnat.first.max(ports.first);
+            let what =
+                format!("a DNAT rule of the host takes {protocol} {port}, which is forwarded");
+            let why = "the forward would take the port from it";
+            let fix =
+                "choose another external port, or remove the rule: `nft list ruleset` shows it";
+            let problem = Problem::error("forward-dnat", what).why(why).fix(fix);
+            found.push(problem.at(forward.external.span));
+        }
+        if let Some(clash) = ephemeral_clash(host, ports) {
+            let (first, last) = host.local_port_range.unwrap_or(KERNEL_PORT_RANGE);
+            let what = format!(
+                "the forwarded {protocol} {clash} lies in the host's own range {first}-{last}"
+            );
+            let why = "the kernel may give the port to a connection of the host, which then gets no \
+                       reply";
+            let fix = format!(
+                "sysctl -w net.ipv4.ip_local_reserved_ports={clash} (with what it has already)"
+            );
+            let problem = Problem::warning("forward-ephemeral", what)
+                .why(why)
+                .fix(fix);
+            found.push(problem.at(forward.external.span));
+        }
     }
 }
 
