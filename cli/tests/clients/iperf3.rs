@@ -4,7 +4,7 @@ use egret_cli::lab::plan::SERVERS;
 use egret_cli::lab::{Host, Topology};
 
 use crate::kernel::backend::{Backend, on_both_backends};
-use crate::kernel::{Daemon, command, run};
+use crate::kernel::{self, Daemon, command};
 use crate::{LIMIT, stand};
 
 /// Runs an iperf3 client of 8 streams for 2 s and returns its report. No interval may be silent.
@@ -20,7 +20,7 @@ fn iperf3(from: &Host, options: &[&str]) -> serde_json::Value {
         "--parallel",
         "8",
     ]);
-    let said = run(&from.namespace, iperf3.args(options), LIMIT);
+    let said = kernel::run(&from.namespace, iperf3.args(options), LIMIT);
     let text = said.text();
     let report: serde_json::Value = serde_json::from_str(&text).expect("a report");
     assert!(
@@ -41,16 +41,16 @@ fn iperf3_streams(topology: Topology, backend: Backend) {
     let Some(stand) = stand(topology, backend, &[("iperf3", "iperf3")]) else {
         return;
     };
-    let server = &stand.lab.servers[0].namespace;
-    let _daemon = Daemon::start(
-        &stand.lab,
-        server,
-        command("iperf3").arg("--server"),
-        &[5201],
-    );
-    let from = &stand.lab.clients[0];
+    // A server of its own for each run: between two of them one listens anew, and resets whoever
+    // comes too soon.
+    let run = |options: &[&str]| {
+        let server = &stand.lab.servers[0].namespace;
+        let mut program = command("iperf3");
+        let _daemon = Daemon::start(&stand.lab, server, program.arg("--server"), &[5201]);
+        iperf3(&stand.lab.clients[0], options)
+    };
     for direction in [&[][..], &["--reverse"]] {
-        let end = iperf3(from, direction);
+        let end = run(direction);
         let received = end["sum_received"]["bytes"].as_u64().expect("bytes");
         // A tenth of what the gateway must do, since other tests run beside this one.
         assert!(
@@ -58,7 +58,7 @@ fn iperf3_streams(topology: Topology, backend: Backend) {
             "TCP {direction:?}: {received} bytes in 2 s"
         );
         let udp = [&["--udp", "--bitrate", "5M", "--length", "1200"], direction].concat();
-        let sum = &iperf3(from, &udp)["sum"];
+        let sum = &run(&udp)["sum"];
         let lost = sum["lost_percent"].as_f64().expect("a loss");
         let rate = sum["bits_per_second"].as_f64().expect("a rate");
         assert!(lost < 1.0, "UDP {direction:?}: {lost} % lost");
