@@ -12,7 +12,7 @@ use conntrack::{
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::{Midstream, OnRefusal, Role, Unsolicited};
-use crate::device::offload::{Checksum, Offload};
+use crate::device::offload::{Checksum, Offload, Segments};
 use crate::drop_reason::DropReason;
 use crate::fragment::{Decision, Ends, FragmentTable, Identifications, Later, Passage};
 use crate::icmp::ErrorKind;
@@ -445,7 +445,7 @@ impl<R: Random> Gateway<R> {
         let decision = match &found {
             Ok(rewrite) => Decision::Translate(Passage {
                 tuple,
-                identification: self.identification(packet, rewrite),
+                identification: self.identification(packet, rewrite, 1),
             }),
             Err(
                 Verdict::Drop(reason)
@@ -471,9 +471,10 @@ impl<R: Random> Gateway<R> {
     }
 
     /// The identification that a datagram leaves with (RFC 6864 section 5.3.1): a new one if its
-    /// source becomes an external address, unless it is atomic; else none, it keeps its own.
+    /// source becomes an external address, unless it is atomic; else none, it keeps its own. For a
+    /// super-packet of `count` packets the first of as many.
     #[inline]
-    fn identification(&self, packet: &Packet, rewrite: &Rewrite) -> Option<u16> {
+    fn identification(&self, packet: &Packet, rewrite: &Rewrite, count: u16) -> Option<u16> {
         if packet.is_atomic() || rewrite.direction == Direction::Inbound {
             return None;
         }
@@ -483,7 +484,13 @@ impl<R: Random> Gateway<R> {
             protocol: packet.ipv4.protocol,
         };
         let original = packet.ipv4.identification;
-        Some(self.shared.identifications.replace(&ends, original))
+        Some(match count {
+            1 => self.shared.identifications.replace(&ends, original),
+            _ => {
+                let identifications = &self.shared.identifications;
+                identifications.replace_run(&ends, original, count)
+            }
+        })
     }
 
     /// The identification that the quoted packet of an ICMP error had before it was translated; none
@@ -658,7 +665,7 @@ impl<R: Random> Gateway<R> {
         // Those of fragments are known already.
         let new = match packet.fragment {
             Some(_) => identification,
-            None => self.identification(packet, rewrite),
+            None => self.identification(packet, rewrite, packets(packet, offload, hop.mtu)),
         };
         if let Some(new) = new {
             rewrite::set_identification(frame, new);
@@ -723,6 +730,18 @@ fn complete_checksum(frame: &mut [u8], packet: &Packet, offload: Offload, stats:
     if offload.checksum == Checksum::Unknown && rewrite::complete_checksum(frame, packet) {
         stats.checksums_completed.add(1);
     }
+}
+
+/// How many packets a frame becomes by an MTU. Linux gives each an identification of its own, one more
+/// than that of the one before it.
+#[inline]
+fn packets(packet: &Packet, offload: Offload, mtu: u16) -> u16 {
+    let count = |segments: Segments| {
+        let fitted = segments.fitted(mtu).unwrap_or(segments);
+        // A frame has fewer bytes than there are numbers.
+        fitted.count(packet.frame_len()) as u16
+    };
+    offload.segments.map_or(1, count)
 }
 
 /// What conntrack is told of a packet.

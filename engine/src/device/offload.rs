@@ -18,6 +18,9 @@ const GSO_UDP_L4: u8 = 5;
 /// Bit beside the kind: the first segment alone has TCP's CWR.
 const GSO_ECN: u8 = 0x80;
 
+/// Fewest payload bytes of a packet that a stream is cut into: below, an MTU is no link's.
+const PAYLOAD_MIN: usize = 8;
+
 /// What is known of a TCP or UDP checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
@@ -62,6 +65,28 @@ impl Segments {
     /// Bytes of the longest IP packet that it becomes.
     pub fn packet_len(&self) -> usize {
         usize::from(self.headers_len) - ethernet::HEADER_LEN + usize::from(self.payload_len)
+    }
+
+    /// Packets that a frame of so many bytes becomes.
+    pub fn count(&self, frame_len: usize) -> usize {
+        let payload_len = frame_len.saturating_sub(usize::from(self.headers_len));
+        payload_len.div_ceil(usize::from(self.payload_len)).max(1)
+    }
+
+    /// The same in packets for an MTU, bytes. A stretch of a TCP stream can be cut anywhere; `None` if
+    /// that leaves no room for payload, or datagrams are too big.
+    #[must_use]
+    pub fn fitted(self, mtu: u16) -> Option<Segments> {
+        if self.packet_len() <= usize::from(mtu) {
+            return Some(self);
+        }
+        let headers_len = usize::from(self.headers_len) - ethernet::HEADER_LEN;
+        let room = usize::from(mtu).checked_sub(headers_len)?;
+        let is_tcp = matches!(self.kind, SegmentKind::Tcp { .. });
+        (is_tcp && room >= PAYLOAD_MIN).then_some(Segments {
+            payload_len: room as u16,
+            ..self
+        })
     }
 }
 

@@ -58,16 +58,27 @@ impl Identifications {
 
     /// An identification for a datagram of our own.
     pub fn fresh(&self, ends: &Ends) -> u16 {
-        self.advance(self.hash(ends))
+        self.advance(self.hash(ends), 1)
     }
 
     /// An identification instead of `original`, which is remembered for [`Identifications::original`].
     pub fn replace(&self, ends: &Ends, original: u16) -> u16 {
         let hash = self.hash(ends);
-        let new = self.advance(hash);
-        let known = u64::from(hash as u32) << 32 | u64::from(new) << 16 | u64::from(original);
-        self.record(hash, new).store(known, Ordering::Relaxed);
+        let new = self.advance(hash, 1);
+        self.remember(hash, new, original);
         new
+    }
+
+    /// The first of `count` identifications in a row instead of those from `original` on: for a
+    /// super-packet, whose packets are numbered from its own on by whoever cuts it.
+    pub fn replace_run(&self, ends: &Ends, original: u16, count: u16) -> u16 {
+        let hash = self.hash(ends);
+        let first = self.advance(hash, count);
+        for number in 0..count {
+            let new = first.wrapping_add(number);
+            self.remember(hash, new, original.wrapping_add(number));
+        }
+        first
     }
 
     /// What a replaced identification was, for an ICMP error that quotes it (RFC 5508 REQ-4 a); none
@@ -79,8 +90,13 @@ impl Identifications {
         same.then_some(known as u16)
     }
 
-    fn advance(&self, hash: u64) -> u16 {
-        self.counters[hash as usize % COUNTERS].fetch_add(1, Ordering::Relaxed)
+    fn advance(&self, hash: u64, count: u16) -> u16 {
+        self.counters[hash as usize % COUNTERS].fetch_add(count, Ordering::Relaxed)
+    }
+
+    fn remember(&self, hash: u64, new: u16, original: u16) {
+        let known = u64::from(hash as u32) << 32 | u64::from(new) << 16 | u64::from(original);
+        self.record(hash, new).store(known, Ordering::Relaxed);
     }
 
     /// A sequence lies in one piece, so that its records share cache lines.
@@ -123,6 +139,23 @@ mod tests {
         }
         let fresh = ids.fresh(&ends(1));
         assert_eq!(ids.original(&ends(1), fresh), None);
+    }
+
+    #[test]
+    fn a_run_is_nobody_else_s_and_remembered_one_by_one() {
+        let ids = Identifications::new(7);
+        let before = ids.fresh(&ends(1));
+        // Both the new ones and the originals turn round at the end.
+        for _ in 0..2_000 {
+            let first = ids.replace_run(&ends(1), 65_530, 45);
+            for number in 0..45 {
+                let new = first.wrapping_add(number);
+                let original = 65_530_u16.wrapping_add(number);
+                assert_eq!(ids.original(&ends(1), new), Some(original));
+            }
+        }
+        let after = ids.fresh(&ends(1));
+        assert_eq!(after.wrapping_sub(before), (1 + 2_000 * 45_u32) as u16);
     }
 
     #[test]

@@ -101,14 +101,11 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     fn enqueue_resized(&mut self, frame: Frame, interface: u8, mtu: u16) {
         let packet = packet::parse(self.device.bytes(&frame));
         let mut offload = self.device.offload(&frame);
-        let room = offload.segments.as_ref().and_then(|segments| {
-            let headers_len = usize::from(segments.headers_len) - ethernet::HEADER_LEN;
-            usize::from(mtu).checked_sub(headers_len)
-        });
         let whole = packet.is_ok_and(|packet| packet.ipv4.dont_fragment);
-        match (room, &mut offload.segments) {
-            (Some(room @ 8..), Some(segments)) if !whole => {
-                segments.payload_len = segments.payload_len.min(room as u16);
+        let fitted = offload.segments.and_then(|segments| segments.fitted(mtu));
+        match fitted {
+            Some(_) if !whole => {
+                offload.segments = fitted;
                 self.device.set_offload(&frame, offload);
                 self.push(frame, interface);
             }
