@@ -135,6 +135,9 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
             return ExitCode::from(2);
         }
     };
+    if let Some(guard) = guard {
+        guard.begin();
+    }
     show(&engine.plan().problems);
     tell_concerns(for_doctor);
     let mut out = io::stdout();
