@@ -446,6 +446,7 @@ fn open_steered(
     if let Err(error) = routed::remove_all(number) {
         warn!(%error, "rules of an earlier engine may be left; they hold no translated packet back");
     }
+    lock(undo).end_proxies(&[]);
     match rung.way {
         Way::Generic => turn_merging_off(plan, undo, &[Offload::Gro, Offload::Lro]),
         // What the NIC has merged itself cannot be cut again.
