@@ -22,16 +22,17 @@ use crate::facts;
 use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::Shared;
 use crate::governor::Governor;
+use crate::instance::Number;
 use crate::ladder::{self, Devices, Rung, Way};
 use crate::netlink::{self, NetlinkHandle, NetworkView};
 use crate::plan::{HostFacts, Plan};
 use crate::punt::Punt;
 use crate::random::WorkerRandom;
 use crate::route::{Forwarding, ServedInterface};
-use crate::routed::{self, RoutedPlan};
+use crate::routed::{self, Lead, RoutedPlan};
 use crate::rulebook::{self, Rulebook};
 use crate::staff::Staff;
-use crate::steering::{self, InstanceLock, Steering, SteeringSize};
+use crate::steering::{InstanceLock, Remains, Steering, SteeringSize};
 use crate::steward::{Steward, links_of};
 use crate::tables::{UnusedFile, open_nat};
 use crate::undo::{self, Change, Undo};
@@ -90,8 +91,8 @@ pub struct Engine {
 enum Entrance {
     /// The steering program gives them.
     Steered(Box<Steering>),
-    /// The kernel routes them into a TAP, whose queues these are.
-    Routed(Vec<Tap>),
+    /// The kernel routes them into a TAP, whose queues these are, by what was set up by this plan.
+    Routed(Vec<Tap>, RoutedPlan),
 }
 
 impl Engine {
@@ -165,9 +166,11 @@ impl Engine {
     ) -> Result<Engine, StartError> {
         let step = "setting up routed mode";
         let external = &outer.interfaces[usize::from(outer.external)].facts;
+        let lock = InstanceLock::take(&config.instance).map_err(at(step))?;
+        let number = Number::take(&config.instance).map_err(at(step))?;
         let entrance = RoutedPlan {
-            tap: tap_prefix(&config.instance, 'r'),
-            instance: config.instance.clone(),
+            tap: number.taps('r'),
+            number,
             mtu: outer.mtu_min(),
             queues: outer.workers,
             internal: config.internal.iter().map(|prefix| prefix.value).collect(),
@@ -177,11 +180,10 @@ impl Engine {
             external_name: external.name.clone(),
             one_arm: outer.interfaces.len() == 1,
         };
-        let lock = InstanceLock::take(&config.instance).map_err(at(step))?;
-        let inherited = routed::stands(&config.instance).map_err(at(step))?;
+        let inherited = routed::stands(number).map_err(at(step))?;
         let mut undo = Undo::open(&config.instance);
         let start = |undo: &mut Undo| {
-            let proxy = |&addr| Change::Proxy(external.name.clone(), addr);
+            let proxy = |&addr| Change::Proxy(external.ifindex, addr);
             let proxies: Vec<Change> = entrance.pool.iter().map(proxy).collect();
             undo.end_proxies(&proxies);
             for proxy in proxies {
@@ -197,7 +199,13 @@ impl Engine {
                 problems: outer.problems.clone(),
                 ..plan
             };
-            Engine::start_at(config, host, plan, Entrance::Routed(taps), confirmation)
+            Engine::start_at(
+                config,
+                host,
+                plan,
+                Entrance::Routed(taps, entrance.clone()),
+                confirmation,
+            )
         };
         let instance = &config.instance;
         match start(&mut undo) {
@@ -214,7 +222,7 @@ impl Engine {
             }
             Err(error) => {
                 Undo::open(instance).end_proxies(&[]);
-                if let Err(error) = routed::remove_all(instance) {
+                if let Err(error) = routed::remove_all(number) {
                     warn!(%error, "something is left behind: `egret detach --instance {instance}`");
                 }
                 // It says more than that the lock's file is left.
@@ -246,7 +254,7 @@ impl Engine {
         let (owned, placed) = match &entrance {
             Entrance::Steered(steering) => (steering.owned(), steering.addresses()),
             // Nobody else reads it.
-            Entrance::Routed(_) => (private_words(size.owned_words()), Ok(Vec::new())),
+            Entrance::Routed(..) => (private_words(size.owned_words()), Ok(Vec::new())),
         };
         let placed = placed.map_err(at("reading the addresses of an earlier engine"))?;
         let (nat, lost) = open_nat(&tables, owned, &placed, size)?;
@@ -289,7 +297,10 @@ impl Engine {
             Entrance::Steered(steering) => {
                 open_steered(&config, &plan, host, *steering, &shared, &view, &undo)
             }
-            Entrance::Routed(taps) => open_routed(&config, &plan, host, taps, &shared, &view),
+            Entrance::Routed(taps, way) => {
+                let lead = Lead::new(way, Arc::clone(&undo));
+                open_routed(&config, &plan, host, (taps, lead), &shared, &view)
+            }
         }?;
 
         let mut staff = Staff::new(&shared, punt, &config, &plan);
@@ -373,7 +384,8 @@ impl Engine {
         undo.end_proxies(&[]);
         drop(undo);
         if self.rung.way == Way::Routed
-            && let Err(error) = routed::remove_all(&self.instance)
+            && let Some(number) = Number::of_remains(&self.instance)
+            && let Err(error) = routed::remove_all(number)
         {
             error!(%error, "rules or routes are left behind: `egret detach` takes them away");
         }
@@ -407,10 +419,10 @@ fn open_steered(
     view: &NetworkView,
     undo: &Mutex<Undo>,
 ) -> Result<Opened, StartError> {
-    let instance = &config.instance;
     let names = plan.interfaces.iter();
     let names: Vec<&str> = names.map(|planned| planned.facts.name.as_str()).collect();
-    let punt = Punt::open(&mut steering, &tap_prefix(instance, 'p'), &names)
+    let number = Number::take(&config.instance).map_err(at("numbering the instance"))?;
+    let punt = Punt::open(&mut steering, &number.taps('p'), &names)
         .map_err(at("making the punt devices"))?;
     let mut steward = Steward::new(
         config.clone(),
@@ -426,14 +438,15 @@ fn open_steered(
     if !config.mode.value.is_of_tun_driver() {
         turn_vlan_offload_off(plan, undo)?;
     }
-    let taps = tap_prefix(instance, 't');
+    let taps = number.taps('t');
     let steering = steward.steering().expect("it was given one above");
     let (devices, rung) = ladder::descend(config, plan, steering, &taps, Some(&punt))
         .map_err(at("opening a way for frames and attaching the program"))?;
     // Of a dead engine in routed mode: the program guards the inside now.
-    if let Err(error) = routed::remove_all(instance) {
+    if let Err(error) = routed::remove_all(number) {
         warn!(%error, "rules of an earlier engine may be left; they hold no translated packet back");
     }
+    lock(undo).end_proxies(&[]);
     match rung.way {
         Way::Generic => turn_merging_off(plan, undo, &[Offload::Gro, Offload::Lro]),
         // What the NIC has merged itself cannot be cut again.
@@ -453,13 +466,14 @@ fn open_routed(
     config: &Config,
     plan: &Plan,
     host: HostFacts,
-    taps: Vec<Tap>,
+    (taps, lead): (Vec<Tap>, Lead),
     shared: &Arc<Shared>,
     view: &NetworkView,
 ) -> Result<Opened, StartError> {
     let (config, plan) = (config.clone(), plan.clone());
     let mut steward = Steward::new(config, plan, host, None, Arc::clone(shared))
-        .map_err(at("taking up the host's settings"))?;
+        .map_err(at("taking up the host's settings"))?
+        .leading(lead);
     steward
         .follow(view)
         .map_err(at("taking up the host's settings"))?;
@@ -487,7 +501,7 @@ fn forwarding(plan: &Plan, entrance: &Entrance) -> Arc<Forwarding> {
     let forwarding = Forwarding::new(served.collect(), HOPS_MAX, generation);
     Arc::new(match entrance {
         Entrance::Steered(_) => forwarding,
-        Entrance::Routed(_) => forwarding.by(routed::GATEWAY),
+        Entrance::Routed(..) => forwarding.by(routed::GATEWAY),
     })
 }
 
@@ -509,9 +523,16 @@ fn unpredictable() -> u64 {
 /// # Errors
 /// It runs, or the kernel's refusal.
 pub fn put_back(instance: &str) -> Result<usize, StartError> {
-    let count = steering::detach_all(instance).map_err(at("detaching the steering program"))?;
-    routed::remove_all(instance).map_err(at("removing rules and routes"))?;
+    // Locked to the end: whoever starts it meanwhile would have its changes put back.
+    let remains = Remains::find(instance).map_err(at("looking for what is left"))?;
+    let detached = remains.as_ref().map_or(Ok(0), Remains::detach);
+    let count = detached.map_err(at("detaching the steering program"))?;
+    if let Some(number) = Number::of_remains(instance) {
+        routed::remove_all(number).map_err(at("removing rules and routes"))?;
+    }
     undo::everything(instance).map_err(at("putting settings back"))?;
+    let removed = remains.map_or(Ok(()), Remains::remove);
+    removed.map_err(at("removing the instance's directory"))?;
     Ok(count)
 }
 
@@ -524,15 +545,6 @@ fn put_back_or_tell(instance: &str) {
             "something is left behind: `egret detach --instance {instance}`"
         );
     }
-}
-
-/// Names of TAPs of one kind begin with this; instances of one namespace are told apart by a hash,
-/// since a name has at most 15 characters.
-fn tap_prefix(instance: &str, kind: char) -> String {
-    let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    format!("egret{:04x}{kind}", hash & 0xffff)
 }
 
 /// A locally administered unicast address.
