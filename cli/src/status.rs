@@ -111,15 +111,8 @@ fn text(status: &Value) -> String {
             "  on trial: detaches in {left_s} s unless `egret confirm` is run"
         );
     }
-    for refused in status["modes_refused"].as_array().into_iter().flatten() {
-        let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
-        let _ = writeln!(out, "  not by {mode}: {reason}");
-    }
     if let Some(why) = status["tun_first"].as_str() {
         let _ = writeln!(out, "  tun was tried first: {why}");
-    }
-    if let Some(why) = status["self_test"].as_str().filter(|&why| why != "passed") {
-        let _ = writeln!(out, "  no test frame was sent: {why}");
     }
     for interface in status["interfaces"].as_array().into_iter().flatten() {
         let addresses: Vec<String> = interface["addresses"]
@@ -130,13 +123,24 @@ fn text(status: &Value) -> String {
             .collect();
         let _ = writeln!(
             out,
-            "{} ({}): {}, MTU {}, {}",
+            "{} ({}): {}, MTU {}, {}, by {}",
             string(&interface["name"]),
             string(&interface["role"]),
             string(&interface["mac"]),
             interface["mtu"],
-            addresses.join(", ")
+            addresses.join(", "),
+            string(&interface["mode"])
         );
+        for refused in interface["modes_refused"].as_array().into_iter().flatten() {
+            let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
+            let _ = writeln!(out, "  not by {mode}: {reason}");
+        }
+        if let Some(why) = interface["self_test"]
+            .as_str()
+            .filter(|&why| why != "passed")
+        {
+            let _ = writeln!(out, "  no test frame was sent: {why}");
+        }
         if interface["present"] == false {
             let _ = writeln!(
                 out,

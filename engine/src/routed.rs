@@ -23,7 +23,7 @@ use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder, RuleAddRequest};
 
 use crate::device::sys::link;
-use crate::device::sys::tap::{Tap, TapError};
+use crate::device::sys::tap::{Packets, Tap, TapError};
 use crate::punt::silence;
 
 /// The TAP's own address: the one for hosts that need one to send ICMP errors from (RFC 7600).
@@ -130,19 +130,22 @@ pub struct RoutedPlan {
 pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
     let name = &plan.tap;
     let fail = |step| TapError::at(name, step);
-    let taps = Tap::create_queues(name, plan.queues).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            if std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/net/tun")
-                .is_err() =>
+    let taps =
+        Tap::create_queues(name, plan.queues, Packets::Unfinished).map_err(|error| match error
+            .kind()
         {
-            RoutedError::NoTun(error)
-        }
-        io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
-        _ => fail("making it")(error).into(),
-    })?;
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                if std::fs::File::options()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/net/tun")
+                    .is_err() =>
+            {
+                RoutedError::NoTun(error)
+            }
+            io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
+            _ => fail("making it")(error).into(),
+        })?;
     silence(name);
     link::set_mtu(name, plan.mtu).map_err(fail("setting its MTU"))?;
     for (key, value) in SETTINGS {
