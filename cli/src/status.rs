@@ -103,7 +103,10 @@ fn text(status: &Value) -> String {
         "egret {}, up {} s, frames exchanged by {}",
         string(&status["version"]),
         status["uptime_s"],
-        string(&status["mode"])
+        match status["mode"].as_str() {
+            Some("mixed") => "mixed modes".to_owned(),
+            _ => string(&status["mode"]),
+        }
     );
     if let Some(left_s) = status["confirm_within_s"].as_u64() {
         let _ = writeln!(
@@ -237,6 +240,24 @@ mod tests {
             text(&serde_json::json!({ "interfaces": [interface] }))
         };
         assert!(of(false).contains("gone") && !of(true).contains("gone"));
+    }
+
+    #[test]
+    fn each_interface_says_how_and_why_not_better() {
+        let refused = serde_json::json!([{ "mode": "copy", "reason": "no room" }]);
+        let lan = serde_json::json!({ "name": "lan0", "mode": "tun", "modes_refused": refused,
+            "self_test": "passed" });
+        let wan = serde_json::json!({ "name": "wan0", "mode": "copy", "self_test": "not now" });
+        let text = text(&serde_json::json!({ "mode": "mixed", "interfaces": [lan, wan] }));
+        assert!(text.contains("frames exchanged by mixed modes\n"), "{text}");
+        assert!(
+            text.contains("by tun\n  not by copy: no room\nwan0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("by copy\n  no test frame was sent: not now\n"),
+            "{text}"
+        );
     }
 
     #[test]
