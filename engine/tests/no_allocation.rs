@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use engine::device::Device;
 use engine::device::memory::MemoryDevice;
-use engine::device::mixed::MixedDevice;
+use engine::device::mixed::{MixedDevice, Part};
 use engine::drop_reason::DropReason;
 use engine::neighbour::HopState;
 use engine::wire::build::Envelope;
@@ -252,12 +252,16 @@ fn a_worker_allocates_nothing_after_warm_up() {
 /// From one frame memory to the other, also where the ring is full and frames wait.
 #[test]
 fn frames_cross_a_mixed_device_without_an_allocation() {
-    let part = || {
+    let part = |interface| {
         let mut device = MemoryDevice::new(1, 256);
         device.set_forgetful(true);
-        Box::new(device)
+        Part {
+            device: Box::new(device),
+            interfaces: vec![interface],
+            reserve: 0,
+        }
     };
-    let mut device = MixedDevice::new(vec![(part(), vec![LAN]), (part(), vec![WAN])]);
+    let mut device = MixedDevice::new(vec![part(LAN), part(WAN)]);
     device.parts()[LAN].set_transmit_room(100);
     let mut queue = Vec::with_capacity(512);
     let mut sent = 0;

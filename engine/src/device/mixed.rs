@@ -20,6 +20,17 @@ const PARTS_MAX: usize = 1 << (u32::BITS - OWN_BITS);
 /// A device of any kind, as a part of a mixed one.
 pub type AnyDevice = Box<dyn Device + Send>;
 
+/// A device that becomes a part of a mixed one.
+pub struct Part<B> {
+    /// The device.
+    pub device: B,
+    /// The numbers that its interfaces have in the mixed device, in its own order.
+    pub interfaces: Vec<usize>,
+    /// Free frames that receiving leaves to what others send by this part: a device that fills its
+    /// frames from its free list takes no more from its queues then. 0 where it keeps some itself.
+    pub reserve: usize,
+}
+
 /// Who serves an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seat {
@@ -32,6 +43,8 @@ struct Seat {
 /// One worker's devices, as one. See the module.
 pub struct MixedDevice<B> {
     parts: Vec<B>,
+    /// By part.
+    reserves: Vec<usize>,
     /// By interface.
     seats: Vec<Seat>,
     /// The part with the largest slots.
@@ -43,25 +56,27 @@ pub struct MixedDevice<B> {
 }
 
 impl<B: DerefMut<Target: Device>> MixedDevice<B> {
-    /// Joins devices, each with the numbers that its interfaces have here, in its own order.
+    /// Joins devices.
     ///
     /// # Panics
-    /// Unless these are 0, 1, ... without a gap, each once, and there are 1 to 16 devices.
-    pub fn new(parts: Vec<(B, Vec<usize>)>) -> MixedDevice<B> {
+    /// Unless their interfaces are 0, 1, ... without a gap, each once, and there are 1 to 16 devices.
+    pub fn new(parts: Vec<Part<B>>) -> MixedDevice<B> {
         assert!(parts.len() <= PARTS_MAX, "too many parts");
         let mut seats: Vec<(usize, Seat)> = Vec::new();
-        for (part, (_, interfaces)) in parts.iter().enumerate() {
+        for (part, Part { interfaces, .. }) in parts.iter().enumerate() {
             let numbered = interfaces.iter().enumerate();
             seats.extend(numbered.map(|(local, &number)| (number, Seat { part, local })));
         }
         seats.sort_by_key(|(number, _)| *number);
         let numbers = seats.iter().map(|(number, _)| *number);
         assert!(numbers.eq(0..seats.len()), "an interface has one part");
-        let parts: Vec<B> = parts.into_iter().map(|(device, _)| device).collect();
+        let reserves = parts.iter().map(|part| part.reserve).collect();
+        let parts: Vec<B> = parts.into_iter().map(|part| part.device).collect();
         let roomiest = (0..parts.len()).max_by_key(|&part| parts[part].slot_size());
         MixedDevice {
             roomiest: roomiest.expect("at least one part"),
             parts,
+            reserves,
             moving: Vec::with_capacity(BATCH),
             lost: vec![0; seats.len()],
             seats: seats.into_iter().map(|(_, seat)| seat).collect(),
@@ -148,8 +163,13 @@ where
 impl<B: DerefMut<Target: Device>> Device for MixedDevice<B> {
     fn receive(&mut self, interface: usize, frames: &mut Vec<Frame>, max: usize) -> usize {
         let Seat { part, local } = self.seats[interface];
+        let (device, reserve) = (&mut self.parts[part], self.reserves[part]);
+        let max = match reserve {
+            0 => max,
+            _ => max.min(device.free_count().saturating_sub(reserve)),
+        };
         let before = frames.len();
-        let count = self.parts[part].receive(local, frames, max);
+        let count = device.receive(local, frames, max);
         for frame in &mut frames[before..] {
             frame.slot |= (part as u32) << OWN_BITS;
         }

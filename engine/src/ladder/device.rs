@@ -1,8 +1,13 @@
 //! What the workers get: devices of one kind, or of several.
 
-use crate::device::mixed::{AnyDevice, MixedDevice};
+use crate::device::Device;
+use crate::device::mixed::{self, AnyDevice, MixedDevice};
 use crate::device::tap::TapDevice;
 use crate::device::xdp::XdpDevice;
+
+/// Frames of the tun driver's that are left to what comes from other interfaces: as many as one of
+/// these may have waiting in a few rounds.
+const TAP_RESERVE: usize = 512;
 
 /// Every worker's device.
 pub enum Devices {
@@ -34,22 +39,26 @@ impl Devices {
             [false, false, true] => return Devices::Tap(taps.devices),
             _ => {}
         }
-        let mut workers: Vec<Vec<(AnyDevice, Vec<usize>)>> = Vec::new();
-        zero_copy.hand_out(&mut workers);
-        copy.hand_out(&mut workers);
-        taps.hand_out(&mut workers);
+        let mut workers: Vec<Vec<mixed::Part<AnyDevice>>> = Vec::new();
+        zero_copy.hand_out(0, &mut workers);
+        copy.hand_out(0, &mut workers);
+        taps.hand_out(TAP_RESERVE, &mut workers);
         Devices::Mixed(workers.into_iter().map(MixedDevice::new).collect())
     }
 }
 
-impl<D: crate::device::Device + Send + 'static> Part<D> {
+impl<D: Device + Send + 'static> Part<D> {
     /// Gives each worker its own.
-    fn hand_out(self, workers: &mut Vec<Vec<(AnyDevice, Vec<usize>)>>) {
+    fn hand_out(self, reserve: usize, workers: &mut Vec<Vec<mixed::Part<AnyDevice>>>) {
         for (worker, device) in self.devices.into_iter().enumerate() {
             if workers.len() == worker {
                 workers.push(Vec::new());
             }
-            workers[worker].push((Box::new(device), self.interfaces.clone()));
+            workers[worker].push(mixed::Part {
+                device: Box::new(device),
+                interfaces: self.interfaces.clone(),
+                reserve,
+            });
         }
     }
 }

@@ -16,9 +16,23 @@ const SMALL: [usize; 2] = [0, 2];
 const ROOMY: usize = 1;
 
 fn device() -> MixedDevice<Box<MemoryDevice>> {
-    let small = Box::new(MemoryDevice::new(2, SLOTS));
-    let large = Box::new(MemoryDevice::with_slots_of(LARGE, 1, SLOTS));
-    MixedDevice::new(vec![(small, SMALL.to_vec()), (large, vec![ROOMY])])
+    MixedDevice::new(vec![small(), large(0)])
+}
+
+fn small() -> Part<Box<MemoryDevice>> {
+    Part {
+        device: Box::new(MemoryDevice::new(2, SLOTS)),
+        interfaces: SMALL.to_vec(),
+        reserve: 0,
+    }
+}
+
+fn large(reserve: usize) -> Part<Box<MemoryDevice>> {
+    Part {
+        device: Box::new(MemoryDevice::with_slots_of(LARGE, 1, SLOTS)),
+        interfaces: vec![ROOMY],
+        reserve,
+    }
 }
 
 fn free(device: &mut MixedDevice<Box<MemoryDevice>>) -> [usize; 2] {
@@ -157,9 +171,29 @@ fn what_is_made_has_the_largest_slots() {
     assert_eq!(free(&mut device), [8, 8]);
 }
 
+/// Else what one direction cannot send takes the room that the other one needs.
+#[test]
+fn receiving_leaves_a_reserve_for_what_others_send() {
+    let mut device = MixedDevice::new(vec![small(), large(3)]);
+    for bytes in numbered(5) {
+        assert!(device.parts()[1].inject(0, &bytes));
+    }
+    // A device in memory takes its frames when they arrive: 3 are free now, and 5 wait.
+    let mut frames = Vec::new();
+    assert_eq!(device.receive(ROOMY, &mut frames, 9), 0);
+    let mut others = arrive(&mut device, 0, numbered(3));
+    device.parts()[1].set_transmit_room(0);
+    assert_eq!(device.transmit(ROOMY, &mut others), 0);
+    assert_eq!(free(&mut device), [8, 0], "the reserve is for copies");
+    device.parts()[1].set_transmit_room(9);
+    device.flush();
+    assert_eq!(device.transmit(ROOMY, &mut others), 3);
+    // The other part has no such limit.
+    assert_eq!(arrive(&mut device, 2, numbered(8)).len(), 8);
+}
+
 #[test]
 #[should_panic(expected = "an interface has one part")]
 fn every_interface_has_one_part() {
-    let part = || Box::new(MemoryDevice::new(1, 1));
-    MixedDevice::new(vec![(part(), vec![0]), (part(), vec![0])]);
+    MixedDevice::new(vec![large(0), large(0)]);
 }
