@@ -213,35 +213,3 @@ fn has_udp_segments() -> bool {
     }
     has
 }
-
-#[test]
-fn where_frames_fit_no_buffer_the_tun_driver_is_found() {
-    if !is_root() {
-        return;
-    }
-    let options = LabOptions {
-        mtu: 9001,
-        external_mtu: 1500,
-        ..LabOptions::new(PREFIX, Topology::TwoArm)
-    };
-    let stand = Stand::start(options, &tuning("auto"));
-    let status = stand.status();
-    assert_eq!(
-        (&status["mode"], &status["self_test"]),
-        (&"tun".into(), &"passed".into())
-    );
-    let refused = status["modes_refused"].as_array().expect("a list");
-    assert_eq!(refused.len(), 3, "{refused:?}");
-    for refused in refused {
-        let reason = refused["reason"].as_str().expect("a reason");
-        assert!(
-            reason.contains("lan0") && reason.contains("9001"),
-            "{reason}"
-        );
-    }
-    let service = TcpService::start(&stand.lab.servers[0].namespace, 5001).expect("a server");
-    let client = &stand.lab.clients[0].namespace;
-    exchange(client, at(0, 5001), 8 << 20, 78).expect("from big frames to small ones");
-    drop(service);
-    stand.finish();
-}

@@ -26,7 +26,7 @@ use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use crate::device::sys::link;
-use crate::device::sys::tap::{Tap, TapError};
+use crate::device::sys::tap::{Packets, Tap, TapError};
 use crate::instance::Number;
 use crate::punt::silence;
 pub use lead::Lead;
@@ -138,19 +138,22 @@ pub struct RoutedPlan {
 pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
     let name = &plan.tap;
     let fail = |step| TapError::at(name, step);
-    let taps = Tap::create_queues(name, plan.queues).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            if std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/net/tun")
-                .is_err() =>
+    let taps =
+        Tap::create_queues(name, plan.queues, Packets::Unfinished).map_err(|error| match error
+            .kind()
         {
-            RoutedError::NoTun(error)
-        }
-        io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
-        _ => fail("making it")(error).into(),
-    })?;
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                if std::fs::File::options()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/net/tun")
+                    .is_err() =>
+            {
+                RoutedError::NoTun(error)
+            }
+            io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
+            _ => fail("making it")(error).into(),
+        })?;
     silence(name);
     link::set_mtu(name, plan.mtu).map_err(fail("setting its MTU"))?;
     for (key, value) in SETTINGS {

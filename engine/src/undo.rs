@@ -139,12 +139,15 @@ impl Undo {
             .inspect_err(|_| self.remove(&change))
     }
 
-    /// Turns all offloads on again.
-    pub fn restore_offloads(&mut self) {
+    /// Turns offloads on again, but for those to `keep` off.
+    pub fn restore_offloads(&mut self, keep: &[Change]) {
         for change in self.changes.clone() {
             let Change::Offload(interface, which) = &change else {
                 continue;
             };
+            if keep.contains(&change) {
+                continue;
+            }
             if let Err(error) = ethtool::set_offload(interface, *which, true) {
                 // The interface may be gone, or be another one now.
                 warn!(%interface, offload = which.name(), %error, "not turned on again");
@@ -175,7 +178,7 @@ impl Undo {
 /// A route could not be removed.
 pub fn everything(instance: &str) -> io::Result<()> {
     let mut undo = Undo::open(instance);
-    undo.restore_offloads();
+    undo.restore_offloads(&[]);
     undo.end_proxies(&[]);
     let routes = undo.routes();
     own_address::remove_all(&routes)?;

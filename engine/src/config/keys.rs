@@ -26,9 +26,14 @@ impl Key {
 pub fn path(table: &str, name: &str) -> String {
     match table {
         "" => name.to_owned(),
-        "interfaces" | "forwards" => format!("{table}[].{name}"),
+        _ if is_list(table) => format!("{table}[].{name}"),
         _ => format!("{table}.{name}"),
     }
+}
+
+/// Are there several tables of this name, written `[[table]]`?
+pub fn is_list(table: &str) -> bool {
+    matches!(table, "interfaces" | "forwards")
 }
 
 const fn key(
@@ -97,6 +102,12 @@ pub const KEYS: &[Key] = &[
         "role",
         "\"internal\", \"external\" or \"both\"",
         "required",
+    ),
+    key(
+        "interfaces",
+        "mode",
+        "\"auto\", \"zero-copy\", \"copy\", \"generic\" or \"tun\"",
+        "that of device.mode",
     ),
     key(
         "",
@@ -276,7 +287,7 @@ pub const KEYS: &[Key] = &[
     key(
         "device",
         "mode",
-        "\"auto\", \"zero-copy\", \"copy\" or \"generic\"",
+        "\"auto\", \"zero-copy\", \"copy\", \"generic\", \"tun\" or \"routed\"",
         "\"auto\"",
     ),
     key("", "control", "a table, written [control]", "see its keys"),

@@ -372,7 +372,8 @@ fn unknown_key(table: &'static str, name: &str) -> Problem {
     let all: Vec<String> = names().map(|name| format!("`{name}`")).collect();
     let problem = problem.why(format!("it has {}", all.join(", ")));
     // Most often a line of the top level that was written below a [table].
-    if let Some(elsewhere) = KEYS.iter().find(|key| key.name == name) {
+    let namesakes = KEYS.iter().filter(|key| key.name == name);
+    if let Some(elsewhere) = namesakes.min_by_key(|key| keys::is_list(key.table)) {
         return problem.fix(match elsewhere.table {
             "" => format!("`{name}` belongs at the top level: write it above the first [table]"),
             table => format!("`{name}` belongs in [{table}]"),

@@ -2,9 +2,8 @@
 
 use conntrack::Protocol;
 
-use super::read::{
-    DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word,
-};
+use super::mode::DEVICE_MODES;
+use super::read::{FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word};
 use super::timers::TIMERS;
 use super::{At, Config};
 
@@ -155,6 +154,8 @@ impl Config {
             let key = |key: &str| format!("interfaces[{number}].{key}");
             list.push(key("name"), quoted(&interface.name.value), false);
             list.push(key("role"), quoted(interface.role), false);
+            let mode = word(DEVICE_MODES, self.mode_of(interface).value);
+            list.push(key("mode"), quoted(mode), interface.mode.is_none());
         }
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -293,9 +294,14 @@ impl InstanceLock {
     }
 }
 
+/// How often a lock that is held is tried for again, and the time between: half a second in all.
+const LOCK_TRIES: u32 = 25;
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Takes the lock that an engine holds as long as it lives.
 fn lock(dir: &Path, instance: &str) -> Result<Flock<File>, SteeringError> {
     let path = dir.join("lock");
+    let mut tries = 0;
     loop {
         let file = OpenOptions::new()
             .write(true)
@@ -306,6 +312,12 @@ fn lock(dir: &Path, instance: &str) -> Result<Flock<File>, SteeringError> {
             .map_err(fail("opening the lock"))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
+            // Of an engine that was killed a child may have it still, between fork and exec.
+            Err((_, nix::Error::EWOULDBLOCK)) if tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_INTERVAL);
+                continue;
+            }
             Err((_, nix::Error::EWOULDBLOCK)) => {
                 return Err(SteeringError::InUse(instance.to_owned()));
             }
