@@ -114,7 +114,7 @@ pub fn policy(addresses: u16) -> Policy {
         limits: Limits::DEFAULT,
         addresses: (0..addresses).map(own).collect(),
         denied: conntrack::Prefixes::default(),
-        forwards: Vec::new(),
+        forwards: conntrack::Forwards::default(),
     }
 }
 

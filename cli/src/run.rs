@@ -29,8 +29,8 @@ pub struct RunArgs {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Start on trial: detach and put everything back after this time, such as 60s or 2m, unless
-    /// `egret confirm` is run before
+    /// Start on trial: detach and put everything back this time after the start, such as 60s or 2m,
+    /// unless `egret confirm` is run before; a start of more than 3 minutes is ended, too
     #[arg(long, value_name = "TIME", value_parser = parse_limit)]
     pub confirm: Option<Duration>,
 }
@@ -135,6 +135,9 @@ fn serve(config: Config, trial: Option<Duration>, guard: &mut Option<Guard>) -> 
             return ExitCode::from(2);
         }
     };
+    if let Some(guard) = guard {
+        guard.begin();
+    }
     show(&engine.plan().problems);
     tell_concerns(for_doctor);
     let mut out = io::stdout();

@@ -103,7 +103,10 @@ fn text(status: &Value) -> String {
         "egret {}, up {} s, frames exchanged by {}",
         string(&status["version"]),
         status["uptime_s"],
-        string(&status["mode"])
+        match status["mode"].as_str() {
+            Some("mixed") => "mixed modes".to_owned(),
+            _ => string(&status["mode"]),
+        }
     );
     if let Some(left_s) = status["confirm_within_s"].as_u64() {
         let _ = writeln!(
@@ -111,15 +114,8 @@ fn text(status: &Value) -> String {
             "  on trial: detaches in {left_s} s unless `egret confirm` is run"
         );
     }
-    for refused in status["modes_refused"].as_array().into_iter().flatten() {
-        let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
-        let _ = writeln!(out, "  not by {mode}: {reason}");
-    }
     if let Some(why) = status["tun_first"].as_str() {
         let _ = writeln!(out, "  tun was tried first: {why}");
-    }
-    if let Some(why) = status["self_test"].as_str().filter(|&why| why != "passed") {
-        let _ = writeln!(out, "  no test frame was sent: {why}");
     }
     for interface in status["interfaces"].as_array().into_iter().flatten() {
         let addresses: Vec<String> = interface["addresses"]
@@ -130,13 +126,24 @@ fn text(status: &Value) -> String {
             .collect();
         let _ = writeln!(
             out,
-            "{} ({}): {}, MTU {}, {}",
+            "{} ({}): {}, MTU {}, {}, by {}",
             string(&interface["name"]),
             string(&interface["role"]),
             string(&interface["mac"]),
             interface["mtu"],
-            addresses.join(", ")
+            addresses.join(", "),
+            string(&interface["mode"])
         );
+        for refused in interface["modes_refused"].as_array().into_iter().flatten() {
+            let (mode, reason) = (string(&refused["mode"]), string(&refused["reason"]));
+            let _ = writeln!(out, "  not by {mode}: {reason}");
+        }
+        if let Some(why) = interface["self_test"]
+            .as_str()
+            .filter(|&why| why != "passed")
+        {
+            let _ = writeln!(out, "  no test frame was sent: {why}");
+        }
         if interface["present"] == false {
             let _ = writeln!(
                 out,
@@ -233,6 +240,24 @@ mod tests {
             text(&serde_json::json!({ "interfaces": [interface] }))
         };
         assert!(of(false).contains("gone") && !of(true).contains("gone"));
+    }
+
+    #[test]
+    fn each_interface_says_how_and_why_not_better() {
+        let refused = serde_json::json!([{ "mode": "copy", "reason": "no room" }]);
+        let lan = serde_json::json!({ "name": "lan0", "mode": "tun", "modes_refused": refused,
+            "self_test": "passed" });
+        let wan = serde_json::json!({ "name": "wan0", "mode": "copy", "self_test": "not now" });
+        let text = text(&serde_json::json!({ "mode": "mixed", "interfaces": [lan, wan] }));
+        assert!(text.contains("frames exchanged by mixed modes\n"), "{text}");
+        assert!(
+            text.contains("by tun\n  not by copy: no room\nwan0"),
+            "{text}"
+        );
+        assert!(
+            text.contains("by copy\n  no test frame was sent: not now\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -96,6 +96,39 @@ fn the_quick_form_measures_everybody_and_cleans_up() {
     assert_eq!(namespaces_of(process), [""; 0]);
 }
 
+/// Beside what TCP carries stands what that costs the gateway's core.
+#[test]
+fn tcp_is_measured_with_its_cpu_time() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !can_run() || !have(&[("iperf3", "iperf3")]) {
+        return;
+    }
+    let output = Command::new(EGRET)
+        .args(["bench", "path", "--json", "--tests=tcp-1", "--rounds=1"])
+        .args(["--seconds=0.5", "--contenders=nft,egret-tun"])
+        .output()
+        .expect("egret starts");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let figures: Vec<serde_json::Value> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a figure a line"))
+        .collect();
+    let figure = |name: &str, unit: &str| {
+        let figure = figures.iter().find(|figure| figure["name"] == name);
+        let figure = figure.unwrap_or_else(|| panic!("no {name}: {figures:?}"));
+        assert_eq!(figure["unit"], unit, "{name}");
+        figure["value"].as_f64().expect("a number")
+    };
+    for contender in ["nft", "egret-tun"] {
+        let rate = figure(&format!("path/tcp-1/0/{contender}"), "Gbit/s");
+        let cost = figure(&format!("path/tcp-1-cpu/0/{contender}"), "ns/KiB");
+        assert!(rate > 0.0 && cost > 0.0, "{contender}: {figures:?}");
+    }
+    let ratio = figure("path/tcp-1-cpu/0/egret-tun-vs-nft", "ratio");
+    assert!(ratio > 0.0, "{figures:?}");
+}
+
 #[test]
 #[cfg(not(feature = "xsk-rs"))]
 fn a_contender_that_is_not_built_is_refused_with_how_to_build_it() {

@@ -1,12 +1,13 @@
 //! A gateway that has nothing more to give, on a real kernel: new sessions are refused with their
-//! own counter and told so, what is open loses no packet, and the host's own traffic goes on.
+//! own counter and told so, what is open loses no packet, and the host's own traffic goes on; on both
+//! backends.
 
 mod kernel;
 
 use std::time::Duration;
 
 use egret_cli::demo::check::{at, endpoint};
-use egret_cli::demo::setup::{self, Tuning};
+use egret_cli::demo::setup;
 use egret_cli::lab::icmp::{IcmpSocket, Message};
 use egret_cli::lab::plan::EXTERNAL;
 use egret_cli::lab::service::{UdpFlow, UdpService};
@@ -14,6 +15,7 @@ use egret_cli::lab::tcp::{EchoConnection, TcpService};
 use egret_cli::lab::{LabOptions, Topology};
 use etherparse::Icmpv4Type;
 use etherparse::icmpv4::DestUnreachableHeader;
+use kernel::backend::{Backend, on_both_backends};
 use kernel::{Stand, build, is_root};
 
 const PREFIX: &str = "egret-tf";
@@ -109,17 +111,14 @@ fn use_up(stand: &Stand, shortage: &Shortage) -> Vec<UdpFlow> {
     flows
 }
 
-fn holds(shortage: &Shortage) {
+fn holds(backend: Backend, shortage: &Shortage) {
     if !is_root() {
         return;
     }
     let lab = build(LabOptions::new(PREFIX, shortage.topology));
-    let tuning = Tuning {
-        more: shortage.more.to_owned(),
-        ..Tuning::default()
-    };
     let sessions_max = format!("sessions_max = {}", shortage.sessions_max);
-    let config = setup::config(&lab, &tuning).replace("sessions_max = 65536", &sessions_max);
+    let config = setup::config(&lab, &backend.tuning(shortage.more))
+        .replace("sessions_max = 65536", &sessions_max);
     let mut stand = Stand::with_config(lab, &config);
     egret_cli::lab::Gateway::start(&mut stand.engine).unwrap_or_else(|error| panic!("{error}"));
     let server = &stand.lab.servers[0];
@@ -160,41 +159,38 @@ fn holds(shortage: &Shortage) {
     stand.finish();
 }
 
-#[test]
-fn the_table() {
-    holds(&Shortage {
-        topology: Topology::OneArm,
-        sessions_max: 256,
-        more: "",
-        reason: "sessions_full",
-        told: DestUnreachableHeader::Host,
-        room: (240, 256),
-        others: false,
-    });
-}
-
-#[test]
-fn the_pool() {
-    holds(&Shortage {
-        topology: Topology::TwoArm,
-        sessions_max: 65_536,
-        more: "[pool]\nports = \"20000-20049\"\n[icmp]\non_refusal = \"admin-prohibited\"\n",
-        reason: "ports_exhausted",
-        told: DestUnreachableHeader::FilterProhibited,
-        room: (40, 50),
-        others: false,
-    });
-}
-
-#[test]
-fn the_quota_of_a_subscriber() {
-    holds(&Shortage {
-        topology: Topology::TwoArm,
-        sessions_max: 65_536,
-        more: "[limits]\nsessions_per_subscriber = { udp = 30, tcp = 1 }\n",
-        reason: "subscriber_sessions",
-        told: DestUnreachableHeader::Host,
-        room: (29, 29),
-        others: true,
-    });
+on_both_backends! {
+    the_table: |backend| {
+        holds(backend, &Shortage {
+            topology: Topology::OneArm,
+            sessions_max: 256,
+            more: "",
+            reason: "sessions_full",
+            told: DestUnreachableHeader::Host,
+            room: (240, 256),
+            others: false,
+        });
+    };
+    the_pool: |backend| {
+        holds(backend, &Shortage {
+            topology: Topology::TwoArm,
+            sessions_max: 65_536,
+            more: "[pool]\nports = \"20000-20049\"\n[icmp]\non_refusal = \"admin-prohibited\"\n",
+            reason: "ports_exhausted",
+            told: DestUnreachableHeader::FilterProhibited,
+            room: (40, 50),
+            others: false,
+        });
+    };
+    the_quota_of_a_subscriber: |backend| {
+        holds(backend, &Shortage {
+            topology: Topology::TwoArm,
+            sessions_max: 65_536,
+            more: "[limits]\nsessions_per_subscriber = { udp = 30, tcp = 1 }\n",
+            reason: "subscriber_sessions",
+            told: DestUnreachableHeader::Host,
+            room: (29, 29),
+            others: true,
+        });
+    };
 }

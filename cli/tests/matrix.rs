@@ -1,5 +1,5 @@
-//! The demo's checks through every way that frames can take: native copy and generic mode, one and
-//! two queues, one and two workers, one arm and two.
+//! The demo's checks through every way that frames can take: native copy and generic mode, the tun
+//! driver, one and two queues, one and two workers, one arm and two, and a mode for each interface.
 
 mod kernel;
 
@@ -12,7 +12,8 @@ use kernel::{Stand, is_root};
 
 const PREFIX: &str = "egret-tm";
 
-/// Runs every check of the demo in one lab.
+/// Runs every check of the demo in one lab. The mode may be two: of the inner interface, and of the
+/// outer one.
 fn demo(topology: Topology, mode: &str, queues: u32, workers: u32) {
     if !is_root() {
         return;
@@ -22,13 +23,15 @@ fn demo(topology: Topology, mode: &str, queues: u32, workers: u32) {
         routed: mode == "routed",
         ..LabOptions::new(PREFIX, topology)
     };
+    let modes: Vec<&str> = mode.split(" to ").collect();
     let tuning = Tuning {
-        mode: Some(mode.to_owned()),
+        mode: Some(modes[0].to_owned()),
+        external_mode: modes.get(1).map(|&mode| mode.to_owned()),
         workers: Some(workers),
         ..Tuning::default()
     };
     let mut stand = Stand::prepare(options, &tuning);
-    if mode == "generic" {
+    if modes.contains(&"generic") {
         stand.split_for_generic_mode();
     }
     stand
@@ -36,7 +39,17 @@ fn demo(topology: Topology, mode: &str, queues: u32, workers: u32) {
         .start()
         .unwrap_or_else(|error| panic!("{error}"));
     let status = stand.status();
-    assert_eq!(status["mode"], mode);
+    let found = status["interfaces"].as_array().expect("a list").iter();
+    let found: Vec<&str> = found
+        .map(|one| one["mode"].as_str().unwrap_or(""))
+        .collect();
+    match modes[..] {
+        [one] => {
+            assert_eq!(status["mode"], one);
+            assert!(found.iter().all(|mode| *mode == one), "{found:?}");
+        }
+        _ => assert_eq!((&status["mode"], &found), (&"mixed".into(), &modes)),
+    }
     assert_eq!(
         status["workers"].as_array().map(Vec::len),
         Some(workers as usize)
@@ -84,6 +97,12 @@ demos! {
     generic_one_arm_two_workers: OneArm, "generic", 2, 2;
     tun_two_arm: TwoArm, "tun", 1, 1;
     tun_one_arm: OneArm, "tun", 1, 1;
+    tun_to_copy: TwoArm, "tun to copy", 1, 1;
+    copy_to_tun: TwoArm, "copy to tun", 1, 1;
+    generic_to_tun: TwoArm, "generic to tun", 1, 1;
+    generic_to_copy: TwoArm, "generic to copy", 1, 1;
+    tun_to_copy_two_workers: TwoArm, "tun to copy", 2, 2;
+    copy_to_tun_two_workers: TwoArm, "copy to tun", 2, 2;
     tun_two_arm_two_workers: TwoArm, "tun", 1, 2;
     tun_one_arm_two_workers: OneArm, "tun", 1, 2;
     routed_two_arm: TwoArm, "routed", 1, 1;

@@ -13,9 +13,10 @@ use egret_cli::demo::setup::{self, Tuning};
 use egret_cli::lab::service::{UdpFlow, UdpService};
 use egret_cli::lab::wait;
 use egret_cli::lab::{EngineProcess, Gateway, LabOptions, Topology};
+use kernel::backend::{Backend, on_both_backends};
 use kernel::{EGRET, Stand, build, command, have, is_root, run, skip};
 
-const PREFIX: &str = "egret-tp";
+const PREFIX: &str = "egret-tw";
 const LIMIT: Duration = Duration::from_secs(20);
 /// Policies in `/proc/PID/task/TID/stat` (sched.h).
 const ORDINARY: u32 = 0;
@@ -54,11 +55,8 @@ fn may_have_priority() -> bool {
     granted
 }
 
-fn tuning() -> Tuning {
-    Tuning {
-        more: "\n[workers]\npriority = 3\n".to_owned(),
-        ..Tuning::default()
-    }
+fn tuning(backend: Backend) -> Tuning {
+    backend.tuning("\n[workers]\npriority = 3\n")
 }
 
 fn assert_serves(stand: &Stand) {
@@ -69,12 +67,12 @@ fn assert_serves(stand: &Stand) {
     drop(service);
 }
 
-#[test]
-fn workers_have_their_priority_and_other_threads_have_none() {
+fn granted(backend: Backend) {
     if !is_root() || !have(&[("chrt", "util-linux")]) || !may_have_priority() {
         return;
     }
-    let stand = Stand::start(LabOptions::new(PREFIX, Topology::TwoArm), &tuning());
+    let options = LabOptions::new(PREFIX, Topology::TwoArm);
+    let stand = Stand::start(options, &tuning(backend));
     let pid = stand.engine.pid().expect("it runs");
     let is_worker = |thread: &Thread| thread.0.starts_with("egret-worker");
     let ranked = |thread: &Thread| (thread.1, thread.2);
@@ -96,13 +94,12 @@ fn workers_have_their_priority_and_other_threads_have_none() {
     stand.finish();
 }
 
-#[test]
-fn a_refused_priority_is_told_and_the_gateway_serves() {
+fn refused(backend: Backend) {
     if !is_root() || !have(&[("setpriv", "util-linux")]) {
         return;
     }
     let lab = build(LabOptions::new(PREFIX, Topology::TwoArm));
-    let config = setup::config(&lab, &tuning());
+    let config = setup::config(&lab, &tuning(backend));
     let program = lab.directory().join("without-nice");
     let text = format!(
         "#!/bin/sh\nexec setpriv --bounding-set=-sys_nice --inh-caps=-sys_nice {EGRET} \"$@\"\n"
@@ -134,4 +131,9 @@ fn a_refused_priority_is_told_and_the_gateway_serves() {
     let refused = check(&mut Command::new(&program));
     assert!(refused.contains("CAP_SYS_NICE"), "{refused}");
     stand.finish();
+}
+
+on_both_backends! {
+    workers_have_their_priority_and_other_threads_have_none: granted;
+    a_refused_priority_is_told_and_the_gateway_serves: refused;
 }

@@ -189,6 +189,7 @@ fn public_modules_are_on_the_map() {
                 "config",
                 "clock",
                 "random",
+                "instance",
                 "tests",
                 "loom_tests",
             ];

@@ -42,12 +42,18 @@ impl Bench {
         Bench::of_mode("auto")
     }
 
+    /// The mode may be two: of the inner interface, and of the outer one.
     fn of_mode(mode: &str) -> Option<Bench> {
         if !is_root() || !have(&[("ip", "iproute2"), ("tc", "iproute2")]) {
             return None;
         }
+        let (mode, external) = match mode.split_once(" to ") {
+            Some((internal, external)) => (internal, Some(external.to_owned())),
+            None => (mode, None),
+        };
         let tuning = Tuning {
             mode: Some(mode.to_owned()),
+            external_mode: external,
             more: format!("\n[pool]\naddresses = [\"{OWN}\"]\n"),
             ..Tuning::default()
         };
@@ -282,7 +288,7 @@ fn killed_on_trial_it_leaves_nothing() {
 
 #[test]
 fn killed_on_trial_by_way_of_the_tun_driver_it_leaves_nothing() {
-    for mode in ["tun", "routed"] {
+    for mode in ["tun", "tun to copy", "copy to tun", "routed"] {
         let Some(bench) = Bench::of_mode(mode) else {
             return;
         };
@@ -296,7 +302,7 @@ fn killed_on_trial_by_way_of_the_tun_driver_it_leaves_nothing() {
         let mut trial = bench.start("5m");
         let said = bench.confirm();
         assert!(said.status.success(), "{mode}: {said:?}");
-        let pinned = if mode == "tun" { 2 } else { 0 };
+        let pinned = if mode == "routed" { 0 } else { 2 };
         let kept = wait::until(LIMIT, || bench.pinned() == pinned);
         assert!(kept, "{mode}: {}", trial.said());
         assert_eq!(bench.source(), Some(OWN), "{mode}");

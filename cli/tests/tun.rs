@@ -3,14 +3,18 @@
 
 mod kernel;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use egret_cli::demo::check::at;
 use egret_cli::demo::setup::Tuning;
+use egret_cli::lab::capture::Pick;
 use egret_cli::lab::content::Content;
+use egret_cli::lab::plan::{EXTERNAL, ROUTER_LINK};
 use egret_cli::lab::tcp::{TcpService, exchange};
-use egret_cli::lab::{LabOptions, Topology, wait};
+use egret_cli::lab::{Capture, LabOptions, Topology, wait};
+use ipnet::Ipv4Net;
 use kernel::{Stand, is_root};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::UdpGsoSegment;
@@ -119,6 +123,84 @@ fn datagrams_that_are_sent_together_come_apart_at_the_end() {
     stand.finish();
 }
 
+/// Without DF the kernel that cuts a super-packet numbers what it makes of it from the super-packet's
+/// identification on: none of these may be given out again (RFC 6864).
+#[test]
+fn what_the_kernel_cuts_has_identifications_of_its_own() {
+    if !is_root() || !kernel::have(&[("ethtool", "ethtool")]) {
+        return;
+    }
+    let options = LabOptions {
+        external_mtu: 1500,
+        ..LabOptions::new(PREFIX, Topology::TwoArm)
+    };
+    let stand = Stand::start(options, &tuning("tun"));
+    let mut cut = kernel::command("ethtool");
+    cut.args(["-K", "wan0", "tso", "off", "gso", "off"]);
+    cut.args(["tx-udp-segmentation", "off"]);
+    let said = kernel::run(&stand.lab.gateway, &mut cut, TOLD);
+    assert!(said.status.success(), "{said:?}");
+    let client = &stand.lab.clients[0];
+    // TCP sends without DF then, and so do datagrams.
+    let df = client.namespace.set_sysctl("ipv4/ip_no_pmtu_disc", "1");
+    df.unwrap_or_else(|error| panic!("{error}"));
+    let pick = Pick {
+        source: Some(Ipv4Net::from(EXTERNAL)),
+        ..Pick::default()
+    };
+    let watch = Capture::open(&stand.lab.router, ROUTER_LINK, pick).expect("a capture");
+    let send = || {
+        let service = TcpService::start(&stand.lab.servers[0].namespace, 5001).expect("a server");
+        exchange(&client.namespace, at(0, 5001), 4 << 20, 79).expect("every byte");
+        drop(service);
+        let bind = || UdpSocket::bind((client.address, 0));
+        let sender = client.namespace.run(bind).expect("a socket");
+        sender.send_to(b"hello", at(0, 7100)).expect("a datagram");
+        setsockopt(&sender, UdpGsoSegment, &1000).expect("Linux 4.18");
+        for _ in 0..5 {
+            let together = sender.send_to(&[7; 40_000], at(0, 7100));
+            assert_eq!(together.expect("all in one call"), 40_000);
+        }
+    };
+    let mut frames = Vec::new();
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(send);
+        wait::until(10 * TOLD, || {
+            // Before it is asked, so that the last ones are taken.
+            let sent = sending.is_finished();
+            frames.extend(watch.take());
+            sent && frames.iter().filter(|frame| frame[23] == 17).count() > 100
+        });
+        sending.join().expect("all is sent");
+    });
+    for (protocol, enough) in [(6, 500), (17, 100)] {
+        let half = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let of_it = frames.iter().filter(|frame| frame[23] == protocol);
+        let loose: Vec<_> = of_it
+            .filter(|frame| half(frame, 20) & 0x4000 == 0)
+            .collect();
+        assert!(loose.iter().all(|frame| half(frame, 16) <= 1500), "not cut");
+        let different: BTreeSet<u16> = loose.iter().map(|frame| half(frame, 18)).collect();
+        assert!(
+            loose.len() >= enough,
+            "{} packets of {protocol}",
+            loose.len()
+        );
+        assert_eq!(
+            different.len(),
+            loose.len(),
+            "identifications of {protocol}"
+        );
+    }
+    let big = || bytes(&stand).1 > 1 << 20;
+    assert!(
+        wait::until(TOLD, big),
+        "few super-packets: {:?}",
+        bytes(&stand)
+    );
+    stand.finish();
+}
+
 /// Does the kernel hand over datagrams that were sent together as one packet (6.2)?
 fn has_udp_segments() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a version");
@@ -130,36 +212,4 @@ fn has_udp_segments() -> bool {
         kernel::skip("before Linux 6.2 the kernel cuts UDP itself: not seen whole");
     }
     has
-}
-
-#[test]
-fn where_frames_fit_no_buffer_the_tun_driver_is_found() {
-    if !is_root() {
-        return;
-    }
-    let options = LabOptions {
-        mtu: 9001,
-        external_mtu: 1500,
-        ..LabOptions::new(PREFIX, Topology::TwoArm)
-    };
-    let stand = Stand::start(options, &tuning("auto"));
-    let status = stand.status();
-    assert_eq!(
-        (&status["mode"], &status["self_test"]),
-        (&"tun".into(), &"passed".into())
-    );
-    let refused = status["modes_refused"].as_array().expect("a list");
-    assert_eq!(refused.len(), 3, "{refused:?}");
-    for refused in refused {
-        let reason = refused["reason"].as_str().expect("a reason");
-        assert!(
-            reason.contains("lan0") && reason.contains("9001"),
-            "{reason}"
-        );
-    }
-    let service = TcpService::start(&stand.lab.servers[0].namespace, 5001).expect("a server");
-    let client = &stand.lab.clients[0].namespace;
-    exchange(client, at(0, 5001), 8 << 20, 78).expect("from big frames to small ones");
-    drop(service);
-    stand.finish();
 }

@@ -46,8 +46,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens on `path`. A file left behind by a dead engine is replaced; the caller holds the
-    /// instance's lock, so no living engine listens on it.
+    /// Listens on `path`. A socket that is there is replaced: the caller holds the instance's lock, in
+    /// every mode, so it is a dead engine's, unless two instances were given the same path.
     ///
     /// # Errors
     /// The kernel's refusal, or something other than a socket is there; the path is in the text.

@@ -445,7 +445,7 @@ impl<R: Random> Gateway<R> {
         let decision = match &found {
             Ok(rewrite) => Decision::Translate(Passage {
                 tuple,
-                identification: self.identification(packet, rewrite),
+                identification: self.identification(packet, rewrite, 1),
             }),
             Err(
                 Verdict::Drop(reason)
@@ -471,9 +471,10 @@ impl<R: Random> Gateway<R> {
     }
 
     /// The identification that a datagram leaves with (RFC 6864 section 5.3.1): a new one if its
-    /// source becomes an external address, unless it is atomic; else none, it keeps its own.
+    /// source becomes an external address, unless it is atomic; else none, it keeps its own. Of a
+    /// super-packet it is the first of as many as it has packets.
     #[inline]
-    fn identification(&self, packet: &Packet, rewrite: &Rewrite) -> Option<u16> {
+    fn identification(&self, packet: &Packet, rewrite: &Rewrite, packets: u16) -> Option<u16> {
         if packet.is_atomic() || rewrite.direction == Direction::Inbound {
             return None;
         }
@@ -483,7 +484,8 @@ impl<R: Random> Gateway<R> {
             protocol: packet.ipv4.protocol,
         };
         let original = packet.ipv4.identification;
-        Some(self.shared.identifications.replace(&ends, original))
+        let identifications = &self.shared.identifications;
+        Some(identifications.replace_all(&ends, original, packets))
     }
 
     /// The identification that the quoted packet of an ICMP error had before it was translated; none
@@ -662,7 +664,7 @@ impl<R: Random> Gateway<R> {
         // Those of fragments are known already.
         let new = match packet.fragment {
             Some(_) => identification,
-            None => self.identification(packet, rewrite),
+            None => self.identification(packet, rewrite, offload.packets(frame.len(), hop.mtu)),
         };
         if let Some(new) = new {
             rewrite::set_identification(frame, new);

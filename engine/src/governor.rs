@@ -15,7 +15,7 @@ use crate::confirmation::Confirmation;
 use crate::control::Control;
 use crate::gateway::Shared;
 use crate::host::HostPorts;
-use crate::ladder::Rung;
+use crate::ladder::Reached;
 use crate::netlink::NetworkView;
 use crate::own_address::{self, Announcer};
 use crate::staff::{FailureGuard, Stats};
@@ -35,7 +35,7 @@ const RULES_EVERY: u32 = 12;
 pub(crate) struct Governor {
     pub shared: Arc<Shared>,
     pub stats: Vec<Stats>,
-    pub rung: Rung,
+    pub reached: Reached,
     pub view: watch::Receiver<Arc<NetworkView>>,
     pub control_socket: PathBuf,
     pub undo: Arc<Mutex<Undo>>,
@@ -89,7 +89,7 @@ impl Governor {
         ended: oneshot::Receiver<()>,
     ) {
         let status = Status {
-            rung: self.rung,
+            reached: self.reached,
             shared: Arc::clone(&self.shared),
             stats: self.stats,
             started: Instant::now(),

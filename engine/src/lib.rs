@@ -19,6 +19,7 @@ mod governor;
 pub mod hold;
 pub mod host;
 pub mod icmp;
+mod instance;
 pub mod interface;
 pub mod invariants;
 pub mod ladder;

@@ -8,6 +8,9 @@
 //! the engine dies the TAP goes, and its routes with it; an `unreachable` route stays in the table, so
 //! that nothing leaves untranslated.
 
+mod lead;
+mod rule;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -19,12 +22,15 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder, RuleAddRequest};
+use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use crate::device::sys::link;
-use crate::device::sys::tap::{Tap, TapError};
+use crate::device::sys::tap::{Packets, Tap, TapError};
+use crate::instance::Number;
 use crate::punt::silence;
+pub use lead::Lead;
+use rule::{Rule, is_ours, rules};
 
 /// The TAP's own address: the one for hosts that need one to send ICMP errors from (RFC 7600).
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
@@ -42,8 +48,6 @@ const TABLE_BASE: u32 = 231_000_000;
 const PRIORITY_BASE: u32 = 10_000;
 /// Priorities of an instance.
 const RANKS: u32 = 3;
-/// How many instances are told apart.
-const INSTANCES: u32 = 5000;
 /// What the TAP is told: packets from anywhere may come out of it, such as ICMP errors from
 /// [`ADDRESS`]; those who send through it need no shorter way.
 const SETTINGS: [(&str, &str); 3] = [
@@ -65,8 +69,12 @@ pub enum RoutedError {
          `--device /dev/net/tun`"
     )]
     NoTun(#[source] io::Error),
-    /// An engine of this name is running.
-    #[error("an engine of this instance's name is running: its TAP {0} is there")]
+    /// An engine of this name or number is running.
+    #[error(
+        "the TAP {0} is there and in use: by an engine of this instance's name, or by one that does \
+         not share this one's /run/egret; `ip -details link show {0}`, stop it or start in another \
+         network namespace"
+    )]
     InUse(String),
     /// A rule or route could not be set.
     #[error("{step}: {why}")]
@@ -99,8 +107,8 @@ fn at(step: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> RoutedError {
 pub struct RoutedPlan {
     /// Name of the TAP, at most 15 characters.
     pub tap: String,
-    /// The instance's name.
-    pub instance: String,
+    /// The instance's number.
+    pub number: Number,
     /// MTU of the TAP, bytes: the smallest of the served interfaces'. So no packet that the engine lets
     /// through is too big for the interface that it leaves by; the kernel would quote a translated one.
     pub mtu: u32,
@@ -130,19 +138,22 @@ pub struct RoutedPlan {
 pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
     let name = &plan.tap;
     let fail = |step| TapError::at(name, step);
-    let taps = Tap::create_queues(name, plan.queues).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            if std::fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/net/tun")
-                .is_err() =>
+    let taps =
+        Tap::create_queues(name, plan.queues, Packets::Unfinished).map_err(|error| match error
+            .kind()
         {
-            RoutedError::NoTun(error)
-        }
-        io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
-        _ => fail("making it")(error).into(),
-    })?;
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+                if std::fs::File::options()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/net/tun")
+                    .is_err() =>
+            {
+                RoutedError::NoTun(error)
+            }
+            io::ErrorKind::ResourceBusy => RoutedError::InUse(name.clone()),
+            _ => fail("making it")(error).into(),
+        })?;
     silence(name);
     link::set_mtu(name, plan.mtu).map_err(fail("setting its MTU"))?;
     for (key, value) in SETTINGS {
@@ -158,8 +169,8 @@ pub fn open(plan: &RoutedPlan) -> Result<Vec<Tap>, RoutedError> {
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn stands(instance: &str) -> Result<bool, RoutedError> {
-    let (_, priority) = numbers(instance);
+pub fn stands(number: Number) -> Result<bool, RoutedError> {
+    let (_, priority) = numbers(number);
     with_netlink(async |handle| Ok(!own_rules(handle, priority).await?.is_empty()))
 }
 
@@ -168,8 +179,8 @@ pub fn stands(instance: &str) -> Result<bool, RoutedError> {
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn remove_all(instance: &str) -> Result<(), RoutedError> {
-    with_netlink(async |handle| clear(handle, instance).await)
+pub fn remove_all(number: Number) -> Result<(), RoutedError> {
+    with_netlink(async |handle| clear(handle, number).await)
 }
 
 /// Lets the kernel no longer answer ARP for addresses on the interface of this index. Where it does not
@@ -209,11 +220,8 @@ fn with_netlink<T>(
 }
 
 /// An instance's table, and the first of its priorities.
-fn numbers(instance: &str) -> (u32, u32) {
-    let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    let number = hash % INSTANCES;
+fn numbers(number: Number) -> (u32, u32) {
+    let number = number.index();
     (TABLE_BASE + number, PRIORITY_BASE + RANKS * number)
 }
 
@@ -233,13 +241,28 @@ async fn lead_in(handle: &Handle, plan: &RoutedPlan, index: u32) -> Result<(), R
         .await
         .map_err(at(format!("giving {name} the address {ADDRESS}")))?;
 
-    let (table, priority) = numbers(&plan.instance);
+    let (table, _) = numbers(plan.number);
     let anywhere = Ipv4Net::default();
     let fallback = unreachable(anywhere, table, u32::MAX);
     for message in [fallback, route(anywhere, table, index)] {
         let added = there_is(handle.route().add(message).execute().await);
         added.map_err(at(format!("adding a route to table {table}")))?;
     }
+    settle_rules(handle, plan).await?;
+    let metric = fallback_metric(plan.number);
+    for &addr in &plan.pool {
+        let fallback = unreachable(addr.into(), TABLE_MAIN, metric);
+        for message in [fallback, route(addr.into(), TABLE_MAIN, index)] {
+            let added = there_is(handle.route().add(message).execute().await);
+            added.map_err(at(format!("routing {addr} to {name}")))?;
+        }
+    }
+    settle_proxies(handle, plan).await
+}
+
+/// Makes the instance's rules those of the plan. The new ones first, so that nothing slips through.
+async fn settle_rules(handle: &Handle, plan: &RoutedPlan) -> Result<(), RoutedError> {
+    let (_, priority) = numbers(plan.number);
     let (wanted, before) = (rules(plan), own_rules(handle, priority).await?);
     for rule in &wanted {
         let added = there_is(rule.request(handle, priority).execute().await);
@@ -254,13 +277,12 @@ async fn lead_in(handle: &Handle, plan: &RoutedPlan, index: u32) -> Result<(), R
         let removed = handle.rule().del(rule).execute().await;
         removed.map_err(at("removing a rule"))?;
     }
-    let metric = fallback_metric(&plan.instance);
+    Ok(())
+}
+
+/// Lets the kernel answer ARP for the pool on the external interface.
+async fn settle_proxies(handle: &Handle, plan: &RoutedPlan) -> Result<(), RoutedError> {
     for &addr in &plan.pool {
-        let fallback = unreachable(addr.into(), TABLE_MAIN, metric);
-        for message in [fallback, route(addr.into(), TABLE_MAIN, index)] {
-            let added = there_is(handle.route().add(message).execute().await);
-            added.map_err(at(format!("routing {addr} to {name}")))?;
-        }
         let answered = handle.neighbours().add(plan.external, addr.into());
         let answered = answered.flags(NeighbourFlags::Proxy).replace().execute();
         answered
@@ -283,8 +305,8 @@ fn route(destination: Ipv4Net, table: u32, index: u32) -> RouteMessage {
 }
 
 /// The metric of what is left of an instance in the main table, by which it is found again.
-fn fallback_metric(instance: &str) -> u32 {
-    u32::MAX - numbers(instance).0
+fn fallback_metric(number: Number) -> u32 {
+    u32::MAX - numbers(number).0
 }
 
 /// That it is there already, from a dead engine, is fine.
@@ -320,112 +342,9 @@ fn proxy(index: u32, addr: Ipv4Addr) -> NeighbourMessage {
     message
 }
 
-/// One policy rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    /// Below [`RANKS`]: the lowest is asked first.
-    rank: u32,
-    /// Packets that came in here only.
-    by: Option<String>,
-    from: Ipv4Net,
-    to: Ipv4Net,
-    /// The table that knows the way; `None`: dropped.
-    table: Option<u32>,
-}
-
-/// The rules of a plan. What the steering program drops on an external interface is dropped here, too:
-/// internal sources (not one-arm: there they are the clients), and packets straight to internal
-/// addresses.
-fn rules(plan: &RoutedPlan) -> Vec<Rule> {
-    let anywhere = Ipv4Net::default();
-    let rule = |rank, by: Option<&String>, from, to, table| Rule {
-        rank,
-        by: by.cloned(),
-        from,
-        to,
-        table,
-    };
-    let outside = &plan.external_name;
-    let mut rules = Vec::new();
-    for &inside in &plan.internal {
-        // The host's own packets, from its address there.
-        let host = "lo".to_owned();
-        rules.push(rule(1, Some(&host), inside, anywhere, Some(TABLE_MAIN)));
-        if !plan.one_arm {
-            rules.push(rule(0, Some(outside), inside, anywhere, None));
-        }
-        for &other in plan.internal.iter().chain(&plan.bypass) {
-            for (from, to) in [(inside, other), (other, inside)] {
-                let direct = rule(1, None, from, to, Some(TABLE_MAIN));
-                if !rules.contains(&direct) {
-                    rules.push(direct);
-                }
-            }
-        }
-        rules.push(rule(2, Some(outside), anywhere, inside, None));
-        let (table, _) = numbers(&plan.instance);
-        rules.push(rule(2, None, inside, anywhere, Some(table)));
-    }
-    rules
-}
-
-impl Rule {
-    /// One that the kernel has.
-    fn of(message: &RuleMessage, first: u32) -> Rule {
-        let net = |addr: Option<IpAddr>, len| match addr {
-            Some(IpAddr::V4(addr)) => Ipv4Net::new(addr, len).unwrap_or_default(),
-            _ => Ipv4Net::default(),
-        };
-        let mut rule = Rule {
-            rank: u32::MAX,
-            by: None,
-            from: Ipv4Net::default(),
-            to: Ipv4Net::default(),
-            table: None,
-        };
-        let mut table = u32::from(message.header.table);
-        for attribute in &message.attributes {
-            match attribute {
-                RuleAttribute::Priority(priority) => rule.rank = priority.wrapping_sub(first),
-                RuleAttribute::Iifname(name) => rule.by = Some(name.clone()),
-                RuleAttribute::Source(addr) => {
-                    rule.from = net(Some(*addr), message.header.src_len);
-                }
-                RuleAttribute::Destination(addr) => {
-                    rule.to = net(Some(*addr), message.header.dst_len);
-                }
-                RuleAttribute::Table(id) => table = *id,
-                _ => {}
-            }
-        }
-        rule.table = (message.header.action == RuleAction::ToTable).then_some(table);
-        rule
-    }
-
-    fn request(&self, handle: &Handle, first: u32) -> RuleAddRequest<Ipv4Addr> {
-        let mut request = handle.rule().add().v4().priority(first + self.rank);
-        request = match self.table {
-            Some(table) => request.table_id(table).action(RuleAction::ToTable),
-            None => request.action(RuleAction::Blackhole),
-        };
-        if let Some(by) = &self.by {
-            request = request.input_interface(by);
-        }
-        if self.from.prefix_len() > 0 {
-            request = request.source_prefix(self.from.network(), self.from.prefix_len());
-        }
-        if self.to.prefix_len() > 0 {
-            request = request.destination_prefix(self.to.network(), self.to.prefix_len());
-        }
-        let protocol = RuleAttribute::Protocol(PROTOCOL);
-        request.message_mut().attributes.push(protocol);
-        request
-    }
-}
-
 /// Takes the instance's rules away, then its routes.
-async fn clear(handle: &Handle, instance: &str) -> Result<(), RoutedError> {
-    let (table, priority) = numbers(instance);
+async fn clear(handle: &Handle, number: Number) -> Result<(), RoutedError> {
+    let (table, priority) = numbers(number);
     for rule in own_rules(handle, priority).await? {
         let removed = handle.rule().del(rule).execute().await;
         removed.map_err(at("removing a rule"))?;
@@ -437,7 +356,7 @@ async fn clear(handle: &Handle, instance: &str) -> Result<(), RoutedError> {
         .try_collect()
         .await
         .map_err(at("listing the routes"))?;
-    let metric = fallback_metric(instance);
+    let metric = fallback_metric(number);
     let of_ours = |route: &RouteMessage| {
         let has = |wanted: RouteAttribute| route.attributes.contains(&wanted);
         let fallback = route.header.protocol == PROTOCOL && has(RouteAttribute::Priority(metric));
@@ -458,81 +377,4 @@ async fn own_rules(handle: &Handle, first: u32) -> Result<Vec<RuleMessage>, Rout
         .into_iter()
         .filter(|rule| is_ours(rule, first))
         .collect())
-}
-
-fn is_ours(rule: &RuleMessage, first: u32) -> bool {
-    let has = |wanted: &dyn Fn(&RuleAttribute) -> bool| rule.attributes.iter().any(wanted);
-    has(&|one| matches!(one, RuleAttribute::Protocol(protocol) if *protocol == PROTOCOL))
-        && has(
-            &|one| matches!(one, RuleAttribute::Priority(p) if (first..first + RANKS).contains(p)),
-        )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_rules_of_the_instance_are_its_own() {
-        let (_, priority) = numbers("default");
-        let rule = |protocol, priority| {
-            let mut rule = RuleMessage::default();
-            rule.attributes = vec![
-                RuleAttribute::Protocol(protocol),
-                RuleAttribute::Priority(priority),
-            ];
-            rule
-        };
-        assert!(is_ours(&rule(PROTOCOL, priority), priority));
-        assert!(is_ours(&rule(PROTOCOL, priority + 1), priority));
-        assert!(!is_ours(&rule(PROTOCOL, priority + RANKS), priority));
-        assert!(!is_ours(&rule(RouteProtocol::Static, priority), priority));
-    }
-
-    #[test]
-    fn internal_sources_are_dropped_outside_unless_clients_are_there() {
-        let plan = |one_arm| RoutedPlan {
-            tap: "egret0".to_owned(),
-            instance: "default".to_owned(),
-            mtu: 1500,
-            queues: 1,
-            internal: vec!["10.0.0.0/24".parse().unwrap()],
-            bypass: vec!["10.42.0.0/16".parse().unwrap()],
-            pool: vec![],
-            external: 2,
-            external_name: "eth0".to_owned(),
-            one_arm,
-        };
-        let told = |one_arm| -> Vec<String> {
-            let tell = |rule: &Rule| {
-                let by = rule.by.as_deref().unwrap_or("any");
-                let table = rule.table.map_or("drop", |table| match table {
-                    TABLE_MAIN => "main",
-                    _ => "own",
-                });
-                format!("{} {by} {} {} {table}", rule.rank, rule.from, rule.to)
-            };
-            rules(&plan(one_arm)).iter().map(tell).collect()
-        };
-        let one_arm = [
-            "1 lo 10.0.0.0/24 0.0.0.0/0 main",
-            "1 any 10.0.0.0/24 10.0.0.0/24 main",
-            "1 any 10.0.0.0/24 10.42.0.0/16 main",
-            "1 any 10.42.0.0/16 10.0.0.0/24 main",
-            "2 eth0 0.0.0.0/0 10.0.0.0/24 drop",
-            "2 any 10.0.0.0/24 0.0.0.0/0 own",
-        ];
-        assert_eq!(told(true), one_arm);
-        let two_arm = told(false);
-        assert_eq!(two_arm[1], "0 eth0 10.0.0.0/24 0.0.0.0/0 drop");
-        assert_eq!(two_arm[2..], one_arm[1..]);
-    }
-
-    #[test]
-    fn priorities_come_before_those_of_the_kernel_s_tables() {
-        for instance in ["default", "a", "egret-demo-12-0"] {
-            let (table, priority) = numbers(instance);
-            assert!(table > 255 && (1..32_765).contains(&priority), "{instance}");
-        }
-    }
 }

@@ -56,14 +56,16 @@ pub enum Outcome {
 }
 
 /// Sends a test frame to queue 0 of an interface and looks for it in the socket of `device`, which
-/// serves that queue, in the network namespace of the calling thread. Other frames that wait in the
-/// socket are thrown away. No program is attached to the interface.
+/// serves that queue and knows the interface by the number `local`, in the network namespace of the
+/// calling thread. Other frames that wait in the socket are thrown away. No program is attached to the
+/// interface.
 pub fn run(
     config: &Config,
     policy: &Policy,
     planned: &PlannedInterface,
     steering: &Steering,
     device: &mut XdpDevice,
+    local: usize,
 ) -> Outcome {
     let frames = candidates(config, policy, planned);
     let frame = match choose(&frames, planned.facts.ifindex, steering) {
@@ -79,7 +81,7 @@ pub fn run(
         if let Err(error) = steering.deliver(planned.facts.ifindex, frame) {
             return Outcome::Impossible(error.to_string());
         }
-        if arrives(device, usize::from(planned.number), frame) {
+        if arrives(device, local, frame) {
             return Outcome::Passed;
         }
         if Instant::now() >= deadline {
@@ -90,8 +92,9 @@ pub fn run(
     }
 }
 
-/// Lets a test frame arrive on an interface by its punt device, and looks for it in the TAPs' queues.
-/// The program is attached, so other frames that come to the engine meanwhile are lost.
+/// Lets a test frame arrive on an interface by its punt device, and looks for it in the queues of its
+/// TAP, which the devices know by the number `local`. The program is attached, so other frames that
+/// come to the engine meanwhile are lost.
 pub fn run_in_tc(
     config: &Config,
     policy: &Policy,
@@ -99,6 +102,7 @@ pub fn run_in_tc(
     steering: &Steering,
     punt: &Punt,
     devices: &mut [TapDevice],
+    local: usize,
 ) -> Outcome {
     let frames = candidates(config, policy, planned);
     let chosen = |frame: &&Vec<u8>| {
@@ -117,7 +121,7 @@ pub fn run_in_tc(
             return Outcome::Impossible(why.to_owned());
         }
         let mut devices = devices.iter_mut();
-        if devices.any(|device| arrives(device, interface, frame)) {
+        if devices.any(|device| arrives(device, local, frame)) {
             return Outcome::Passed;
         }
         if Instant::now() >= deadline {

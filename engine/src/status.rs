@@ -13,7 +13,7 @@ use crate::clock;
 use crate::confirmation::Confirmation;
 use crate::control::Answer;
 use crate::gateway::Shared;
-use crate::ladder::Rung;
+use crate::ladder::{Reached, Rung};
 use crate::link::Links;
 use crate::stats::{Snapshot, WorkerStats};
 use crate::steward::Steward;
@@ -21,7 +21,7 @@ use crate::steward::Steward;
 /// Everything that answers are made of.
 pub struct Status<'a> {
     /// How frames are exchanged.
-    pub rung: Rung,
+    pub reached: Reached,
     /// Conntrack and the snapshots in force.
     pub shared: Arc<Shared>,
     /// The workers' counters.
@@ -47,18 +47,25 @@ impl Status<'_> {
 
     fn interfaces(&self) -> Vec<Value> {
         let links = self.shared.links.load();
-        let describe = |link: &crate::link::Link| {
+        let describe = |(link, rung): (&crate::link::Link, &Rung)| {
             let octets = link.mac.map(|octet| format!("{octet:02x}"));
+            let refused = rung.refused.iter();
             json!({
                 "name": link.name,
                 "role": link.role.to_string(),
                 "mac": octets.join(":"),
                 "mtu": link.mtu,
                 "present": link.present,
+                "mode": rung.way.to_string(),
+                "modes_refused": refused
+                    .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
+                    .collect::<Vec<_>>(),
+                "self_test": rung.untested.as_deref().unwrap_or("passed"),
                 "addresses": link.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
         };
-        links.links.iter().map(describe).collect()
+        let rungs = links.links.iter().zip(&self.reached.rungs);
+        rungs.map(describe).collect()
     }
 
     fn steering(&self) -> Value {
@@ -81,6 +88,19 @@ impl Status<'_> {
             Err(error) => json!({ "error": error.to_string() }),
         }
     }
+}
+
+/// The ways that an interface could not go, of all interfaces.
+fn modes_refused(reached: &Reached) -> Vec<Value> {
+    let one = |rung: &Rung| {
+        let interface = rung.interface.clone();
+        let refused = rung.refused.iter();
+        let told = refused.map(move |(way, reason)| {
+            json!({ "interface": interface, "mode": way.to_string(), "reason": reason })
+        });
+        told.collect::<Vec<_>>()
+    };
+    reached.rungs.iter().flat_map(one).collect()
 }
 
 /// What the sockets count, by the interface's name: frames that the kernel dropped before a worker
@@ -109,18 +129,15 @@ impl Answer for Status<'_> {
             drops.insert("spoofed".to_owned(), json!(here + spoofed));
         }
         let tables = self.shared.nat.totals();
-        let refused = self.rung.refused.iter();
         let pool = self.shared.rulebook.load();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_s": self.started.elapsed().as_secs(),
             "confirm_within_s": self.confirmation.left(Instant::now()).map(|left| left.as_secs()),
-            "mode": self.rung.way.to_string(),
-            "tun_first": self.rung.tun_first,
-            "modes_refused": refused
-                .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
-                .collect::<Vec<_>>(),
-            "self_test": self.rung.untested.as_deref().unwrap_or("passed"),
+            "mode": self.reached.mode(),
+            "tun_first": self.reached.tun_first,
+            "modes_refused": modes_refused(&self.reached),
+            "self_test": self.reached.untested().as_deref().unwrap_or("passed"),
             "interfaces": self.interfaces(),
             "pool": pool.addresses.iter()
                 .map(|own| json!({ "address": own.addr.to_string(), "kind": format!("{:?}", own.kind).to_lowercase() }))

@@ -9,8 +9,10 @@
 //! [`Steering::owned`], [`Steering::attach`]. Order of a stop: [`Steering::detach`], drain, close.
 
 mod frames;
+mod ingress;
 mod maps;
 mod pins;
+mod remains;
 mod tc;
 mod trial;
 
@@ -32,8 +34,11 @@ use crate::device::sys::link::{self, XdpMode};
 use crate::device::sys::mapping::Mapping;
 pub use pins::InstanceLock;
 use pins::{Pins, at_home};
+pub use remains::{Remains, detach_all};
 use trial::Trial;
 
+/// The XDP program of the object.
+const STEER_XDP: &str = "egret_steer";
 /// Queues of one interface that can have a socket.
 pub const QUEUES_MAX: u32 = 64;
 /// Words of the ownership bitmap of one address: 1024 a protocol (TCP, UDP, ICMP).
@@ -94,15 +99,16 @@ pub enum SteeringError {
     },
     /// Another engine's program is attached to the interface's tc ingress.
     #[error(
-        "{interface} has the tc program of the engine with `instance = \"{instance}\"` already: one \
-         interface has one engine: stop that one, or, if it is dead, `egret detach --instance \
-         {instance}`"
+        "{interface} has the tc program of another engine already (id {program}): {}",
+        remedy_in_tc(instance.as_deref())
     )]
     OccupiedInTc {
         /// Name of the interface.
         interface: String,
-        /// The instance of Egret that it belongs to.
-        instance: String,
+        /// Number of the program.
+        program: u32,
+        /// The instance of Egret that it belongs to, unless that is on trial.
+        instance: Option<String>,
     },
     /// The program could not be attached.
     #[error("attaching to {interface} in {mode} mode: {why}")]
@@ -139,15 +145,31 @@ pub enum SteeringError {
 /// What to do about a program that is in the way.
 fn remedy(interface: &str, program: u32, instance: Option<&str>) -> String {
     match instance {
-        Some(instance) => format!(
-            "it is that of the engine with `instance = \"{instance}\"`; one interface has one \
-             engine: stop that one, or, if it is dead, `egret detach --instance {instance}`"
-        ),
+        Some(instance) => stop_the_other(instance),
         None => format!(
             "`bpftool prog show id {program}` names it, `ip link set dev {interface} xdp off` \
              removes it if it is not needed"
         ),
     }
+}
+
+/// What to do about another engine's program.
+fn stop_the_other(instance: &str) -> String {
+    format!(
+        "it is that of the engine with `instance = \"{instance}\"`; one interface has one engine: \
+         stop that one, or, if it is dead, `egret detach --instance {instance}`"
+    )
+}
+
+fn remedy_in_tc(instance: Option<&str>) -> String {
+    instance.map_or_else(
+        || {
+            "it is that of an engine on trial (`egret run --confirm`); one interface has one engine: \
+             stop that one, or wait for the end of its time"
+                .to_owned()
+        },
+        stop_the_other,
+    )
 }
 
 /// Sizes of the maps: they cannot grow later.
@@ -466,19 +488,6 @@ impl Steering {
     }
 }
 
-/// Removes everything that an engine of this instance left behind after a crash: programs, pins and
-/// the BPF file system. How many interfaces were freed. Fails if the engine is running.
-pub fn detach_all(instance: &str) -> Result<usize, SteeringError> {
-    at_home(|| {
-        let Some(pins) = Pins::find(instance)? else {
-            return Ok(0);
-        };
-        let detached = pins.detach_links()?;
-        pins.remove()?;
-        Ok(detached)
-    })
-}
-
 /// The instance of Egret that attached a program to an interface, if one did, and if the user may
 /// see that.
 pub fn owner(ifindex: u32, program: u32) -> Option<String> {
@@ -500,8 +509,8 @@ fn occupied(interface: &str, ifindex: u32, other: link::AttachedXdp) -> Steering
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, SteeringError> {
-    ebpf.program_mut("egret_steer")
-        .ok_or_else(|| SteeringError::Load("egret_steer is missing".to_owned()))?
+    ebpf.program_mut(STEER_XDP)
+        .ok_or_else(|| SteeringError::Load(format!("{STEER_XDP} is missing")))?
         .try_into()
         .map_err(|error: ProgramError| SteeringError::Load(reason(&error)))
 }

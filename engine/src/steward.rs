@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use conntrack::{AddressKind, Policy};
 use ipnet::Ipv4Net;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{Config, Problem};
 use crate::facts;
@@ -16,6 +16,7 @@ use crate::link::{Link, Links};
 use crate::netlink::NetworkView;
 use crate::plan::{HostFacts, Plan, Slots, policy_for, port_clashes};
 use crate::presence::Presence;
+use crate::routed::Lead;
 use crate::steering::{SteeredAddress, SteeredInterface, Steering, SteeringError};
 
 /// The served interfaces as they are in this view. An interface that vanished keeps its last facts.
@@ -56,6 +57,8 @@ pub struct Steward {
     clashes: Vec<Problem>,
     /// `None`: the kernel's routes steer.
     steering: Option<Steering>,
+    /// In routed mode: the way into the TAP.
+    lead: Option<Lead>,
     shared: Arc<Shared>,
     presence: Presence,
 }
@@ -90,9 +93,19 @@ impl Steward {
             host,
             slots,
             steering,
+            lead: None,
             shared,
             presence,
         })
+    }
+
+    /// Keeps the way into the TAP in step with the host, too.
+    #[must_use]
+    pub fn leading(self, lead: Lead) -> Steward {
+        Steward {
+            lead: Some(lead),
+            ..self
+        }
     }
 
     /// The steering program; `None` where the kernel's routes steer.
@@ -135,6 +148,11 @@ impl Steward {
     pub fn follow(&mut self, view: &NetworkView) -> Result<(), SteeringError> {
         let events = self.presence.follow(view);
         self.presence.tell(&events);
+        if let Some(lead) = &mut self.lead
+            && let Err(error) = lead.follow(view)
+        {
+            error!(%error, "packets from outside to inside may pass by; tried again at the next change");
+        }
         let mut links = links_of(&self.config, &self.plan, view);
         for (number, link) in links.links.iter_mut().enumerate() {
             link.present = self.presence.is_present(number);

@@ -1,7 +1,7 @@
 //! What an engine changed on the host and puts back at its end, written down in
 //! `/run/egret/INSTANCE/undo` before it is changed: so a clean end after a crash, or
 //! `egret detach`, still knows. One change a line: `offload INTERFACE NAME`, `route ADDRESS`,
-//! `proxy INTERFACE ADDRESS`.
+//! `proxy INDEX ADDRESS` (the interface's index, as its name may change).
 
 use std::fs;
 use std::io;
@@ -12,7 +12,6 @@ use tracing::warn;
 
 use crate::config::RUN_DIR;
 use crate::device::sys::ethtool::{self, Offload};
-use crate::device::sys::link;
 use crate::own_address;
 use crate::routed;
 
@@ -23,8 +22,8 @@ pub enum Change {
     Offload(String, Offload),
     /// `local ADDRESS/32 dev lo` was added.
     Route(Ipv4Addr),
-    /// The kernel answers ARP for an address on an interface.
-    Proxy(String, Ipv4Addr),
+    /// The kernel answers ARP for an address on the interface of this index.
+    Proxy(u32, Ipv4Addr),
 }
 
 impl Change {
@@ -32,7 +31,7 @@ impl Change {
         match self {
             Change::Offload(interface, which) => format!("offload {interface} {}\n", which.name()),
             Change::Route(addr) => format!("route {addr}\n"),
-            Change::Proxy(interface, addr) => format!("proxy {interface} {addr}\n"),
+            Change::Proxy(index, addr) => format!("proxy {index} {addr}\n"),
         }
     }
 
@@ -47,9 +46,7 @@ impl Change {
                 Change::Offload(interface.to_owned(), which)
             }
             ("route", addr) => Change::Route(addr.parse().ok()?),
-            ("proxy", interface) => {
-                Change::Proxy(interface.to_owned(), words.next()?.parse().ok()?)
-            }
+            ("proxy", index) => Change::Proxy(index.parse().ok()?, words.next()?.parse().ok()?),
             _ => return None,
         };
         words.next().is_none().then_some(change)
@@ -64,7 +61,8 @@ pub struct Undo {
 }
 
 impl Undo {
-    /// Reads what a dead engine of the instance left. The caller holds the instance's lock.
+    /// Reads what a dead engine of the instance left. The caller holds the instance's lock:
+    /// with the steering program's pins, or in routed mode as an `InstanceLock`.
     pub fn open(instance: &str) -> Undo {
         Undo::at(&Path::new(RUN_DIR).join(instance))
     }
@@ -112,17 +110,15 @@ impl Undo {
     /// Ends the answering of ARP for others' addresses, but for those to `keep`.
     pub fn end_proxies(&mut self, keep: &[Change]) {
         for change in self.changes.clone() {
-            let Change::Proxy(interface, addr) = &change else {
+            let Change::Proxy(index, addr) = change else {
                 continue;
             };
             if keep.contains(&change) {
                 continue;
             }
             // With its interface it has gone itself.
-            if let Ok(index) = link::index(interface)
-                && let Err(error) = routed::forget_proxies(index, &[*addr])
-            {
-                warn!(%interface, %addr, %error, "the kernel still answers ARP for it");
+            if let Err(error) = routed::forget_proxies(index, &[addr]) {
+                warn!(index, %addr, %error, "the kernel still answers ARP for it");
             }
             self.remove(&change);
         }
@@ -143,12 +139,15 @@ impl Undo {
             .inspect_err(|_| self.remove(&change))
     }
 
-    /// Turns all offloads on again.
-    pub fn restore_offloads(&mut self) {
+    /// Turns offloads on again, but for those to `keep` off.
+    pub fn restore_offloads(&mut self, keep: &[Change]) {
         for change in self.changes.clone() {
             let Change::Offload(interface, which) = &change else {
                 continue;
             };
+            if keep.contains(&change) {
+                continue;
+            }
             if let Err(error) = ethtool::set_offload(interface, *which, true) {
                 // The interface may be gone, or be another one now.
                 warn!(%interface, offload = which.name(), %error, "not turned on again");
@@ -173,13 +172,13 @@ impl Undo {
 }
 
 /// Puts back everything that a dead engine of the instance changed in the network namespace of the
-/// calling thread.
+/// calling thread. The caller holds the instance's lock, if it has a directory.
 ///
 /// # Errors
 /// A route could not be removed.
 pub fn everything(instance: &str) -> io::Result<()> {
     let mut undo = Undo::open(instance);
-    undo.restore_offloads();
+    undo.restore_offloads(&[]);
     undo.end_proxies(&[]);
     let routes = undo.routes();
     own_address::remove_all(&routes)?;
@@ -206,15 +205,20 @@ mod tests {
         let directory = directory("outlive");
         let offload = Change::Offload("eth0".to_owned(), Offload::RxVlan);
         let route = Change::Route([192, 0, 2, 3].into());
+        let proxy = Change::Proxy(7, [192, 0, 2, 9].into());
         let mut first = Undo::at(&directory);
         first.add(offload.clone()).unwrap();
         first.add(route.clone()).unwrap();
-        first.add(route.clone()).unwrap();
+        first.add(proxy.clone()).unwrap();
         drop(first);
         let mut second = Undo::at(&directory);
-        assert_eq!(second.changes, [offload.clone(), route.clone()]);
+        assert_eq!(
+            second.changes,
+            [offload.clone(), route.clone(), proxy.clone()]
+        );
         assert_eq!(second.routes(), [Ipv4Addr::new(192, 0, 2, 3)]);
         second.remove(&offload);
+        second.remove(&proxy);
         assert_eq!(Undo::at(&directory).changes, std::slice::from_ref(&route));
         second.remove(&route);
         // Nothing is left, not even the file.
@@ -230,6 +234,7 @@ mod tests {
             "offload eth0 warp",
             "route",
             "route x",
+            "proxy eth0 192.0.2.9",
             "a b",
         ];
         assert!(bad.iter().all(|line| Change::parse(line).is_none()));

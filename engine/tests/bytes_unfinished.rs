@@ -259,6 +259,56 @@ fn without_df_datagrams_that_are_too_big_leave_in_fragments() {
     assert_eq!((snapshot.split, snapshot.imbalance()), (1, 0));
 }
 
+/// What super-packets and single packets become has the identifications of one sequence, each once, and
+/// a quote of any gets its own back.
+#[test]
+fn without_df_every_packet_of_a_super_packet_has_an_identification_of_its_own() {
+    for (mtu, each) in [(1500, 1448), (1400, 1360)] {
+        let mut world = narrow(mtu);
+        let mut next = None;
+        for len in [60_000, 1, 1448, 30_000, 60_000] {
+            let envelope = Envelope {
+                identification: 65_500,
+                ..inside(CLIENT, SERVER)
+            };
+            let frame = envelope.tcp(20_000, 80, ACK, &payload(len));
+            let [_, out] = send(&mut world, INSIDE, frame, (len > 1).then_some(1448));
+            assert_eq!(out.len(), len.div_ceil(each));
+            for frame in &out {
+                let number = identification(frame);
+                assert_eq!(number, next.unwrap_or(number), "{len} bytes by {mtu}");
+                next = Some(number.wrapping_add(1));
+            }
+            let middle = out.len() / 2;
+            let error = outside(BEYOND, EXTERNAL).icmp(11, 0, [0; 4], packet(&out[middle]));
+            let [back, _] = pass_unfinished(&mut world, OUTSIDE, &error, Offload::NONE);
+            let original = u16::from_be_bytes([back[0][46], back[0][47]]);
+            assert_eq!(original, 65_500_u16.wrapping_add(middle as u16));
+        }
+    }
+}
+
+fn identification(frame: &[u8]) -> u16 {
+    parse(frame).unwrap().ipv4.identification
+}
+
+/// Of one sequence: those of the second begin where those of the first end.
+#[test]
+fn without_df_datagrams_that_are_sent_together_share_no_identification() {
+    let mut world = big_world("");
+    let mut next = None;
+    for client in [CLIENT, OTHER, CLIENT] {
+        let frame = inside(client, SERVER).udp(20_000, 53, &payload(30_000));
+        let [_, out] = send(&mut world, INSIDE, frame, Some(1200));
+        assert_eq!(out.len(), 25);
+        for frame in &out {
+            let number = identification(frame);
+            assert_eq!(number, next.unwrap_or(number));
+            next = Some(number.wrapping_add(1));
+        }
+    }
+}
+
 #[test]
 fn a_packet_that_is_cut_has_its_checksum_completed_first() {
     let mut world = narrow(1000);

@@ -210,8 +210,9 @@ fn the_minimal_file_has_the_defaults() {
 
 #[test]
 fn every_key_has_its_effect() {
+    let two_arm = TWO_ARM.replacen("role", "mode = \"tun\"\nrole", 1);
     let text = format!(
-        "bypass = [\"10.42.0.0/16\"]\ndeny = \"169.254.169.254/32\"\ninstance = \"two\"\n{TWO_ARM}\
+        "bypass = [\"10.42.0.0/16\"]\ndeny = \"169.254.169.254/32\"\ninstance = \"two\"\n{two_arm}\
          [pool]\naddresses = [\"203.0.113.8/31\"]\nports = [5, \"7-9\"]\nexclude_ports = 8\n\
          pairing = \"soft\"\nhold_down_max_percent = 40\n\
          [nat]\nmapping = \"eim\"\nfiltering = {{ udp = \"eif\", tcp = \"adf\" }}\n\
@@ -304,6 +305,12 @@ fn every_key_has_its_effect() {
     assert_eq!(config.workers.cpus[0].value, 1);
     assert_eq!(config.workers.priority.map(|at| at.value), Some(7));
     assert_eq!(config.mode.value, DeviceMode::Generic);
+    let modes = config
+        .interfaces
+        .iter()
+        .map(|one| config.mode_of(one).value);
+    let modes: Vec<DeviceMode> = modes.collect();
+    assert_eq!(modes, [DeviceMode::Tun, DeviceMode::Generic]);
     assert_eq!(config.control_socket.to_str(), Some("/run/s"));
     rules_have_their_effect(&config);
     // Every timer below what the RFCs ask for but the one of 7 s has its warning.

@@ -772,6 +772,84 @@ error: filtering = "adf" does not go with mapping = "edm"
 }
 
 #[test]
+fn an_interface_of_no_mode() {
+    says(
+        r#"internal = "10.77.0.0/24"
+[[interfaces]]
+name = "lan0"
+role = "internal"
+mode = "routed"
+[[interfaces]]
+name = "wan0"
+role = "external"
+mode = 3
+"#,
+        r#"
+error: `interfaces[].mode` is "routed"
+  --> egret.toml:5:8
+   |
+ 5 | mode = "routed"
+   |        ^^^^^^^^
+   = why: it takes "auto", "zero-copy", "copy", "generic" or "tun"
+   = fix: write one of these
+
+error: `interfaces[].mode` is a whole number
+  --> egret.toml:9:8
+   |
+ 9 | mode = 3
+   |        ^
+   = why: it takes "auto", "zero-copy", "copy", "generic" or "tun"
+   = fix: see `interfaces[].mode` in egret.sample.toml
+"#,
+    );
+}
+
+#[test]
+fn an_interface_with_a_mode_of_its_own_in_routed_mode() {
+    says(
+        r#"internal = "10.77.0.0/24"
+pool.addresses = "203.0.113.4"
+device.mode = "routed"
+[[interfaces]]
+name = "lan0"
+role = "internal"
+mode = "copy"
+[[interfaces]]
+name = "wan0"
+role = "external"
+"#,
+        r#"
+error: "lan0" has a mode of its own, and device.mode is "routed"
+  --> egret.toml:7:8
+   |
+ 7 | mode = "copy"
+   |        ^^^^^^
+   = why: in routed mode the kernel routes packets to Egret: frames are exchanged with no interface
+   = fix: remove one of the two
+"#,
+    );
+}
+
+#[test]
+fn a_mode_at_the_top_level() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+mode = "copy"
+"#,
+        r#"
+error: there is no key `mode` at the top level
+  --> egret.toml:3:1
+   |
+ 3 | mode = "copy"
+   | ^^^^
+   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
+   = fix: `mode` belongs in [device]
+"#,
+    );
+}
+
+#[test]
 fn routed_mode_on_the_shared_address() {
     says(
         r#"internal = "10.77.0.0/24"

@@ -208,6 +208,13 @@ fn rule_1_what_is_not_ipv4_to_us_passes() {
                 assert_eq!(bench.frame(ONE_ARM, &frame), wanted, "{kind:x} {tci:x?}");
             }
         }
+        // One in the other is none to the kernel either; inside a VLAN's it is that VLAN's.
+        for (outer, wanted) in [([0, 0], DROP), ([0, 5], PASS)] {
+            let mut tagged = vec![outer[0], outer[1], 0x81, 0, 0x20, 0, 8, 0];
+            tagged.extend_from_slice(&packet);
+            let frame = ethernet(mac, PEER, 0x8100, &tagged);
+            assert_eq!(bench.frame(ONE_ARM, &frame), wanted, "{outer:x?}");
+        }
         bench.compares_tc = true;
         for other in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], PEER] {
             assert_eq!(

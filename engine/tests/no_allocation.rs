@@ -5,6 +5,9 @@
 
 use std::net::Ipv4Addr;
 
+use engine::device::Device;
+use engine::device::memory::MemoryDevice;
+use engine::device::mixed::{MixedDevice, Part};
 use engine::drop_reason::DropReason;
 use engine::neighbour::HopState;
 use engine::wire::build::Envelope;
@@ -244,6 +247,38 @@ fn a_worker_allocates_nothing_after_warm_up() {
         "{totals:?}"
     );
     world.check_invariants().unwrap();
+}
+
+/// From one frame memory to the other, also where the ring is full and frames wait.
+#[test]
+fn frames_cross_a_mixed_device_without_an_allocation() {
+    let part = |interface| {
+        let mut device = MemoryDevice::new(1, 256);
+        device.set_forgetful(true);
+        Part {
+            device: Box::new(device),
+            interfaces: vec![interface],
+            reserve: 0,
+        }
+    };
+    let mut device = MixedDevice::new(vec![part(LAN), part(WAN)]);
+    device.parts()[LAN].set_transmit_room(100);
+    let mut queue = Vec::with_capacity(512);
+    let mut sent = 0;
+    let mut round = |device: &mut MixedDevice<_>| {
+        while let Some(mut frame) = device.allocate() {
+            let offset = device.offset(&frame);
+            device.resize(&mut frame, offset, 1400)[offset..].fill(1);
+            queue.push(frame);
+        }
+        // What is made is the last part's: its frames cross to the other, whose ring is short.
+        sent += device.transmit(LAN, &mut queue);
+        device.flush();
+    };
+    round(&mut device);
+    let allocations = allocation_counter::measure(|| (0..100).for_each(|_| round(&mut device)));
+    assert_eq!(allocations.count_total, 0, "{allocations:?}");
+    assert!(sent > 10_000, "{sent}");
 }
 
 /// The counter counts: else the test above would pass for nothing.

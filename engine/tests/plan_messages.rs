@@ -319,6 +319,53 @@ fn tun_mode_asks_nothing_of_the_card() {
     });
     let text = format!("{MINIMAL}device.mode = \"tun\"\nworkers.count = 2\n");
     says(&text, &host, "");
+    // Also where that is one of two, and the other has the queues.
+    let host = host_with(|host| {
+        host.interfaces[1] = eth0_with(|nic| {
+            nic.rx_queues = 1;
+            nic.mtu = 9001;
+            nic.xdp_native = Some(false);
+            nic.vlan_offload = Some(VlanOffload::Fixed);
+        })
+        .interfaces
+        .remove(1);
+        host.interfaces[2].rx_queues = 2;
+    });
+    let two = format!("{TWO_ARM}mode = \"tun\"\n[workers]\ncount = 2\n");
+    says(&two, &host, "");
+}
+
+/// What is said of a mode says where that mode stands.
+#[test]
+fn a_mode_of_one_interface_that_it_cannot_have() {
+    let host = eth0_with(|nic| nic.mtu = 9001);
+    says(
+        &format!("{TWO_ARM}mode = \"copy\"\n"),
+        &host,
+        r#"
+error: the MTU of "eth0" (driver virtio_net) is 9001, too large for XDP
+  --> egret.toml:6:8
+   |
+ 6 | name = "eth0"
+   |        ^^^^^^
+   = why: a frame must fit one buffer: 3498 at most
+   = fix: ip link set eth0 mtu 1500, or write mode = "tun" in its [[interfaces]]
+"#,
+    );
+    let host = eth0_with(|nic| nic.xdp_native = Some(false));
+    says(
+        &format!("{TWO_ARM}mode = \"copy\"\n[device]\nmode = \"generic\"\n"),
+        &host,
+        r#"
+error: "eth0" (driver virtio_net) has no XDP, and mode = "copy" needs it
+  --> egret.toml:8:8
+   |
+ 8 | mode = "copy"
+   |        ^^^^^^
+   = why: only the driver itself can run the program before the kernel's receive path
+   = fix: write mode = "auto" or "generic" in its [[interfaces]]
+"#,
+    );
 }
 
 #[test]

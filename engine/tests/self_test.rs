@@ -4,10 +4,10 @@
 mod common;
 
 use common::{Instance, Net, privileged, veth};
-use engine::config::Config;
+use engine::config::{Config, DeviceMode};
 use engine::device::sys::link;
 use engine::device::xdp::{XdpConfig, XdpDevice, XdpInterface};
-use engine::ladder::{self, Devices, LadderError, Rung, Way};
+use engine::ladder::{self, Devices, LadderError, Reached, Way};
 use engine::plan::Plan;
 use engine::punt::Punt;
 use engine::self_test::{self, Outcome};
@@ -46,10 +46,15 @@ impl Stand {
 
     /// A configuration and the plan for it, and a program that knows it. Call it inside.
     fn prepare(&self, mode: &str) -> (Config, Plan, Steering) {
+        self.prepare_each(mode, ["", ""])
+    }
+
+    /// As [`Stand::prepare`], with more lines for either interface.
+    fn prepare_each(&self, mode: &str, [lan, wan]: [&str; 2]) -> (Config, Plan, Steering) {
         let text = format!(
             "internal = \"10.9.0.0/24\"\ninstance = \"{}\"\n\
-             [[interfaces]]\nname = \"lan0\"\nrole = \"internal\"\n\
-             [[interfaces]]\nname = \"wan0\"\nrole = \"external\"\n\
+             [[interfaces]]\nname = \"lan0\"\nrole = \"internal\"\n{lan}\
+             [[interfaces]]\nname = \"wan0\"\nrole = \"external\"\n{wan}\
              [device]\nmode = \"{mode}\"\n[tables]\nsessions_max = 1024\n",
             self.instance.0
         );
@@ -88,19 +93,25 @@ fn steered_interfaces(plan: &Plan) -> Vec<SteeredInterface> {
     steered.collect()
 }
 
-/// Is a program attached to either interface?
-fn attached(plan: &Plan) -> bool {
+/// Which interface is an XDP program attached to?
+fn attached_each(plan: &Plan) -> Vec<bool> {
     let there = |ifindex| link::attached_xdp(ifindex).unwrap().is_some();
     plan.interfaces
         .iter()
-        .any(|planned| there(planned.facts.ifindex))
+        .map(|planned| there(planned.facts.ifindex))
+        .collect()
+}
+
+/// Is one attached to either?
+fn attached(plan: &Plan) -> bool {
+    attached_each(plan).contains(&true)
 }
 
 fn descend(
     config: &Config,
     plan: &Plan,
     steering: &mut Steering,
-) -> Result<(Devices, Rung), LadderError> {
+) -> Result<(Devices, Reached), LadderError> {
     let names: Vec<&str> = plan
         .interfaces
         .iter()
@@ -118,11 +129,11 @@ fn arrives(test: &str, mode: &str) {
     let before = stand.sent();
     stand.gateway.enter(|| {
         let (config, plan, mut steering) = stand.prepare(mode);
-        let (devices, rung) = descend(&config, &plan, &mut steering).unwrap();
+        let (devices, reached) = descend(&config, &plan, &mut steering).unwrap();
         let Devices::Xdp(devices) = devices else {
-            panic!("{rung:?}");
+            panic!("{reached:?}");
         };
-        assert_eq!((rung.way.to_string().as_str(), rung.untested), (mode, None));
+        assert_eq!((reached.mode().as_str(), reached.untested()), (mode, None));
         for device in &devices {
             // Nothing of it is left for the workers.
             assert_eq!((device.ready(), device.places().worker), (0, 0));
@@ -152,8 +163,8 @@ fn test_frames_arrive_in_tun_mode() {
     let before = stand.sent();
     stand.gateway.enter(|| {
         let (config, plan, mut steering) = stand.prepare("tun");
-        let (devices, rung) = descend(&config, &plan, &mut steering).unwrap();
-        assert_eq!((rung.way, rung.untested), (Way::Tun, None));
+        let (devices, reached) = descend(&config, &plan, &mut steering).unwrap();
+        assert_eq!((reached.way(), reached.untested()), (Some(Way::Tun), None));
         let Devices::Tap(devices) = devices else {
             panic!("not the tun driver's devices");
         };
@@ -163,23 +174,154 @@ fn test_frames_arrive_in_tun_mode() {
     assert_eq!(stand.sent(), before, "nothing went onto a wire");
 }
 
-/// What no buffer of AF_XDP has room for is no hindrance to the tun driver.
+/// How each interface was reached: its way, and which ways were refused.
+fn ways(reached: &Reached) -> Vec<(Way, Vec<Way>)> {
+    let refused = |refused: &[(Way, String)]| refused.iter().map(|(way, _)| *way).collect();
+    let rungs = reached.rungs.iter();
+    rungs
+        .map(|rung| (rung.way, refused(&rung.refused)))
+        .collect()
+}
+
+const ALL_XDP: [Way; 3] = [Way::ZeroCopy, Way::Copy, Way::Generic];
+
+/// What no buffer of AF_XDP has room for is no hindrance to the tun driver, and no concern of the
+/// other interface.
 #[test]
-fn a_large_mtu_leads_down_to_tun_mode_with_the_reasons() {
-    if !privileged("a_large_mtu_leads_down_to_tun_mode") {
+fn a_large_mtu_leads_its_interface_down_to_the_tun_driver_and_no_other() {
+    if !privileged("a_large_mtu_leads_its_interface_down") {
         return;
     }
     let stand = Stand::new();
-    stand.gateway.ip("link set wan0 mtu 9001");
+    stand.gateway.ip("link set wan0 mtu 9000");
+    let before = stand.sent();
     stand.gateway.enter(|| {
         let (config, plan, mut steering) = stand.prepare("auto");
-        let (_devices, rung) = descend(&config, &plan, &mut steering).unwrap();
-        assert_eq!((rung.way, rung.untested), (Way::Tun, None));
-        assert_eq!(rung.refused.len(), 3);
-        for (way, why) in &rung.refused {
-            assert!(why.contains("9001") && why.contains("wan0"), "{way}: {why}");
+        let (devices, reached) = descend(&config, &plan, &mut steering).unwrap();
+        assert!(matches!(devices, Devices::Mixed(_)), "{reached:?}");
+        assert_eq!((reached.way(), reached.mode().as_str()), (None, "mixed"));
+        let expected = [
+            (Way::Copy, vec![Way::ZeroCopy]),
+            (Way::Tun, ALL_XDP.to_vec()),
+        ];
+        assert_eq!(ways(&reached), expected);
+        assert_eq!(reached.untested(), None);
+        let [lan, wan] = reached.rungs.as_slice() else {
+            panic!("{reached:?}");
+        };
+        assert_eq!(
+            (lan.interface.as_str(), wan.interface.as_str()),
+            ("lan0", "wan0")
+        );
+        assert!(lan.refused[0].1.contains("lan0"), "{}", lan.refused[0].1);
+        for (way, why) in &wan.refused {
+            assert!(why.contains("9000") && why.contains("wan0"), "{way}: {why}");
         }
-        assert!(!attached(&plan), "no XDP program is left");
+        assert_eq!(attached_each(&plan), [true, false]);
+        steering.detach().unwrap();
+    });
+    assert_eq!(stand.sent(), before, "nothing went onto a wire");
+}
+
+/// One interface's mode is named, the other's is not.
+#[test]
+fn a_mode_of_one_interface_is_taken_or_refused_alone() {
+    if !privileged("a_mode_of_one_interface_is_taken") {
+        return;
+    }
+    let stand = Stand::new();
+    stand.gateway.enter(|| {
+        let reached = |mode: &str, lines| {
+            let (config, plan, mut steering) = stand.prepare_each(mode, lines);
+            let reached = descend(&config, &plan, &mut steering);
+            let attached = attached_each(&plan);
+            steering.detach().unwrap();
+            (reached.map(|(_, reached)| reached), attached)
+        };
+        for (mode, lines, expected, xdp) in [
+            (
+                "auto",
+                ["mode = \"tun\"\n", ""],
+                [Way::Tun, Way::Copy],
+                [false, true],
+            ),
+            (
+                "tun",
+                ["", "mode = \"copy\"\n"],
+                [Way::Tun, Way::Copy],
+                [false, true],
+            ),
+            // These two share one device: neither is copied to the other.
+            (
+                "copy",
+                ["mode = \"generic\"\n", ""],
+                [Way::Generic, Way::Copy],
+                [true, true],
+            ),
+            (
+                "generic",
+                ["", "mode = \"tun\"\n"],
+                [Way::Generic, Way::Tun],
+                [true, false],
+            ),
+        ] {
+            let (reached, attached) = reached(mode, lines);
+            let reached = reached.unwrap();
+            let found: Vec<Way> = reached.rungs.iter().map(|rung| rung.way).collect();
+            assert_eq!(
+                (found.as_slice(), attached),
+                (&expected[..], xdp.to_vec()),
+                "{mode} {lines:?}"
+            );
+            assert_eq!(reached.untested(), None, "{mode} {lines:?}");
+        }
+        // No veth has it, and nothing else may be tried there.
+        let (config, mut plan, mut steering) = stand.prepare("auto");
+        plan.interfaces[1].mode = DeviceMode::ZeroCopy;
+        let refused = descend(&config, &plan, &mut steering).err();
+        let attached = attached_each(&plan);
+        steering.detach().unwrap();
+        let Some(LadderError::Bottom { interface, reasons }) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(
+            (interface.as_str(), reasons.len()),
+            ("wan0", 1),
+            "{reasons:?}"
+        );
+        assert_eq!(attached, [false, false]);
+    });
+}
+
+/// Whose test frame fails decides who steps down: the program knows the outer interface by a number
+/// without a socket, and without a TAP.
+#[test]
+fn only_the_interface_whose_frames_do_not_arrive_steps_down() {
+    if !privileged("only_the_interface_whose_frames_do_not_arrive") {
+        return;
+    }
+    let stand = Stand::new();
+    stand.gateway.enter(|| {
+        let (config, plan, mut steering) = stand.prepare("auto");
+        let mut interfaces = steered_interfaces(&plan);
+        let mut stranger = interfaces[1];
+        stranger.ifindex = 0xffff;
+        interfaces.insert(1, stranger);
+        steering.set_interfaces(&interfaces).unwrap();
+        let (_devices, reached) = descend(&config, &plan, &mut steering).unwrap();
+        let expected = [
+            (Way::Copy, vec![Way::ZeroCopy]),
+            (Way::Tun, ALL_XDP.to_vec()),
+        ];
+        assert_eq!(ways(&reached), expected);
+        for (_, why) in &reached.rungs[1].refused[1..] {
+            assert!(why.contains("wan0") && why.contains("no socket"), "{why}");
+        }
+        // The one is proven, and the other said not to be.
+        assert_eq!(reached.rungs[0].untested, None);
+        let why = reached.untested().expect("no test frame could be sent");
+        assert!(why.starts_with("wan0: "), "{why}");
+        assert_eq!(attached_each(&plan), [true, false]);
         steering.detach().unwrap();
     });
 }
@@ -194,10 +336,10 @@ fn links_that_are_set_to_merge_get_the_tun_driver_first() {
     let reached = |mode: &str| {
         stand.gateway.enter(|| {
             let (config, plan, mut steering) = stand.prepare(mode);
-            let (devices, rung) = descend(&config, &plan, &mut steering).unwrap();
+            let (devices, reached) = descend(&config, &plan, &mut steering).unwrap();
             steering.detach().unwrap();
             drop(devices);
-            (rung.way, rung.tun_first)
+            (reached.way().expect("one way"), reached.tun_first)
         })
     };
     assert_eq!(reached("auto"), (Way::Copy, None));
@@ -233,9 +375,10 @@ fn a_way_whose_frames_do_not_arrive_is_refused() {
         interfaces.reverse();
         steering.set_interfaces(&interfaces).unwrap();
         let error = descend(&config, &plan, &mut steering).err();
-        let Some(LadderError::Bottom(reasons)) = error else {
+        let Some(LadderError::Bottom { interface, reasons }) = error else {
             panic!("{error:?}");
         };
+        assert_eq!(interface, "lan0");
         let [_, copy, generic, tun] = reasons.as_slice() else {
             panic!("{reasons:?}");
         };
@@ -266,7 +409,8 @@ fn a_socket_that_is_not_in_the_map_is_noticed() {
         let mut run = |steering: &Steering| {
             let interfaces = plan.interfaces.iter();
             let outcomes = interfaces.map(|planned| {
-                self_test::run(&config, &plan.policy, planned, steering, &mut device)
+                let local = usize::from(planned.number);
+                self_test::run(&config, &plan.policy, planned, steering, &mut device, local)
             });
             outcomes.collect::<Vec<_>>()
         };
@@ -301,12 +445,12 @@ fn no_test_frame_is_sent_over_a_program_at_work() {
     stand.gateway.enter(|| {
         let (config, plan, mut steering) = stand.prepare("copy");
         let descend =
-            |steering: &mut Steering| -> Rung { descend(&config, &plan, steering).unwrap().1 };
-        assert_eq!(descend(&mut steering).untested, None);
+            |steering: &mut Steering| -> Reached { descend(&config, &plan, steering).unwrap().1 };
+        assert_eq!(descend(&mut steering).untested(), None);
         let sent = steering.counters().unwrap().internal;
         // As after a crash: the sockets are gone, the program is not.
         let again = descend(&mut steering);
-        let why = again.untested.expect("it was not tested");
+        let why = again.untested().expect("it was not tested");
         assert!(why.contains("lan0"), "{why}");
         assert_eq!(steering.counters().unwrap().internal, sent);
         steering.detach().unwrap();

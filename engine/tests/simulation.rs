@@ -4,6 +4,9 @@
 //! `EGRET_SIM_SEED=123 cargo test -p egret-engine --test simulation -- --nocapture` plays one world
 //! again and prints all of it; `EGRET_SIM_SEEDS=1000` and `EGRET_SIM_FROM=1` say how many are
 //! played, and from which seed on.
+//!
+//! Each world is played twice: with frames as AF_XDP hands them over, and with frames as the tun
+//! driver does, whose checksums may be partial and which may stand for several packets.
 
 mod simulation {
     pub mod changes;
@@ -22,6 +25,7 @@ mod simulation {
     pub mod script;
     pub mod sessions;
     pub mod strangers;
+    pub mod together;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -40,10 +44,12 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-/// Plays one world; what went wrong, in words.
-fn play(seed: u64, aloud: bool) -> Result<Tally, String> {
+/// Plays one world, with frames as from the tun driver if it `tells`; what went wrong, in words.
+fn play(seed: u64, tells: bool, aloud: bool) -> Result<Tally, String> {
     let mut journal = Journal::new(aloud);
-    let played = catch_unwind(AssertUnwindSafe(|| Play::new(seed, &mut journal)?.run()));
+    let played = catch_unwind(AssertUnwindSafe(|| {
+        Play::new(seed, tells, &mut journal)?.run()
+    }));
     let result = played.unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().cloned();
         let words = words.or(panic.downcast_ref::<&str>().map(|words| (*words).into()));
@@ -52,23 +58,41 @@ fn play(seed: u64, aloud: bool) -> Result<Tally, String> {
     result.map_err(|what| {
         format!(
             "{journal}\nseed {seed}: {what}\nreplay: EGRET_SIM_SEED={seed} \
-             cargo test -p egret-engine --test simulation -- --nocapture"
+             cargo test -p egret-engine --test simulation {} -- --exact --nocapture",
+            if tells {
+                "worlds_of_the_tun_driver"
+            } else {
+                "worlds"
+            }
         )
     })
 }
 
 #[test]
 fn worlds() {
+    play_all(false);
+}
+
+#[test]
+fn worlds_of_the_tun_driver() {
+    let sum = play_all(true);
+    let worlds = sum.worlds;
+    let dull = sum.together < 10 * worlds || sum.partial < 20 * worlds;
+    assert!(worlds < SEEDS || !dull, "the worlds are dull: {sum:?}");
+}
+
+/// Plays as many worlds as are wanted; what they were like.
+fn play_all(tells: bool) -> Tally {
     if let Some(seed) = number("EGRET_SIM_SEED") {
-        let tally = play(seed, true).unwrap_or_else(|what| panic!("{what}"));
+        let tally = play(seed, tells, true).unwrap_or_else(|what| panic!("{what}"));
         println!("seed {seed}: {tally:?}");
-        return;
+        return tally;
     }
     let from = number("EGRET_SIM_FROM").unwrap_or(1);
     let count = number("EGRET_SIM_SEEDS").unwrap_or(SEEDS);
     let (mut failed, mut sum) = (Vec::new(), Tally::default());
     for seed in from..from + count {
-        match play(seed, false) {
+        match play(seed, tells, false) {
             Ok(tally) => sum.add(&tally),
             Err(what) => {
                 // A few tell enough.
@@ -94,4 +118,5 @@ fn worlds() {
             || sum.restarts == 0;
         assert!(!dull, "the worlds are dull: {sum:?}");
     }
+    sum
 }

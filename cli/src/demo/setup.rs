@@ -17,6 +17,8 @@ pub const HAIRPIN_TARGET: u16 = 81;
 pub struct Tuning {
     /// `device.mode`: `auto`, `copy`, `generic`, `tun`, `routed`; the engine's default if `None`.
     pub mode: Option<String>,
+    /// The mode of the outer interface alone, in a lab of two.
+    pub external_mode: Option<String>,
     /// `workers.count`; the engine's default if `None`.
     pub workers: Option<u32>,
     /// More tables of the file, as text.
@@ -27,7 +29,7 @@ pub struct Tuning {
 /// leaves under /run/egret goes with the lab.
 pub fn config(lab: &Lab, tuning: &Tuning) -> String {
     let mut text = format!("internal = \"{INTERNAL}\"\ninstance = \"{}\"\n", lab.name());
-    text += &interfaces(lab.topology);
+    text += &interfaces(lab.topology, tuning.external_mode.as_deref());
     let target = client(2);
     let allowed = SERVER_NETS[0];
     let (at, pool) = match lab.is_routed() {
@@ -69,12 +71,19 @@ socket = "{}"
 }
 
 /// Which interfaces there are, and on which side.
-fn interfaces(topology: Topology) -> String {
+fn interfaces(topology: Topology, external_mode: Option<&str>) -> String {
     let [internal, external] = [topology.internal_link(), topology.external_link()];
     match topology {
         Topology::OneArm => format!("interface = \"{internal}\"\n"),
-        Topology::TwoArm => [(internal, "internal"), (external, "external")]
-            .map(|(name, role)| format!("\n[[interfaces]]\nname = \"{name}\"\nrole = \"{role}\"\n"))
-            .concat(),
+        Topology::TwoArm => {
+            let tables = [(internal, "internal"), (external, "external")]
+                .map(|(name, role)| {
+                    format!("\n[[interfaces]]\nname = \"{name}\"\nrole = \"{role}\"\n")
+                })
+                .concat();
+            // The outer interface is the last.
+            let mode = external_mode.map(|mode| format!("mode = \"{mode}\"\n"));
+            tables + &mode.unwrap_or_default()
+        }
     }
 }

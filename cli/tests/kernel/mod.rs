@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 #[path = "../common/mod.rs"]
 mod common;
 pub use common::skip;
+pub mod backend;
 pub mod found;
 pub mod wireguard;
 
@@ -76,6 +77,12 @@ impl Stand {
     pub fn start(options: LabOptions, tuning: &Tuning) -> Stand {
         let mut stand = Stand::prepare(options, tuning);
         stand.engine.start().unwrap_or_else(|e| panic!("{e}"));
+        let wanted = tuning.mode.as_deref().filter(|&mode| mode != "auto");
+        assert!(
+            wanted.is_none_or(|mode| stand.status()["mode"] == mode),
+            "not {wanted:?}: {}",
+            stand.status()["mode"]
+        );
         stand
     }
 

@@ -1,5 +1,6 @@
 //! Peers that judge the gateway from outside, or need something of it that no server asks for: STUN
-//! clients that name its behaviour, WireGuard between two gateways, traceroute and tracepath, TFTP.
+//! clients that name its behaviour, WireGuard between two gateways, traceroute and tracepath, TFTP; each
+//! on both backends.
 //!
 //! Debian packages: coturn stun-client; wireguard-tools, and wireguard-go where the kernel has no
 //! WireGuard; traceroute iputils-tracepath; dnsmasq-base tftp-hpa.
@@ -14,9 +15,9 @@ mod tunnel;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use egret_cli::demo::setup::Tuning;
 use egret_cli::lab::plan::EXTERNAL;
 use egret_cli::lab::{LabOptions, Topology};
+use kernel::backend::Backend;
 use kernel::{Stand, ip};
 
 const PREFIX: &str = "egret-tp";
@@ -42,17 +43,13 @@ impl Pool {
     }
 }
 
-/// A lab whose gateway serves with these keys of `[nat]`.
-fn stand(topology: Topology, pool: Pool, nat: &str) -> Stand {
+/// A lab whose gateway serves by this backend with these keys of `[nat]`.
+fn stand(topology: Topology, backend: Backend, pool: Pool, nat: &str) -> Stand {
     let mut more = format!("\n[nat]\n{nat}\n");
     if let Pool::Own(address) = pool {
         more += &format!("\n[pool]\naddresses = [\"{address}\"]\n");
     }
-    let tuning = Tuning {
-        more,
-        ..Tuning::default()
-    };
-    let stand = Stand::start(LabOptions::new(PREFIX, topology), &tuning);
+    let stand = Stand::start(LabOptions::new(PREFIX, topology), &backend.tuning(&more));
     if let Pool::Own(address) = pool {
         let route = format!("route add {address}/32 via {EXTERNAL}");
         ip(&stand.lab.router, &route);

@@ -4,6 +4,7 @@
 use egret_cli::lab::plan::{FAR_LINK, GATEWAY_INTERNAL, ROUTER, SERVERS};
 use egret_cli::lab::{Host, Topology};
 
+use crate::kernel::backend::{Backend, on_both_backends};
 use crate::kernel::{command, have, is_root, succeed};
 use crate::{LIMIT, Pool, stand};
 
@@ -36,7 +37,7 @@ fn tracepath(from: &Host) -> (Vec<u32>, String) {
     (hops.filter_map(mtu).collect(), last)
 }
 
-fn paths(topology: Topology) {
+fn paths(topology: Topology, backend: Backend) {
     let programs = [
         ("traceroute", "traceroute"),
         ("tracepath", "iputils-tracepath"),
@@ -44,7 +45,7 @@ fn paths(topology: Topology) {
     if !is_root() || !have(&programs) {
         return;
     }
-    let stand = stand(topology, Pool::Shared, "");
+    let stand = stand(topology, backend, Pool::Shared, "");
     let path = [GATEWAY_INTERNAL, ROUTER, FAR_LINK[1], SERVERS[1]];
     let path = path.map(|address| address.to_string());
     let (external, far) = stand.lab.small_mtus();
@@ -70,12 +71,7 @@ fn paths(topology: Topology) {
     stand.finish();
 }
 
-#[test]
-fn paths_two_arm() {
-    paths(Topology::TwoArm);
-}
-
-#[test]
-fn paths_one_arm() {
-    paths(Topology::OneArm);
+on_both_backends! {
+    paths_two_arm: |backend| paths(Topology::TwoArm, backend);
+    paths_one_arm: |backend| paths(Topology::OneArm, backend);
 }

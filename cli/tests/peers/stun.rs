@@ -5,6 +5,7 @@
 use egret_cli::lab::Topology;
 use egret_cli::lab::plan::{SECOND_ADDRESSES, SERVERS};
 
+use crate::kernel::backend::{Backend, on_both_backends};
 use crate::kernel::{Daemon, Stand, command, have, is_root, run, succeed};
 use crate::{LIMIT, OWN, Pool, stand};
 
@@ -74,7 +75,7 @@ const EDM: Behaviour = Behaviour {
 /// The source port of the classic client: in every pool. It uses the next one, too.
 const SOURCE_PORT: &str = "20000";
 
-fn behaviour(topology: Topology, pool: Pool, nat: &str, expected: Behaviour) {
+fn behaviour(topology: Topology, backend: Backend, pool: Pool, nat: &str, expected: Behaviour) {
     let programs = [
         ("turnserver", "coturn"),
         ("turnutils_natdiscovery", "coturn"),
@@ -83,7 +84,7 @@ fn behaviour(topology: Topology, pool: Pool, nat: &str, expected: Behaviour) {
     if !is_root() || !have(&programs) {
         return;
     }
-    let stand = stand(topology, pool, nat);
+    let stand = stand(topology, backend, pool, nat);
     let _daemon = turnserver(&stand);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -118,47 +119,38 @@ fn discover(stand: &Stand, what: &[&str]) -> String {
     succeed(&client.namespace, &mut discovery, LIMIT).text()
 }
 
-#[test]
-fn stun_sees_eim_eif() {
-    let nat = "mapping = \"eim\"\nfiltering = \"eif\"\npreserve_port = false";
-    behaviour(Topology::TwoArm, Pool::Own(OWN), nat, EIF);
-}
-
-#[test]
-fn stun_sees_eim_eif_with_preserved_ports_one_arm() {
-    let nat = "mapping = \"eim\"\nfiltering = \"eif\"";
-    let expected = Behaviour {
-        rfc3489: "Independent Mapping, Independent Filter, preserves ports,",
-        ..EIF
+on_both_backends! {
+    stun_sees_eim_eif: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"eif\"\npreserve_port = false";
+        behaviour(Topology::TwoArm, backend, Pool::Own(OWN), nat, EIF);
     };
-    behaviour(Topology::OneArm, Pool::Own(OWN), nat, expected);
-}
-
-#[test]
-fn stun_sees_eim_adf() {
-    let nat = "mapping = \"eim\"\nfiltering = \"adf\"\npreserve_port = false";
-    behaviour(Topology::TwoArm, Pool::Own(OWN), nat, ADF);
-}
-
-#[test]
-fn stun_sees_eim_edf() {
-    let nat = "mapping = \"eim\"\nfiltering = \"edf\"\npreserve_port = false";
-    behaviour(Topology::TwoArm, Pool::Own(OWN), nat, EDF);
-}
-
-#[test]
-fn stun_sees_edm_edf() {
-    let nat = "mapping = \"edm\"\nfiltering = \"edf\"\npreserve_port = false";
-    behaviour(Topology::TwoArm, Pool::Own(OWN), nat, EDM);
-}
-
-/// On the shared address, without any key. A port that the pool has is preserved for every remote
-/// endpoint, and then looks independent of them; one that is the host's shows what it is.
-#[test]
-fn stun_sees_edm_edf_by_default() {
-    let expected = Behaviour {
-        rfc3489: "Independent Mapping, Port Dependent Filter, preserves ports,",
-        ..EDM
+    stun_sees_eim_eif_with_preserved_ports_one_arm: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"eif\"";
+        let expected = Behaviour {
+            rfc3489: "Independent Mapping, Independent Filter, preserves ports,",
+            ..EIF
+        };
+        behaviour(Topology::OneArm, backend, Pool::Own(OWN), nat, expected);
     };
-    behaviour(Topology::OneArm, Pool::Shared, "", expected);
+    stun_sees_eim_adf: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"adf\"\npreserve_port = false";
+        behaviour(Topology::TwoArm, backend, Pool::Own(OWN), nat, ADF);
+    };
+    stun_sees_eim_edf: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"edf\"\npreserve_port = false";
+        behaviour(Topology::TwoArm, backend, Pool::Own(OWN), nat, EDF);
+    };
+    stun_sees_edm_edf: |backend| {
+        let nat = "mapping = \"edm\"\nfiltering = \"edf\"\npreserve_port = false";
+        behaviour(Topology::TwoArm, backend, Pool::Own(OWN), nat, EDM);
+    };
+    /// On the shared address, without any key. A port that the pool has is preserved for every remote
+    /// endpoint, and then looks independent of them; one that is the host's shows what it is.
+    stun_sees_edm_edf_by_default: |backend| {
+        let expected = Behaviour {
+            rfc3489: "Independent Mapping, Port Dependent Filter, preserves ports,",
+            ..EDM
+        };
+        behaviour(Topology::OneArm, backend, Pool::Shared, "", expected);
+    };
 }

@@ -10,6 +10,7 @@ use egret_cli::lab::content::Content;
 use egret_cli::lab::plan::SERVERS;
 use egret_cli::lab::{Topology, wait};
 
+use crate::kernel::backend::{Backend, on_both_backends};
 use crate::kernel::{Daemon, Stand, command, has_udp_port, have, is_root, succeed};
 use crate::{LIMIT, OWN, Pool, stand};
 
@@ -71,11 +72,11 @@ fn ready() -> bool {
     is_root() && have(&[("dnsmasq", "dnsmasq-base"), ("tftp", "tftp-hpa")])
 }
 
-fn transfers(topology: Topology, pool: Pool, nat: &str) {
+fn transfers(topology: Topology, backend: Backend, pool: Pool, nat: &str) {
     if !ready() {
         return;
     }
-    let stand = stand(topology, pool, nat);
+    let stand = stand(topology, backend, pool, nat);
     let transfer = Transfer::prepare(&stand);
     let client = &stand.lab.clients[0].namespace;
     succeed(client, &mut transfer.get(), LIMIT);
@@ -84,11 +85,11 @@ fn transfers(topology: Topology, pool: Pool, nat: &str) {
     stand.finish();
 }
 
-fn fails(nat: &str) {
+fn fails(backend: Backend, nat: &str) {
     if !ready() {
         return;
     }
-    let stand = stand(Topology::TwoArm, Pool::Own(OWN), nat);
+    let stand = stand(Topology::TwoArm, backend, Pool::Own(OWN), nat);
     let transfer = Transfer::prepare(&stand);
     let client = &stand.lab.clients[0].namespace;
     assert_eq!(stand.drops(REFUSED), 0);
@@ -101,30 +102,23 @@ fn fails(nat: &str) {
     stand.finish();
 }
 
-#[test]
-fn tftp_passes_with_adf_two_arm() {
-    let nat = "mapping = \"eim\"\nfiltering = \"adf\"";
-    transfers(Topology::TwoArm, Pool::Own(OWN), nat);
-}
-
-#[test]
-fn tftp_passes_with_adf_one_arm() {
-    let nat = "mapping = \"eim\"\nfiltering = \"adf\"";
-    transfers(Topology::OneArm, Pool::Shared, nat);
-}
-
-#[test]
-fn tftp_passes_with_eif() {
-    let nat = "mapping = \"eim\"\nfiltering = \"eif\"";
-    transfers(Topology::TwoArm, Pool::Own(OWN), nat);
-}
-
-#[test]
-fn tftp_fails_with_edf() {
-    fails("mapping = \"eim\"\nfiltering = \"edf\"");
-}
-
-#[test]
-fn tftp_fails_by_default() {
-    fails("");
+on_both_backends! {
+    tftp_passes_with_adf_two_arm: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"adf\"";
+        transfers(Topology::TwoArm, backend, Pool::Own(OWN), nat);
+    };
+    tftp_passes_with_adf_one_arm: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"adf\"";
+        transfers(Topology::OneArm, backend, Pool::Shared, nat);
+    };
+    tftp_passes_with_eif: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"eif\"";
+        transfers(Topology::TwoArm, backend, Pool::Own(OWN), nat);
+    };
+    tftp_fails_with_edf: |backend| {
+        fails(backend, "mapping = \"eim\"\nfiltering = \"edf\"");
+    };
+    tftp_fails_by_default: |backend| {
+        fails(backend, "");
+    };
 }

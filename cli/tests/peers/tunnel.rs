@@ -13,6 +13,7 @@ use egret_cli::lab::service::{UdpFlow, UdpService};
 use egret_cli::lab::tcp::{TcpService, exchange};
 use egret_cli::lab::{Topology, wait};
 
+use crate::kernel::backend::{Backend, on_both_backends};
 use crate::kernel::wireguard::{TunnelEnd, have_wireguard};
 use crate::kernel::{Stand, command, have, ip, is_root, succeed};
 use crate::{LIMIT, OWN, Pool, stand};
@@ -31,10 +32,10 @@ const TUNNEL: [&str; 2] = ["10.99.0.1", "10.99.0.2"];
 const REFUSED: &[&str] = &["filtered", "no_session"];
 
 /// Two sites whose gateways serve, joined.
-fn sites(topology: Topology, nat: &str) -> [Stand; 2] {
+fn sites(topology: Topology, backend: Backend, nat: &str) -> [Stand; 2] {
     // Else the same port outside as inside would do as well.
     let nat = format!("{nat}\npreserve_port = false");
-    let sites = EXTERNALS.map(|external| stand(topology, Pool::Own(external), &nat));
+    let sites = EXTERNALS.map(|external| stand(topology, backend, Pool::Own(external), &nat));
     let end = |site: usize| End {
         namespace: &sites[site].lab.router,
         name: "peer",
@@ -79,11 +80,11 @@ struct Punch {
 
 impl Punch {
     /// `tag` tells this test's interfaces from others'; one letter.
-    fn prepare(topology: Topology, nat: &str, tag: char) -> Option<Punch> {
+    fn prepare(topology: Topology, backend: Backend, nat: &str, tag: char) -> Option<Punch> {
         if !is_root() || !have(&[("wg", "wireguard-tools")]) {
             return None;
         }
-        let sites = sites(topology, nat);
+        let sites = sites(topology, backend, nat);
         if !have_wireguard(&sites[0]) {
             return None;
         }
@@ -92,7 +93,8 @@ impl Punch {
             assert_eq!(*seen.ip(), external);
         }
         let ends = [0, 1].map(|site| {
-            let link = format!("wg{:x}{tag}{site}", std::process::id());
+            let mode = &backend.mode()[..1];
+            let link = format!("wg{:x}{tag}{mode}{site}", std::process::id());
             TunnelEnd::make(&sites[site], &sites[site].lab.clients[0], link)
         });
         Some(Punch {
@@ -158,8 +160,8 @@ impl Punch {
     }
 }
 
-fn opens(topology: Topology, nat: &str, tag: char) {
-    let Some(punch) = Punch::prepare(topology, nat, tag) else {
+fn opens(topology: Topology, backend: Backend, nat: &str, tag: char) {
+    let Some(punch) = Punch::prepare(topology, backend, nat, tag) else {
         return;
     };
     punch.begin(0);
@@ -180,29 +182,26 @@ fn opens(topology: Topology, nat: &str, tag: char) {
     punch.finish();
 }
 
-#[test]
-fn wireguard_meets_behind_two_gateways_eim_edf() {
-    let nat = "mapping = \"eim\"\nfiltering = \"edf\"";
-    opens(Topology::TwoArm, nat, 'e');
-}
-
-#[test]
-fn wireguard_meets_behind_two_gateways_eim_adf() {
-    let nat = "mapping = \"eim\"\nfiltering = \"adf\"";
-    opens(Topology::OneArm, nat, 'a');
-}
-
-#[test]
-fn wireguard_does_not_meet_with_edm() {
-    let nat = "mapping = \"edm\"\nfiltering = \"edf\"";
-    let Some(punch) = Punch::prepare(Topology::TwoArm, nat, 'm') else {
-        return;
+on_both_backends! {
+    wireguard_meets_behind_two_gateways_eim_edf: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"edf\"";
+        opens(Topology::TwoArm, backend, nat, 'e');
     };
-    punch.begin(0);
-    punch.expect_refusal(1);
-    punch.begin(1);
-    // With `eim` this one, from a peer that was sent to, opens the tunnel.
-    punch.expect_refusal(0);
-    assert!(!punch.is_open(0) && !punch.is_open(1), "a tunnel");
-    punch.finish();
+    wireguard_meets_behind_two_gateways_eim_adf: |backend| {
+        let nat = "mapping = \"eim\"\nfiltering = \"adf\"";
+        opens(Topology::OneArm, backend, nat, 'a');
+    };
+    wireguard_does_not_meet_with_edm: |backend| {
+        let nat = "mapping = \"edm\"\nfiltering = \"edf\"";
+        let Some(punch) = Punch::prepare(Topology::TwoArm, backend, nat, 'm') else {
+            return;
+        };
+        punch.begin(0);
+        punch.expect_refusal(1);
+        punch.begin(1);
+        // With `eim` this one, from a peer that was sent to, opens the tunnel.
+        punch.expect_refusal(0);
+        assert!(!punch.is_open(0) && !punch.is_open(1), "a tunnel");
+        punch.finish();
+    };
 }

@@ -55,6 +55,8 @@ enum { PROTOCOL_ICMP = 1, PROTOCOL_TCP = 6, PROTOCOL_UDP = 17 };
 #define ETHERTYPE_SERVICE_VLAN HOST16(0x88a8)
 #define VLAN_ID HOST16(0x0fff)
 #define TAG_LEN 4
+// Of the type in a frame, behind the addresses.
+#define OFFSET_TYPE 12
 // More fragments, or an offset.
 #define FRAGMENT_BITS HOST16(0x3fff)
 #define FRAGMENT_OFFSET HOST16(0x1fff)
@@ -388,18 +390,25 @@ INLINE int steer(struct xdp_md *ctx, void *data, void *end, __u32 ifindex, __u32
 	return to_engine(ctx, interface, COUNT_INTERNAL, XDP_DROP);
 }
 
+// Is it a VLAN tag of priority only, from its type on? The kernel takes it for none at all, also one in
+// the other.
+INLINE int is_priority_tag(__u16 *type, void *end)
+{
+	return (void *)(type + 2) <= end &&
+	       (*type == ETHERTYPE_VLAN || *type == ETHERTYPE_SERVICE_VLAN) && !(type[1] & VLAN_ID);
+}
+
 SEC("xdp")
 int egret_steer(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	struct ethernet *ethernet = data;
-	__u16 *tci = (void *)(ethernet + 1);
+	__u16 *type = data + OFFSET_TYPE;
 
-	if ((void *)(tci + 1) > end || (ethernet->type != ETHERTYPE_VLAN &&
-					ethernet->type != ETHERTYPE_SERVICE_VLAN) ||
-	    *tci & VLAN_ID)
+	if (!is_priority_tag(type, end))
 		return steer(ctx, data, end, ctx->ingress_ifindex, 0);
-	// A tag of priority only: the kernel takes it for no tag at all, so nothing may slip by under it.
+	// Nothing may slip by under it: nobody sends two of them in earnest.
+	if (is_priority_tag(type + 2, end))
+		return XDP_DROP;
 	// The engine knows no tags.
 	return steer(ctx, data, end, ctx->ingress_ifindex, TAG_LEN) == XDP_PASS ? XDP_PASS : XDP_DROP;
 }
@@ -409,6 +418,7 @@ SEC("classifier")
 int egret_steer_tc(struct __sk_buff *skb)
 {
 	__u32 wanted = skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX;
+	void *data, *end;
 	int action;
 
 	// As in XDP, where the tag is in the frame and so is its type.
@@ -419,7 +429,12 @@ int egret_steer_tc(struct __sk_buff *skb)
 	// The rest may lie in pages that cannot be read from here.
 	if ((long)skb->data + wanted > skb->data_end)
 		pull_data(skb, wanted);
-	action = steer(0, (void *)(long)skb->data, (void *)(long)skb->data_end, skb->ifindex, 0);
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	// A second one: the kernel has put the first beside the packet.
+	if (skb->vlan_present && is_priority_tag(data + OFFSET_TYPE, end))
+		return TC_ACT_SHOT;
+	action = steer(0, data, end, skb->ifindex, 0);
 	if (action == XDP_REDIRECT && skb->vlan_present)
 		return TC_ACT_SHOT;
 	if (action == XDP_REDIRECT)

@@ -32,6 +32,7 @@ pub(super) fn check(config: &Config, problems: &Problems) {
         forwards::check(config, &mut found);
     }
     workers(config, &mut found);
+    modes(config, &mut found);
     denied_in_vain(config, &mut found);
     bursts(config, &mut found);
     problems.borrow_mut().append(&mut found);
@@ -416,5 +417,23 @@ fn workers(config: &Config, found: &mut Vec<Problem>) {
         let problem = Problem::error("too-few-cpus", what).why("each worker has a CPU of its own");
         let fix = "name as many CPUs, or leave `workers.count` out";
         found.push(problem.fix(fix).at(count.span));
+    }
+}
+
+/// Routed mode has no ways of single interfaces.
+fn modes(config: &Config, found: &mut Vec<Problem>) {
+    if config.mode.value != DeviceMode::Routed {
+        return;
+    }
+    for interface in &config.interfaces {
+        let Some(mode) = interface.mode else { continue };
+        let what = format!(
+            "\"{}\" has a mode of its own, and device.mode is \"routed\"",
+            *interface.name
+        );
+        let why = "in routed mode the kernel routes packets to Egret: frames are exchanged with no \
+                   interface";
+        let problem = Problem::error("mode-and-routed", what).why(why);
+        found.push(problem.fix("remove one of the two").at(mode.span));
     }
 }

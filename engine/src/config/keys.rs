@@ -107,6 +107,12 @@ pub const KEYS: &[Key] = &[
         "required",
     ),
     key(
+        "interfaces",
+        "mode",
+        "\"auto\", \"zero-copy\", \"copy\", \"generic\" or \"tun\"",
+        "that of device.mode",
+    ),
+    key(
         "",
         "pool",
         "a table, written [pool]",
@@ -389,7 +395,7 @@ pub const KEYS: &[Key] = &[
     key(
         "device",
         "mode",
-        "\"auto\", \"zero-copy\", \"copy\" or \"generic\"",
+        "\"auto\", \"zero-copy\", \"copy\", \"generic\", \"tun\" or \"routed\"",
         "\"auto\"",
     ),
     key("", "control", "a table, written [control]", "see its keys"),

@@ -7,6 +7,7 @@ mod check;
 mod check_rules;
 mod forwards;
 pub mod keys;
+mod mode;
 mod per_protocol;
 mod problem;
 mod read;
@@ -28,6 +29,7 @@ use conntrack::{
 use ipnet::Ipv4Net;
 use toml::de::DeTable;
 
+pub use mode::DeviceMode;
 pub use problem::{At, ConfigError, Level, Place, Problem, Source, Span};
 pub use rfc::{Demand, Deviation};
 pub use rules::{
@@ -97,6 +99,8 @@ pub struct InterfaceConfig {
     pub name: At<String>,
     /// Its sides.
     pub role: Role,
+    /// How frames are exchanged with it, if the file says so of it alone.
+    pub mode: Option<At<DeviceMode>>,
 }
 
 /// The external addresses and their ports.
@@ -243,32 +247,6 @@ pub struct WorkersConfig {
     pub priority: Option<At<u32>>,
 }
 
-/// How frames are exchanged with the interfaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeviceMode {
-    /// The best that works: zero-copy, copy, generic, tun.
-    Auto,
-    /// The driver writes into our memory; no stepping down.
-    ZeroCopy,
-    /// The driver runs the program, the kernel copies.
-    Copy,
-    /// The kernel runs the program after its own receive path: every driver can.
-    Generic,
-    /// The kernel runs the program in tc, and the tun driver exchanges frames: every driver can, and
-    /// big packets stay whole.
-    Tun,
-    /// The kernel routes what is to be translated into the tun driver: needs no BPF and no root, but
-    /// pool addresses of Egret's own.
-    Routed,
-}
-
-impl DeviceMode {
-    /// Are frames exchanged by the tun driver only?
-    pub fn is_of_tun_driver(self) -> bool {
-        matches!(self, DeviceMode::Tun | DeviceMode::Routed)
-    }
-}
-
 /// The checked configuration: every value is within its range and fits the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -308,7 +286,7 @@ pub struct Config {
     pub tables: TablesConfig,
     /// Workers.
     pub workers: WorkersConfig,
-    /// Device mode.
+    /// How frames are exchanged with the interfaces that have no mode of their own.
     pub mode: At<DeviceMode>,
     /// The control socket.
     pub control_socket: PathBuf,
@@ -325,6 +303,7 @@ impl Config {
             interfaces: vec![InterfaceConfig {
                 name: At::default_value(interface.to_owned()),
                 role: Role::Both,
+                mode: None,
             }],
             ..self.clone()
         }
@@ -395,6 +374,11 @@ impl Config {
     /// Egret's own addresses of all pools, in the order of the file.
     pub fn own_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
         self.all_pools().flat_map(|(_, pool)| pool.own())
+    }
+
+    /// How frames are exchanged with one of the interfaces.
+    pub fn mode_of(&self, interface: &InterfaceConfig) -> At<DeviceMode> {
+        interface.mode.unwrap_or(self.mode)
     }
 
     /// Does the file set the key (`pool.ports`, `forwards[].allow`)?

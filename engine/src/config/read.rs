@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use conntrack::{FilteringBehaviour, Limits, MappingBehaviour, Pairing, Protocol, Quotas};
 
 use super::forwards;
+use super::mode::{DEVICE_MODES, INTERFACE_MODES};
 use super::problem::{At, Problem, Source};
 use super::reader::Reader;
 use super::rules;
@@ -114,15 +115,6 @@ pub(super) const UNSOLICITED: &[(&str, Unsolicited)] = &[
 pub(super) const MIDSTREAMS: &[(&str, Midstream)] =
     &[("drop", Midstream::Drop), ("reset", Midstream::Reset)];
 pub(super) const POLLS: &[(&str, Poll)] = &[("adaptive", Poll::Adaptive), ("busy", Poll::Busy)];
-pub(super) const DEVICE_MODES: &[(&str, DeviceMode)] = &[
-    ("auto", DeviceMode::Auto),
-    ("zero-copy", DeviceMode::ZeroCopy),
-    ("copy", DeviceMode::Copy),
-    ("generic", DeviceMode::Generic),
-    ("tun", DeviceMode::Tun),
-    ("routed", DeviceMode::Routed),
-];
-
 /// The word of a value in a list of choices.
 pub(super) fn word<T: PartialEq + Copy>(words: &[(&'static str, T)], value: T) -> &'static str {
     words
@@ -152,6 +144,7 @@ fn read_interfaces(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<I
         interfaces.push(InterfaceConfig {
             name,
             role: Role::Both,
+            mode: None,
         });
     }
     if root.has("interface") && root.has("interfaces") {
@@ -171,6 +164,7 @@ fn read_interfaces(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<I
         given.extend(table.given());
         let name = table.parsed("name", values::interface_name);
         let role = table.choice("role", ROLES);
+        let mode = table.choice("mode", INTERFACE_MODES);
         if !table.has("name") {
             table.missing("name", "add a line such as name = \"eth0\"");
         }
@@ -181,6 +175,7 @@ fn read_interfaces(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<I
             interfaces.push(InterfaceConfig {
                 name,
                 role: role.value,
+                mode,
             });
         }
     }

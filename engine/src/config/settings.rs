@@ -3,10 +3,8 @@
 use conntrack::{Affinity, Pairing, Protocol};
 
 use super::forwards::AFFINITIES;
-
-use super::read::{
-    DEVICE_MODES, FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word,
-};
+use super::mode::DEVICE_MODES;
+use super::read::{FILTERINGS, MAPPINGS, MIDSTREAMS, PAIRINGS, POLLS, REFUSALS, UNSOLICITED, word};
 use super::rules::{DEFAULT_POOL, NamedPool, RuleAction};
 use super::timers::TIMERS;
 use super::{At, Config};
@@ -276,6 +274,8 @@ impl Config {
             let key = |key: &str| format!("interfaces[{number}].{key}");
             list.push(key("name"), quoted(&interface.name.value), false);
             list.push(key("role"), quoted(interface.role), false);
+            let mode = word(DEVICE_MODES, self.mode_of(interface).value);
+            list.push(key("mode"), quoted(mode), interface.mode.is_none());
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod fault;
 pub mod memory;
+pub mod mixed;
 pub mod offload;
 pub mod pcap;
 pub mod queues;
@@ -76,7 +77,8 @@ pub struct SocketCounters {
     pub fill_ring_empty: u64,
     /// Frames dropped because a fill entry was not valid.
     pub rx_invalid: u64,
-    /// Transmit entries that were not valid; their slots are lost.
+    /// Transmit entries that were not valid, whose slots are lost; of a mixed device also frames that
+    /// fit no slot of the interface they were to leave by.
     pub tx_invalid: u64,
     /// How often the kernel found the transmit ring empty: no fault.
     pub tx_ring_empty: u64,

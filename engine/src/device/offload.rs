@@ -11,6 +11,8 @@ pub const VIRTIO_HEADER_LEN: usize = 10;
 
 /// Bits of the header's flags (linux/virtio_net.h).
 const NEEDS_CSUM: u8 = 1;
+/// Data that a packet has room for at least, bytes.
+const ROOM_MIN: usize = 8;
 /// Kinds of super-packets.
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
@@ -63,6 +65,27 @@ impl Segments {
     pub fn packet_len(&self) -> usize {
         usize::from(self.headers_len) - ethernet::HEADER_LEN + usize::from(self.payload_len)
     }
+
+    /// How many packets a frame of so many bytes becomes; at least 1.
+    pub fn packets(&self, frame_len: usize) -> u16 {
+        let payload_len = frame_len.saturating_sub(self.headers_len.into());
+        let packets = payload_len.div_ceil(usize::from(self.payload_len).max(1));
+        u16::try_from(packets).unwrap_or(u16::MAX).max(1)
+    }
+
+    /// The same cut into packets that fit an MTU, as only a TCP stream can be; none if that leaves
+    /// hardly room for data.
+    pub fn fitting(self, mtu: u16) -> Option<Segments> {
+        let headers_len = usize::from(self.headers_len) - ethernet::HEADER_LEN;
+        let room = usize::from(mtu).checked_sub(headers_len)?;
+        let SegmentKind::Tcp { .. } = self.kind else {
+            return None;
+        };
+        (room >= ROOM_MIN).then(|| Segments {
+            payload_len: self.payload_len.min(room as u16),
+            ..self
+        })
+    }
 }
 
 /// What is still to be done for a frame's packet.
@@ -94,6 +117,14 @@ impl Offload {
     #[inline]
     pub fn is_pending(&self) -> bool {
         matches!(self.checksum, Checksum::Partial { .. }) || self.segments.is_some()
+    }
+
+    /// How many packets a frame of so many bytes becomes by a link of this MTU; those that are cut for
+    /// it count as one.
+    pub fn packets(&self, frame_len: usize, mtu: u16) -> u16 {
+        let resized = |segments: Segments| segments.fitting(mtu).unwrap_or(segments);
+        self.segments
+            .map_or(1, |segments| resized(segments).packets(frame_len))
     }
 
     /// Does it speak of this packet? Who sent the frame may have written anything (a guest, or a packet
@@ -288,6 +319,33 @@ mod tests {
         assert!(!fits(&udp, GSO_TCPV4, 34, 6) && !fits(&tcp, GSO_UDP_L4, 34, 16));
         let echo = envelope.icmp(8, 0, [0, 7, 0, 1], &[7; 100]);
         assert!(!fits(&echo, GSO_NONE, 34, 2));
+    }
+
+    #[test]
+    fn packets_are_counted_as_they_leave() {
+        let stream = Segments {
+            kind: SegmentKind::Tcp { ecn: false },
+            headers_len: 54,
+            payload_len: 1448,
+        };
+        let of = |segments| Offload {
+            segments: Some(segments),
+            ..Offload::WHOLE
+        };
+        assert_eq!(of(stream).packets(54 + 2 * 1448, 1500), 2);
+        assert_eq!(of(stream).packets(54 + 2 * 1448 + 1, 1500), 3);
+        assert_eq!(of(stream).packets(54, 1500), 1);
+        // A stream is cut anew for a link, datagrams are not.
+        assert_eq!(of(stream).packets(54 + 3 * 960, 1000), 3);
+        assert_eq!(stream.fitting(47), None);
+        assert_eq!(stream.fitting(48).map(|small| small.payload_len), Some(8));
+        let datagrams = Segments {
+            kind: SegmentKind::Udp,
+            headers_len: 42,
+            payload_len: 1200,
+        };
+        assert_eq!(of(datagrams).packets(42 + 3000, 1000), 3);
+        assert_eq!(Offload::WHOLE.packets(60_000, 1000), 1);
     }
 
     proptest! {

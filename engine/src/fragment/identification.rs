@@ -58,16 +58,25 @@ impl Identifications {
 
     /// An identification for a datagram of our own.
     pub fn fresh(&self, ends: &Ends) -> u16 {
-        self.advance(self.hash(ends))
+        self.advance(self.hash(ends), 1)
     }
 
     /// An identification instead of `original`, which is remembered for [`Identifications::original`].
     pub fn replace(&self, ends: &Ends, original: u16) -> u16 {
+        self.replace_all(ends, original, 1)
+    }
+
+    /// As [`Identifications::replace`], for so many datagrams that are numbered on from `original`:
+    /// whoever cuts a super-packet does that. The first of the new ones.
+    pub fn replace_all(&self, ends: &Ends, original: u16, count: u16) -> u16 {
         let hash = self.hash(ends);
-        let new = self.advance(hash);
-        let known = u64::from(hash as u32) << 32 | u64::from(new) << 16 | u64::from(original);
-        self.record(hash, new).store(known, Ordering::Relaxed);
-        new
+        let first = self.advance(hash, count);
+        for number in 0..count {
+            let (new, original) = (first.wrapping_add(number), original.wrapping_add(number));
+            let known = u64::from(hash as u32) << 32 | u64::from(new) << 16 | u64::from(original);
+            self.record(hash, new).store(known, Ordering::Relaxed);
+        }
+        first
     }
 
     /// What a replaced identification was, for an ICMP error that quotes it (RFC 5508 REQ-4 a); none
@@ -79,8 +88,8 @@ impl Identifications {
         same.then_some(known as u16)
     }
 
-    fn advance(&self, hash: u64) -> u16 {
-        self.counters[hash as usize % COUNTERS].fetch_add(1, Ordering::Relaxed)
+    fn advance(&self, hash: u64, count: u16) -> u16 {
+        self.counters[hash as usize % COUNTERS].fetch_add(count, Ordering::Relaxed)
     }
 
     /// A sequence lies in one piece, so that its records share cache lines.
@@ -123,6 +132,20 @@ mod tests {
         }
         let fresh = ids.fresh(&ends(1));
         assert_eq!(ids.original(&ends(1), fresh), None);
+    }
+
+    #[test]
+    fn those_of_a_super_packet_follow_each_other_and_are_nobody_elses() {
+        let ids = Identifications::new(7);
+        let before = ids.replace(&ends(1), 500);
+        let first = ids.replace_all(&ends(1), 65_534, 4);
+        let after = ids.replace(&ends(1), 600);
+        assert_eq!(first, before.wrapping_add(1));
+        assert_eq!(after, first.wrapping_add(4));
+        for (number, original) in [65_534, 65_535, 0, 1].into_iter().enumerate() {
+            let new = first.wrapping_add(number as u16);
+            assert_eq!(ids.original(&ends(1), new), Some(original));
+        }
     }
 
     #[test]

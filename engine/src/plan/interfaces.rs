@@ -86,7 +86,7 @@ fn single(
     mtu(config, interface, facts, found);
     match facts.vlan_offload {
         // A tag that the NIC took out is seen in tc.
-        _ if config.mode.value.is_of_tun_driver() => {}
+        _ if config.mode_of(interface).value.is_of_tun_driver() => {}
         Some(VlanOffload::Fixed) => {
             let what =
                 format!("\"{name}\" takes VLAN tags out of frames and cannot be told not to");
@@ -128,21 +128,30 @@ fn with_driver(facts: &NicFacts) -> String {
     }
 }
 
+/// Where the interface's mode stands, or would.
+fn mode_table(interface: &InterfaceConfig) -> &'static str {
+    match interface.mode {
+        Some(_) => "its [[interfaces]]",
+        None => "[device]",
+    }
+}
+
 fn xdp(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
-    let (who, mode) = (with_driver(facts), config.mode);
+    let (who, mode) = (with_driver(facts), config.mode_of(interface));
+    let table = mode_table(interface);
     let span = mode.span.or(interface.name.span);
     let named = mode_name(mode.value);
     match (mode.value, facts.xdp_native, facts.xdp_zero_copy) {
         (DeviceMode::Copy | DeviceMode::ZeroCopy, Some(false), _) => {
             let what = format!("{who} has no XDP, and mode = \"{named}\" needs it");
             let why = "only the driver itself can run the program before the kernel's receive path";
-            let fix = "write mode = \"auto\" or \"generic\" in [device]";
+            let fix = format!("write mode = \"auto\" or \"generic\" in {table}");
             found.push(Problem::error("no-xdp", what).why(why).fix(fix).at(span));
         }
         (DeviceMode::ZeroCopy, _, Some(false)) => {
             let what = format!("{who} has no zero-copy AF_XDP, and mode = \"zero-copy\" needs it");
             let why = "the driver must write frames into Egret's memory itself";
-            let fix = "write mode = \"auto\" or \"copy\" in [device]";
+            let fix = format!("write mode = \"auto\" or \"copy\" in {table}");
             found.push(
                 Problem::error("no-zero-copy", what)
                     .why(why)
@@ -175,7 +184,8 @@ fn xdp(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &m
 }
 
 fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &mut Vec<Problem>) {
-    if facts.mtu <= XDP_MTU_MAX || config.mode.value.is_of_tun_driver() {
+    let mode = config.mode_of(interface).value;
+    if facts.mtu <= XDP_MTU_MAX || mode.is_of_tun_driver() {
         return;
     }
     let what = format!(
@@ -185,13 +195,14 @@ fn mtu(config: &Config, interface: &InterfaceConfig, facts: &NicFacts, found: &m
     );
     let why = format!("a frame must fit one buffer: {XDP_MTU_MAX} at most");
     let fix = format!("ip link set {} mtu 1500", facts.name);
-    if config.mode.value == DeviceMode::Auto {
+    if mode == DeviceMode::Auto {
         let what = format!("{what}: it will be served in tun mode");
         let problem = Problem::warning("mtu-too-large", what).why(why);
         found.push(problem.fix(fix).at(interface.name.span));
         return;
     }
-    let fix = format!("{fix}, or write mode = \"tun\" in [device]");
+    let table = mode_table(interface);
+    let fix = format!("{fix}, or write mode = \"tun\" in {table}");
     found.push(
         Problem::error("mtu-too-large", what)
             .why(why)

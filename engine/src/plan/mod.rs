@@ -37,6 +37,8 @@ pub struct PlannedInterface {
     pub number: u8,
     /// Its sides.
     pub role: Role,
+    /// How frames are to be exchanged with it.
+    pub mode: DeviceMode,
     /// What the host says of it.
     pub facts: NicFacts,
 }
@@ -109,10 +111,14 @@ impl Plan {
         let table_bytes = table_bytes(sessions_max, addresses_max);
         budget::check_memory(config, host, table_bytes, sessions_max, &mut found);
         budget::subscribers(config, sessions_max, &mut found);
-        let queues = facts.iter().flatten().map(|facts| facts.rx_queues);
-        let queues = queues.filter(|&queues| queues > 0).min();
         // A TAP has as many queues as there are workers.
-        let queues = queues.filter(|_| !config.mode.value.is_of_tun_driver());
+        let of_xdp = config.interfaces.iter().zip(&facts);
+        let of_xdp = of_xdp.filter(|(interface, _)| {
+            let mode = config.mode_of(interface).value;
+            !mode.is_of_tun_driver()
+        });
+        let queues = of_xdp.filter_map(|(_, facts)| Some((*facts)?.rx_queues));
+        let queues = queues.filter(|&queues| queues > 0).min();
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
         priority::priority(config, host, workers, &mut found);
 
@@ -126,6 +132,7 @@ impl Plan {
             Some(PlannedInterface {
                 number,
                 role: interface.role,
+                mode: config.mode_of(interface).value,
                 facts,
             })
         });

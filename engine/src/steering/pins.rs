@@ -8,17 +8,19 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use aya::programs::TcAttachType;
 use aya::programs::tc::{TcError, qdisc_detach_program};
+use aya::programs::{ProgramInfo, TcAttachType};
 
 use super::SteeringError;
 use crate::config::RUN_DIR;
 use crate::device::sys::bpf;
+use crate::instance;
 
 /// Begins the name of a pinned program that is a filter; the interface's index follows.
 const FILTER: &str = "filter_tc_";
@@ -110,6 +112,11 @@ impl Pins {
         self.bpf().join(format!("{FILTER}{ifindex}"))
     }
 
+    /// Numbers of the programs that are pinned as on an interface's tc ingress. Call it `at_home`.
+    pub fn programs_in_tc(&self, ifindex: u32) -> Vec<u32> {
+        programs_in_tc(&self.bpf(), ifindex)
+    }
+
     /// Detaches the program from an interface's tc ingress, if it is attached. Call it `at_home`.
     pub fn detach_tc(&self, ifindex: u32) -> Result<(), SteeringError> {
         detach(&self.tc_link(ifindex))?;
@@ -161,6 +168,8 @@ impl Pins {
             _ => Ok(()),
         };
         gone(fs::remove_dir(&bpf)).map_err(fail("removing the pin directory"))?;
+        gone(fs::remove_file(self.dir.join(instance::FILE)))
+            .map_err(fail("removing the instance's number"))?;
         gone(fs::remove_file(self.dir.join("lock"))).map_err(fail("removing the lock"))?;
         // The tables of the engine may be here: then the directory stays.
         let _ = fs::remove_dir(&self.dir);
@@ -181,18 +190,28 @@ pub(super) fn instance_of(ifindex: u32, program: u32) -> Option<String> {
     Some(dir.file_name()?.to_string_lossy().into_owned())
 }
 
-/// The instance, another than that of `own`, one of whose programs on the interface's tc ingress is
-/// among these. Call it `at_home`.
-pub(super) fn other_in_tc(own: &Pins, ifindex: u32, programs: &[u32]) -> Option<String> {
+/// The instance that attached this program to the interface's tc ingress, if it is known by a pin. Call
+/// it `at_home`.
+pub(super) fn owner_in_tc(ifindex: u32, program: u32) -> Option<String> {
     let instances = fs::read_dir(RUN_DIR).ok()?.flatten();
-    let attached = |dir: &PathBuf| {
-        let link = bpf::open_pin(&dir.join("bpf").join(format!("link_tc_{ifindex}")));
-        let info = link.and_then(|link| bpf::link_info(link.as_fd()));
-        *dir != own.dir
-            && info.is_ok_and(|info| info.ifindex == ifindex && programs.contains(&info.program))
-    };
+    let attached = |dir: &PathBuf| programs_in_tc(&dir.join("bpf"), ifindex).contains(&program);
     let dir = instances.map(|entry| entry.path()).find(attached)?;
     Some(dir.file_name()?.to_string_lossy().into_owned())
+}
+
+/// Numbers of the programs that pins in this directory say are on the interface's tc ingress: by a link,
+/// by a filter.
+fn programs_in_tc(bpf: &Path, ifindex: u32) -> Vec<u32> {
+    let link = bpf::open_pin(&bpf.join(format!("link_tc_{ifindex}")));
+    let link = link.and_then(|link| bpf::link_info(link.as_fd()));
+    // Namespaces number their interfaces alike: the program tells them apart.
+    let link = link.ok().filter(|link| link.ifindex == ifindex);
+    let filter = ProgramInfo::from_pin(bpf.join(format!("{FILTER}{ifindex}")));
+    let linked = link.map(|link| link.program);
+    linked
+        .into_iter()
+        .chain(filter.ok().map(|program| program.id()))
+        .collect()
 }
 
 /// Detaches the link that is pinned at `path`, if there is one, and removes the pin. Call it
@@ -275,9 +294,14 @@ impl InstanceLock {
     }
 }
 
+/// How often a lock that is held is tried for again, and the time between: half a second in all.
+const LOCK_TRIES: u32 = 25;
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Takes the lock that an engine holds as long as it lives.
 fn lock(dir: &Path, instance: &str) -> Result<Flock<File>, SteeringError> {
     let path = dir.join("lock");
+    let mut tries = 0;
     loop {
         let file = OpenOptions::new()
             .write(true)
@@ -288,6 +312,12 @@ fn lock(dir: &Path, instance: &str) -> Result<Flock<File>, SteeringError> {
             .map_err(fail("opening the lock"))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
+            // Of an engine that was killed a child may have it still, between fork and exec.
+            Err((_, nix::Error::EWOULDBLOCK)) if tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_INTERVAL);
+                continue;
+            }
             Err((_, nix::Error::EWOULDBLOCK)) => {
                 return Err(SteeringError::InUse(instance.to_owned()));
             }

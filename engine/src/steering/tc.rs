@@ -9,10 +9,10 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, loaded_programs};
 
 use super::pins::{self, at_home};
-use super::{Steering, SteeringError, maps, reason};
+use super::{Steering, SteeringError, ingress, maps, reason};
 use crate::device::sys::link;
 use crate::device::sys::tap::Tap;
 
@@ -120,33 +120,40 @@ impl Steering {
     }
 
     /// Is the interface without the program of another engine, in XDP and in tc? Programs that are
-    /// nobody's of ours do not hinder one in tc.
+    /// nobody's of ours do not hinder one in tc. An engine on trial, whose links are not pinned, is
+    /// known by the names of its programs.
     ///
     /// # Errors
     /// It has one, or its state could not be read.
     pub fn may_attach_tc(&self, interface: &str) -> Result<(), SteeringError> {
         match self.may_attach(interface) {
-            Err(SteeringError::Occupied { instance: None, .. }) => {}
+            Err(SteeringError::Occupied {
+                instance: None,
+                program,
+                ..
+            }) if !is_steering_xdp(program) => {}
             other => other?,
         }
-        let ifindex = link::index(interface).map_err(|source| SteeringError::Interface {
+        let unknown = |source| SteeringError::Interface {
             interface: interface.to_owned(),
             source,
-        })?;
-        // A kernel without tcx has none of it.
-        let programs = SchedClassifier::query_tcx(interface, TcAttachType::Ingress);
-        let programs = programs.map_or(Vec::new(), |(_, programs)| programs);
-        let programs: Vec<u32> = programs
-            .iter()
-            .map(aya::programs::ProgramInfo::id)
-            .collect();
-        match at_home(|| Ok(pins::other_in_tc(&self.pins, ifindex, &programs)))? {
-            None => Ok(()),
-            Some(instance) => Err(SteeringError::OccupiedInTc {
-                interface: interface.to_owned(),
-                instance,
-            }),
-        }
+        };
+        let ifindex = link::index(interface).map_err(unknown)?;
+        let there = ingress::programs(interface, ifindex).map_err(unknown)?;
+        let loaded = self.ebpf.program(STEER).and_then(|own| own.info().ok());
+        let loaded = loaded.map(|own| own.id());
+        at_home(|| {
+            let inherited = self.pins.programs_in_tc(ifindex);
+            let is_others = |id: &&u32| loaded != Some(**id) && !inherited.contains(id);
+            match there.iter().find(is_others) {
+                None => Ok(()),
+                Some(&program) => Err(SteeringError::OccupiedInTc {
+                    interface: interface.to_owned(),
+                    program,
+                    instance: pins::owner_in_tc(ifindex, program),
+                }),
+            }
+        })
     }
 
     /// Detaches the program from one interface's tc ingress. One that it is not attached to is fine.
@@ -181,6 +188,13 @@ impl Steering {
             .map(drop)
             .map_err(|error| why(reason(&error)))
     }
+}
+
+/// Is it the steering program of an engine, whichever?
+fn is_steering_xdp(number: u32) -> bool {
+    let programs = loaded_programs().filter_map(Result::ok);
+    let mut programs = programs.filter(|program| program.id() == number);
+    programs.any(|program| program.name() == super::STEER_XDP.as_bytes())
 }
 
 /// A tc program of the object.

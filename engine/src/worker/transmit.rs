@@ -100,20 +100,18 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     /// A stretch of a TCP stream can be cut anywhere: it leaves in smaller segments.
     fn enqueue_resized(&mut self, frame: Frame, interface: u8, mtu: u16) {
         let packet = packet::parse(self.device.bytes(&frame));
-        let mut offload = self.device.offload(&frame);
-        let room = offload.segments.as_ref().and_then(|segments| {
-            let headers_len = usize::from(segments.headers_len) - ethernet::HEADER_LEN;
-            usize::from(mtu).checked_sub(headers_len)
-        });
         let whole = packet.is_ok_and(|packet| packet.ipv4.dont_fragment);
-        match (room, &mut offload.segments) {
-            (Some(room @ 8..), Some(segments)) if !whole => {
-                segments.payload_len = segments.payload_len.min(room as u16);
-                self.device.set_offload(&frame, offload);
-                self.push(frame, interface);
-            }
-            _ => self.drop(frame, DropReason::FragmentationNeeded),
+        let offload = self.device.offload(&frame);
+        let segments = offload.segments.and_then(|segments| segments.fitting(mtu));
+        if whole || segments.is_none() {
+            return self.drop(frame, DropReason::FragmentationNeeded);
         }
+        let resized = Offload {
+            segments,
+            ..offload
+        };
+        self.device.set_offload(&frame, resized);
+        self.push(frame, interface);
     }
 
     /// Makes an ordinary packet of a frame that is not to be left to the kernel: the first one that

@@ -96,7 +96,8 @@ impl World {
                 .iter()
                 .any(|own| own.addr == forward.external.addr)
         };
-        let forwards = policy.forwards.iter().filter(known).count();
+        let forwards = policy.forwards.iter().filter(known);
+        let forwards: usize = forwards.map(|forward| forward.ports().len()).sum();
         let waiting = self.snapshot().held - self.snapshot().released;
         if left + ports + waiting > 0 || owned as usize != forwards {
             return Err(Violation(format!(

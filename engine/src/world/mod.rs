@@ -283,8 +283,19 @@ impl World {
     /// Lets a frame arrive at the first worker that is still to be finished by whoever sends it.
     /// False if that has no free slot.
     pub fn inject_unfinished(&mut self, interface: usize, frame: &[u8], offload: Offload) -> bool {
-        let device = self.device(0);
-        device.inject_unfinished(interface, frame, offload)
+        self.inject_unfinished_to(0, interface, frame, offload)
+    }
+
+    /// As [`World::inject_unfinished`], at any worker.
+    pub fn inject_unfinished_to(
+        &mut self,
+        worker: usize,
+        interface: usize,
+        frame: &[u8],
+        offload: Offload,
+    ) -> bool {
+        self.device(worker)
+            .inject_unfinished(interface, frame, offload)
     }
 
     /// One round of every worker, and then (unless the setup says otherwise) the neighbours' answers:

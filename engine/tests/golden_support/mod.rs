@@ -3,3 +3,4 @@ pub mod fragments;
 pub mod oracle;
 pub mod paths;
 pub mod scenario;
+pub mod unfinished;

@@ -8,7 +8,7 @@ use super::oracle::Side;
 use super::packet::{ACK, Draft, End, FIN, Kind, Proto, RST, SYN, Seen, Segment, Sum};
 
 /// Bytes of data that a segment of these connections has.
-const DATA: u32 = 100;
+pub const DATA: u32 = 100;
 /// How often something is sent in vain.
 const TRIES_MAX: u32 = 6;
 
@@ -101,7 +101,7 @@ impl Flow {
 
     /// Did it get all that it wanted?
     pub fn is_content(&self) -> bool {
-        self.is_done() && (self.answered == self.turns || self.traces || self.sum == Sum::Wrong)
+        self.is_done() && (self.answered >= self.turns || self.traces || self.sum == Sum::Wrong)
     }
 
     fn draft(&self) -> Draft {
@@ -200,7 +200,7 @@ impl Flow {
         match seen.segment {
             None if self.waiting && turn == self.turn => self.be_content(now, dice),
             None => {}
-            Some(segment) => return self.hear_segment(now, &segment, turn, dice),
+            Some(segment) => return self.hear_segment(now, &segment, seen, dice),
         }
         Vec::new()
     }
@@ -219,9 +219,10 @@ impl Flow {
         &mut self,
         now: u64,
         segment: &Segment,
-        turn: u32,
+        seen: &Seen,
         dice: &mut Dice,
     ) -> Vec<Draft> {
+        let turn = seen.tag.map_or(0, |tag| tag.turn);
         let flags = segment.flags & (SYN | ACK | FIN | RST);
         let acknowledges = |len: u32| segment.ack == self.seq.wrapping_add(len);
         if flags & RST != 0 {
@@ -239,12 +240,15 @@ impl Flow {
                 self.waiting = false;
                 self.wake_at = Some(now + dice.between(0, 20));
             }
-            Phase::Open if flags == ACK && acknowledges(DATA) && segment.seq == self.ack => {
+            Phase::Open if flags == ACK && acknowledges(DATA) && is_next(self.ack, seen) => {
                 if !self.waiting || turn != self.turn {
                     return Vec::new();
                 }
+                self.ack = segment.seq.wrapping_add(seen.data);
+                if seen.tag.is_some_and(|tag| tag.more) {
+                    return Vec::new();
+                }
                 self.seq = segment.ack;
-                self.ack = segment.seq.wrapping_add(DATA);
                 self.be_content(now, dice);
             }
             Phase::FinSent if flags & FIN != 0 && acknowledges(1) && segment.seq == self.ack => {
@@ -266,6 +270,12 @@ impl Flow {
             self.size = self.size.min(usize::from(mtu).saturating_sub(60));
         }
     }
+}
+
+/// Does a segment have what is next of a stream, and maybe something of before?
+fn is_next(next: u32, seen: &Seen) -> bool {
+    seen.segment
+        .is_some_and(|segment| next.wrapping_sub(segment.seq) < seen.data)
 }
 
 /// A server's side of a connection.
@@ -328,15 +338,17 @@ impl Servers {
         let Some(connection) = self.0.get_mut(&key) else {
             return Some(answer(segment.ack, 0, RST));
         };
-        let data = seen.len as u32 - 72;
-        let advance = data + u32::from(flags & FIN != 0);
+        let advance = seen.data + u32::from(flags & FIN != 0);
         if advance == 0 {
             return None;
         }
-        if segment.seq != connection.peer_seq {
+        if segment.seq != connection.peer_seq && !is_next(connection.peer_seq, seen) {
             return connection.last.clone();
         }
         connection.peer_seq = segment.seq.wrapping_add(advance);
+        if asked.more {
+            return None;
+        }
         let fin = flags & FIN != 0;
         let mut last = answer(
             connection.seq,

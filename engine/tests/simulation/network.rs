@@ -10,6 +10,8 @@ use super::oracle::Side;
 pub enum Event {
     /// A frame comes to the gateway from this side.
     Arrive(Side, Vec<u8>),
+    /// Frames of one flow that come to it as one super-packet.
+    Together(Side, Vec<Vec<u8>>),
     /// A frame comes to its receiver on this side.
     Reach(Side, Vec<u8>),
     /// A flow's timer fires.
@@ -81,8 +83,12 @@ impl Network {
 
     /// Everything comes later: the machine was suspended, or all wires were quiet.
     pub fn forget_frames(&mut self) {
-        self.events
-            .retain(|_, event| !matches!(event, Event::Arrive(..) | Event::Reach(..)));
+        self.events.retain(|_, event| {
+            !matches!(
+                event,
+                Event::Arrive(..) | Event::Together(..) | Event::Reach(..)
+            )
+        });
     }
 
     /// A frame sets out; the links do to it what they do.

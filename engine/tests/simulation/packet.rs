@@ -17,7 +17,7 @@ pub const DONT_FRAGMENT: u16 = 0x4000;
 pub const MORE_FRAGMENTS: u16 = 0x2000;
 /// Where the IP packet begins in a frame.
 pub const IP: usize = 14;
-const TAG_LEN: usize = 28;
+pub const TAG_LEN: usize = 28;
 const MAGIC: u16 = 0xE64E;
 /// An experimental TCP option (RFC 6994) carries the tag.
 const OPTION: u8 = 253;
@@ -53,6 +53,8 @@ pub struct Tag {
     pub flow: u32,
     pub turn: u32,
     pub kind: Kind,
+    /// The rest of what is asked or replied is in packets that follow.
+    pub more: bool,
     pub sum: Sum,
     /// Its sender as the sender knows itself.
     pub sender: End,
@@ -67,7 +69,7 @@ impl Tag {
         bytes[2..6].copy_from_slice(&self.number.to_be_bytes());
         bytes[6..10].copy_from_slice(&self.flow.to_be_bytes());
         bytes[10..14].copy_from_slice(&self.turn.to_be_bytes());
-        bytes[14] = self.kind as u8;
+        bytes[14] = self.kind as u8 | u8::from(self.more) << 7;
         bytes[15] = self.sum as u8;
         for (end, at) in [(self.sender, 16), (self.receiver, 22)] {
             bytes[at..at + 4].copy_from_slice(&end.ip().octets());
@@ -84,7 +86,8 @@ impl Tag {
             number: word(2),
             flow: word(6),
             turn: word(10),
-            kind: [Kind::Request, Kind::Reply, Kind::Attack][usize::from(bytes[14]) % 3],
+            kind: [Kind::Request, Kind::Reply, Kind::Attack][usize::from(bytes[14] & 0x7f) % 3],
+            more: bytes[14] & 0x80 != 0,
             sum: [Sum::Right, Sum::Wrong, Sum::Absent][usize::from(bytes[15]) % 3],
             sender: end(16),
             receiver: end(22),
@@ -107,6 +110,9 @@ pub struct Draft {
     pub destination: End,
     pub tag: Tag,
     pub segment: Option<Segment>,
+    /// The tag of a segment is in its data, not in an option: the segments of a super-packet have
+    /// the same options.
+    pub tag_in_data: bool,
     /// Bytes behind the tag.
     pub fill: usize,
     pub ttl: u8,
@@ -121,6 +127,7 @@ impl Draft {
             flow: 0,
             turn: 0,
             kind,
+            more: false,
             sum: Sum::Right,
             sender: source,
             receiver: destination,
@@ -131,6 +138,7 @@ impl Draft {
             destination,
             tag,
             segment: None,
+            tag_in_data: false,
             fill: 0,
             ttl: 64,
             dont_fragment: false,
@@ -146,10 +154,15 @@ impl Draft {
                 let Segment { seq, ack, flags } = self.segment.expect("TCP has a segment");
                 bytes.extend([from.to_be_bytes(), to.to_be_bytes()].concat());
                 bytes.extend([seq.to_be_bytes(), ack.to_be_bytes()].concat());
-                bytes.extend([13 << 4, flags, 0x20, 0, 0, 0, 0, 0]);
-                bytes.extend([OPTION, TAG_LEN as u8 + 2]);
-                bytes.extend(self.tag.write());
-                bytes.extend([1, 1]);
+                let words = if self.tag_in_data { 5 } else { 13 };
+                bytes.extend([words << 4, flags, 0x20, 0, 0, 0, 0, 0]);
+                if self.tag_in_data {
+                    bytes.extend(self.tag.write());
+                } else {
+                    bytes.extend([OPTION, TAG_LEN as u8 + 2]);
+                    bytes.extend(self.tag.write());
+                    bytes.extend([1, 1]);
+                }
                 16
             }
             Proto::Udp => {
@@ -239,6 +252,8 @@ pub struct Seen {
     pub destination: End,
     pub tag: Option<Tag>,
     pub segment: Option<Segment>,
+    /// Bytes of data that the segment has.
+    pub data: u32,
     pub quote: Option<Quote>,
     /// Of fragments not to be told.
     pub sum: Sum,
@@ -312,6 +327,7 @@ pub fn read(frame: &[u8]) -> Option<Seen> {
         destination: End::new(address(ip, 16), 0),
         tag: None,
         segment: None,
+        data: 0,
         quote: None,
         sum: Sum::Right,
         ttl: ip[8],
@@ -351,7 +367,11 @@ fn transport(seen: &mut Seen, l4: &[u8]) -> Option<()> {
         _ => {
             seen.source.set_port(be16(l4, 0));
             seen.destination.set_port(be16(l4, 2));
-            if seen.proto == Proto::Udp { 8 } else { 22 }
+            match l4.get(12) {
+                _ if seen.proto == Proto::Udp => 8,
+                Some(&words) if words >> 4 == 13 => 22,
+                _ => 20,
+            }
         }
     };
     if seen.proto == Proto::Tcp && l4.len() >= 20 {
@@ -361,6 +381,7 @@ fn transport(seen: &mut Seen, l4: &[u8]) -> Option<()> {
             ack: word(8),
             flags: l4[13],
         });
+        seen.data = (l4.len() as u32).saturating_sub(u32::from(l4[12] >> 4) * 4);
     }
     seen.tag = l4.get(tag_at..).and_then(Tag::read);
     Some(())
@@ -376,6 +397,7 @@ fn quote(message: &[u8]) -> Option<Quote> {
         destination: End::new(address(ip, 16), 0),
         tag: None,
         segment: None,
+        data: 0,
         quote: None,
         sum: Sum::Right,
         ttl: ip[8],
@@ -410,13 +432,13 @@ fn sum_state(seen: &Seen, l4: &[u8]) -> Sum {
     if right { Sum::Right } else { Sum::Wrong }
 }
 
-fn proto_of(number: u8) -> Option<Proto> {
+pub fn proto_of(number: u8) -> Option<Proto> {
     [Proto::Icmp, Proto::Tcp, Proto::Udp]
         .into_iter()
         .find(|proto| *proto as u8 == number)
 }
 
-fn address(ip: &[u8], at: usize) -> Ipv4Addr {
+pub fn address(ip: &[u8], at: usize) -> Ipv4Addr {
     Ipv4Addr::from([0, 1, 2, 3].map(|i| ip[at + i]))
 }
 
@@ -440,7 +462,7 @@ pub fn sum16(bytes: &[u8]) -> u16 {
     fold(bytes.chunks(2).map(word).sum())
 }
 
-fn pseudo_sum(source: Ipv4Addr, destination: Ipv4Addr, proto: Proto, len: usize) -> u16 {
+pub fn pseudo_sum(source: Ipv4Addr, destination: Ipv4Addr, proto: Proto, len: usize) -> u16 {
     let addresses = [source.octets(), destination.octets()].concat();
     fold(u32::from(sum16(&addresses)) + proto as u32 + len as u32)
 }

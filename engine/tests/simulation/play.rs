@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use conntrack::Time;
+use engine::device::FRAME_SIZE;
+use engine::device::offload::Offload;
 use engine::world::{EXTERNAL, Setup, World};
 
 use super::delivery::check_receiver;
@@ -15,6 +17,7 @@ use super::network::{Event, Network, Quality, Trouble};
 use super::oracle::{Oracle, Side, Weather};
 use super::packet::{Draft, Proto, Seen, read};
 use super::rules::{ADDRESSES_MAX, Rules};
+use super::together::{can_be_partial, join, parts};
 
 /// Held frames wait so long for their next hop.
 const HELD_MS: u64 = 4_000;
@@ -22,12 +25,15 @@ const HELD_MS: u64 = 4_000;
 pub const NO_FLOW: u32 = u32::MAX;
 /// Routers on the way outside, and the one that quotes.
 pub const HOPS: u8 = 3;
+/// Bytes of a slot where packets come together.
+const BIG_SLOT: usize = 16 << 10;
 /// Steps between two looks at the whole tables.
 const LOOK_EVERY: u32 = 128;
 
 /// What a world was like, to see that worlds differ.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
+    pub worlds: u64,
     pub packets: u64,
     pub requests: u64,
     pub replies: u64,
@@ -40,10 +46,14 @@ pub struct Tally {
     pub created: u64,
     pub calm: u64,
     pub restarts: u64,
+    /// Frames that came with a partial checksum, and those that stood for several packets.
+    pub partial: u64,
+    pub together: u64,
 }
 
 impl Tally {
     pub fn add(&mut self, other: &Tally) {
+        self.worlds += other.worlds;
         self.packets += other.packets;
         self.requests += other.requests;
         self.replies += other.replies;
@@ -53,12 +63,16 @@ impl Tally {
         self.created += other.created;
         self.calm += other.calm;
         self.restarts += other.restarts;
+        self.partial += other.partial;
+        self.together += other.together;
     }
 }
 
 pub struct Play<'j> {
     pub world: World,
     pub dice: Dice,
+    /// In a world whose device tells what is still to be done for a frame: what that is.
+    offloads: Option<Dice>,
     pub network: Network,
     pub oracle: Oracle,
     pub rules: Rules,
@@ -93,7 +107,8 @@ pub struct Play<'j> {
 pub type Course = Result<(), String>;
 
 impl<'j> Play<'j> {
-    pub fn new(seed: u64, journal: &'j mut Journal) -> Result<Play<'j>, String> {
+    /// `tells`: frames come as from the tun driver.
+    pub fn new(seed: u64, tells: bool, journal: &'j mut Journal) -> Result<Play<'j>, String> {
         let mut dice = Dice::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0xe64e);
         let calm = dice.chance(250);
         let hosts: Vec<Ipv4Addr> = (0..dice.between(2, 4))
@@ -114,6 +129,7 @@ impl<'j> Play<'j> {
             },
             addresses_max: Some(ADDRESSES_MAX),
             transport: false,
+            slot_size: if tells { BIG_SLOT } else { FRAME_SIZE },
             ..Setup::default()
         };
         let quality = match calm {
@@ -161,6 +177,7 @@ impl<'j> Play<'j> {
             complaints: 0,
             dies_after: None,
             tally: Tally {
+                worlds: 1,
                 calm: calm.into(),
                 ..Tally::default()
             },
@@ -169,6 +186,7 @@ impl<'j> Play<'j> {
             number: 0,
             pending: false,
             steps: 0,
+            offloads: tells.then(|| Dice::new(!seed)),
             dice,
         })
     }
@@ -226,7 +244,8 @@ impl<'j> Play<'j> {
 
     fn take_place(&mut self, at: u64, event: Event) -> Course {
         match event {
-            Event::Arrive(side, frame) => self.arrive(side, &frame),
+            Event::Arrive(side, frame) => self.arrive(side, &[frame]),
+            Event::Together(side, frames) => self.arrive(side, &frames),
             Event::Reach(side, frame) => self.reach(side, frame),
             Event::Wake(number) => {
                 if self.flows[number].wake_at == Some(at) {
@@ -252,8 +271,23 @@ impl<'j> Play<'j> {
         }
     }
 
-    /// A host sends; too long packets go in fragments.
+    /// A host sends: several packets together, where they can stay so, or one.
     pub fn send(&mut self, side: Side, draft: Draft) {
+        let mut parts = match &mut self.offloads {
+            Some(dice) => parts(draft, dice),
+            None => vec![draft],
+        };
+        if parts.len() > 1 {
+            let frames = parts.into_iter().map(|part| self.frame(part)).collect();
+            let event = Event::Together(side, frames);
+            self.network.carry(self.now, &mut self.dice, &event);
+        } else if let Some(draft) = parts.pop() {
+            self.send_one(side, draft);
+        }
+    }
+
+    /// A host sends a packet; one that is too long goes in fragments.
+    fn send_one(&mut self, side: Side, draft: Draft) {
         let whole = draft.dont_fragment;
         let frame = self.frame(draft);
         let frames = if whole {
@@ -285,20 +319,27 @@ impl<'j> Play<'j> {
         }
     }
 
-    /// A frame is at the gateway's door.
-    pub fn arrive(&mut self, side: Side, frame: &[u8]) -> Course {
-        let seen = read(frame);
-        if let Some(seen) = &seen {
+    /// A frame is at the gateway's door, or several that are one.
+    pub fn arrive(&mut self, side: Side, frames: &[Vec<u8>]) -> Course {
+        let all: Vec<Option<Seen>> = frames.iter().map(|frame| read(frame)).collect();
+        for (place, seen) in all.iter().enumerate() {
+            let Some(seen) = seen else { continue };
             self.journal.packet(self.now, "comes", side, seen);
             let weather = self.weather();
             self.oracle.enter(self.now, side, seen, weather);
+            if let Some(tag) = seen.tag.filter(|_| place > 0) {
+                self.oracle.is_told_with_another(tag.number);
+            }
         }
         let interface = usize::from(self.two_arm && side == Side::Outside);
         let worker = self.dice.below(self.world.workers() as u64) as usize;
-        if !self.world.inject_to(worker, interface, frame)
-            && let Some(tag) = seen.and_then(|seen| seen.tag)
+        let (frame, offload) = self.hand_over(frames, all[0].as_ref());
+        if !self
+            .world
+            .inject_unfinished_to(worker, interface, &frame, offload)
         {
-            self.oracle.turned_away(tag.number);
+            let tags = all.iter().flatten().filter_map(|seen| seen.tag);
+            tags.for_each(|tag| self.oracle.turned_away(tag.number));
         }
         self.pending = true;
         // Now and then more than one frame comes in a round.
@@ -308,6 +349,22 @@ impl<'j> Play<'j> {
         } else {
             self.work()
         }
+    }
+
+    /// What the device gives for frames: one frame, and what is still to be done for it.
+    fn hand_over(&mut self, frames: &[Vec<u8>], seen: Option<&Seen>) -> (Vec<u8>, Offload) {
+        let Some(dice) = &mut self.offloads else {
+            return (frames[0].clone(), Offload::NONE);
+        };
+        if frames.len() > 1 {
+            self.tally.together += 1;
+            return join(frames);
+        }
+        if seen.is_some_and(can_be_partial) && dice.chance(600) {
+            self.tally.partial += 1;
+            return join(frames);
+        }
+        (frames[0].clone(), Offload::WHOLE)
     }
 
     /// The gateway works until all that came is through; or dies over it.

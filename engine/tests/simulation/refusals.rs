@@ -9,6 +9,11 @@ use super::packet::{ACK, End, FIN, Kind, Proto, Quote, RST, SYN, Seen};
 use super::sessions::Pair;
 
 impl Oracle {
+    /// A packet came in one super-packet with another, whose sender is told for all of them.
+    pub fn is_told_with_another(&mut self, number: u32) {
+        self.untold.retain(|untold| *untold != number);
+    }
+
     /// Is a packet from inside surely refused by the policy, as it opens a session that may not be?
     pub fn is_refused(&self, now: u64, seen: &Seen) -> bool {
         let (proto, internal, remote) = (seen.proto, seen.source, seen.destination);

@@ -13,10 +13,10 @@ pub enum Test {
     Udp64Skb,
     /// Sessions made a second when every packet is a new flow
     NewSessions,
-    /// iperf3, one stream
+    /// iperf3, one stream; tcp-1-cpu: CPU time of the gateway's core a KiB
     #[value(name = "tcp-1")]
     Tcp1,
-    /// iperf3, eight streams
+    /// iperf3, eight streams; tcp-8-cpu
     #[value(name = "tcp-8")]
     Tcp8,
     /// Round trips at half of nft's overload rate: rtt-p50, rtt-p99, rtt-p999

@@ -1,9 +1,10 @@
-//! Who runs where: NAPI threads and workers on the gateway's core, everything else on the other.
+//! Who runs where: NAPI threads and workers on the gateway's core, everything else on the other; and
+//! the CPU time that they take there.
 
 use std::fs;
 use std::io;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::device::sys::schedule::set_fifo;
 use nix::mount::{MsFlags, mount};
@@ -23,6 +24,9 @@ pub const WORKER_PRIORITY: u32 = 50;
 const WATCHER_PRIORITY: u32 = 60;
 /// Priority of the sender: other programs do not make gaps in its pace.
 pub const SENDER_PRIORITY: u32 = 1;
+
+/// Milliseconds of a clock tick in /proc, whatever the kernel's own are (USER_HZ).
+const TICK_MS: u64 = 10;
 
 /// Are there both cores?
 ///
@@ -47,6 +51,23 @@ fn to_core(thread: i32, core: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;
     Ok(sched_setaffinity(Pid::from_raw(thread), &set)?)
+}
+
+/// Does something with the calling thread, and with what it starts meanwhile, on one core.
+///
+/// # Errors
+/// There is no such core, or that of `work`.
+pub fn while_on_core<T>(
+    core: usize,
+    work: impl FnOnce() -> Result<T, LabError>,
+) -> Result<T, LabError> {
+    let anywhere = sched_getaffinity(Pid::from_raw(0))
+        .map_err(LabError::errno("asking which cores there are"))?;
+    to_core(0, core).map_err(LabError::system(format!("going to core {core}")))?;
+    let done = work();
+    sched_setaffinity(Pid::from_raw(0), &anywhere)
+        .map_err(LabError::errno("leaving a core again"))?;
+    done
 }
 
 /// Puts the calling thread on a core, where it runs before all ordinary threads (SCHED_FIFO) and
@@ -95,20 +116,40 @@ pub fn threads_of(process: u32, name: &str) -> Vec<i32> {
 /// # Errors
 /// No such interface, or a kernel before 5.12.
 pub fn use_napi_threads(namespace: &Namespace, link: &str) -> Result<(), LabError> {
-    let set = || {
+    match set_attribute(namespace, link, "threaded", "1") {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        set => set.map_err(LabError::system(format!("giving {link} NAPI threads"))),
+    }
+}
+
+/// Lets what arrives at an interface without NAPI be received on this core (receive packet
+/// steering), or again on the core that it was sent from.
+///
+/// # Errors
+/// No such interface, or a kernel without CONFIG_RPS.
+pub fn receive_on(namespace: &Namespace, link: &str, core: Option<usize>) -> Result<(), LabError> {
+    let cores = core.map_or(0, |core| 1 << core);
+    set_attribute(
+        namespace,
+        link,
+        "queues/rx-0/rps_cpus",
+        &format!("{cores:x}"),
+    )
+    .map_err(LabError::system(format!(
+        "choosing the core that receives for {link}"
+    )))
+}
+
+/// Writes an attribute of an interface in /sys.
+fn set_attribute(namespace: &Namespace, link: &str, name: &str, value: &str) -> io::Result<()> {
+    namespace.run(|| {
         // /sys shows the interfaces of the namespace it was mounted in: this thread gets its own.
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), none)?;
-        match fs::write(format!("/sys/class/net/{link}/threaded"), "1") {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            written => written,
-        }
-    };
-    namespace
-        .run(set)
-        .map_err(LabError::system(format!("giving {link} NAPI threads")))
+        fs::write(format!("/sys/class/net/{link}/{name}"), value)
+    })
 }
 
 /// The NAPI threads of an interface, whose name must be the only one of its kind on the machine.
@@ -141,6 +182,47 @@ pub fn cpu_time(thread: i32) -> io::Result<Duration> {
     ns.and_then(|word| word.parse().ok())
         .map(Duration::from_nanos)
         .ok_or_else(|| io::Error::other("schedstat has no CPU time"))
+}
+
+/// How long a core had done nothing at some time.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreTime {
+    at: Instant,
+    rest: Duration,
+}
+
+impl CoreTime {
+    /// Reads it. What the host of a virtual machine took away counts as rest.
+    ///
+    /// # Errors
+    /// There is no such core.
+    pub fn read(core: usize) -> io::Result<CoreTime> {
+        let text = fs::read_to_string("/proc/stat")?;
+        let ticks = rest_of(&text, core)
+            .ok_or_else(|| io::Error::other(format!("/proc/stat has no rest of core {core}")))?;
+        Ok(CoreTime {
+            at: Instant::now(),
+            rest: Duration::from_millis(ticks * TICK_MS),
+        })
+    }
+
+    /// How long the core was busy since `earlier`, with interrupts and with any thread.
+    pub fn busy_since(self, earlier: CoreTime) -> Duration {
+        let rest = self.rest.saturating_sub(earlier.rest);
+        (self.at - earlier.at).saturating_sub(rest)
+    }
+}
+
+/// The clock ticks that a core was idle, waited for a disk, or was not this machine's, from the text
+/// of /proc/stat: the fourth, fifth and eighth number of its line.
+fn rest_of(stat: &str, core: usize) -> Option<u64> {
+    let name = format!("cpu{core}");
+    let of_core = |line: &str| {
+        let mut words = line.split_whitespace();
+        (words.next()? == name).then(|| words.map(|word| word.parse().ok()).collect())?
+    };
+    let ticks: Vec<u64> = stat.lines().find_map(of_core)?;
+    [3, 4, 7].iter().map(|&at| ticks.get(at)).sum()
 }
 
 /// The thread that does what interrupts on a core leave for later.
@@ -186,7 +268,7 @@ mod tests {
     fn a_busy_thread_uses_cpu_time() {
         let own = nix::unistd::gettid().as_raw();
         let before = cpu_time(own).unwrap();
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while cpu_time(own).unwrap() == before {
             assert!(begun.elapsed() < Duration::from_secs(5));
         }
@@ -196,5 +278,35 @@ mod tests {
     #[test]
     fn a_core_that_is_not_there_is_an_error() {
         assert!(to_core(0, 1_000_000).is_err());
+        assert!(while_on_core(1_000_000, || Ok(())).is_err());
+        assert!(CoreTime::read(1_000_000).is_err());
+    }
+
+    #[test]
+    fn the_rest_of_a_core_is_found_in_its_line() {
+        let text = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu1 1 2 3 400 50 6 7 8 0 0\n\
+                    cpu10 0 0 0 1 0 0 0 0 0 0\nintr 7\n";
+        assert_eq!(rest_of(text, 1), Some(458));
+        assert_eq!(rest_of(text, 10), Some(1));
+        assert_eq!(rest_of(text, 0), None);
+        assert_eq!(rest_of("cpu0 1 2 3 4 5", 0), None);
+    }
+
+    #[test]
+    fn a_core_on_which_a_thread_spins_is_busy() {
+        let busy = while_on_core(SENDER_CORE, || {
+            let before = CoreTime::read(SENDER_CORE).map_err(LabError::system("reading"))?;
+            while before.at.elapsed() < Duration::from_millis(300) {}
+            let after = CoreTime::read(SENDER_CORE).map_err(LabError::system("reading"))?;
+            Ok(after.busy_since(before))
+        });
+        let busy = busy.unwrap();
+        // Some of it may be the host's.
+        assert!(busy > Duration::from_millis(100), "{busy:?}");
+        assert!(busy < Duration::from_millis(2_000), "{busy:?}");
+        let anywhere = sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let cores = (0..CpuSet::count()).filter(|&core| anywhere.is_set(core).unwrap_or(false));
+        let all = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(cores.count(), all, "the thread may run anywhere again");
     }
 }

@@ -161,6 +161,23 @@ impl Stage {
         Ok(())
     }
 
+    /// Lets what has no NAPI be received where it belongs, the gateway's on its core and that of the
+    /// ends on theirs; or again wherever it was sent.
+    ///
+    /// # Errors
+    /// A kernel without receive packet steering.
+    pub fn receive_on_own_cores(&self, on: bool) -> Result<(), LabError> {
+        for (namespace, link, core) in [
+            (&self.gateway, &*self.inside, pin::GATEWAY_CORE),
+            (&self.gateway, &*self.outside, pin::GATEWAY_CORE),
+            (&self.client, END, pin::SENDER_CORE),
+            (&self.server, END, pin::SENDER_CORE),
+        ] {
+            pin::receive_on(namespace, link, on.then_some(core))?;
+        }
+        Ok(())
+    }
+
     /// Lets the kernel receive as with NAPI, or no longer.
     ///
     /// # Errors

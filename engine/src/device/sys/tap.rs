@@ -25,6 +25,15 @@ pub struct Tap {
     ifindex: u32,
 }
 
+/// How packets come out of a TAP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packets {
+    /// As the kernel has them: with checksums to be completed, and super-packets to be cut.
+    Unfinished,
+    /// As they go onto a wire: the kernel completes and cuts them first.
+    Whole,
+}
+
 /// Why a TAP could not be made ready.
 #[derive(Debug, thiserror::Error)]
 #[error("TAP {name}: {step}: {source}{}", remedy(.source))]
@@ -61,10 +70,12 @@ impl Tap {
     }
 
     /// Makes it with so many queues: one value each. What is written into the interface may come
-    /// from any, with checksums and super-packets unfinished.
-    pub fn create_queues(name: &str, queues: u32) -> io::Result<Vec<Tap>> {
+    /// from any. Packets that are still [`Packets::Unfinished`] come so, or the kernel finishes them.
+    pub fn create_queues(name: &str, queues: u32, packets: Packets) -> io::Result<Vec<Tap>> {
         let first = Tap::attach(name, libc::IFF_MULTI_QUEUE | libc::IFF_TUN_EXCL)?;
-        first.take_unfinished()?;
+        if packets == Packets::Unfinished {
+            first.take_unfinished()?;
+        }
         let mut all = vec![first];
         for _ in 1..queues {
             all.push(Tap::attach(name, libc::IFF_MULTI_QUEUE)?);

@@ -1,10 +1,11 @@
-//! TCP through the gateway, by iperf3.
+//! TCP through the gateway, by iperf3: how much arrives, and what it costs the gateway's core.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::Bench;
 use crate::bench::path::choice::Test;
+use crate::bench::path::pin::{self, CoreTime, GATEWAY_CORE, SENDER_CORE};
 use crate::bench::path::rounds::Reading;
 use crate::bench::path::stage::SERVER;
 use crate::lab::{LabError, Namespace, wait};
@@ -39,9 +40,50 @@ impl Drop for Process {
     }
 }
 
+/// What arrived in one run of iperf3.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Arrived {
+    bytes: f64,
+    bits_per_second: f64,
+}
+
 impl Bench {
-    /// Gbit/s that arrive over some streams; MTU 1500, offloads as the kernel has them.
+    /// Gbit/s that arrive over some streams, MTU 1500, offloads as the kernel has them; and in a run
+    /// of its own the CPU time that this takes.
     pub(super) fn tcp(&mut self, test: Test, streams: u32) -> Result<Vec<Reading>, LabError> {
+        let rate = self.iperf3(streams)?.bits_per_second / 1e9;
+        let mut readings = vec![Reading::new(test.name(), "Gbit/s", rate)];
+        // What receives on the sender's core is not the gateway core's.
+        if !self.receive_on_sender_core {
+            readings.push(self.tcp_cpu(test, streams)?);
+        }
+        Ok(readings)
+    }
+
+    /// CPU time of the gateway's core for each KiB that arrives. The ends have the other core, and
+    /// the gateway's own receives for it, as with a network card whose interrupts come there. A packet
+    /// that its sender leaves to be segmented goes past NAPI and its threads: so it is the time in
+    /// which the core is not idle that counts, whoever runs there.
+    fn tcp_cpu(&self, test: Test, streams: u32) -> Result<Reading, LabError> {
+        let measure = || {
+            let before = CoreTime::read(GATEWAY_CORE)?;
+            let arrived = self.iperf3(streams);
+            Ok((before, arrived, CoreTime::read(GATEWAY_CORE)?))
+        };
+        self.stage.receive_on_own_cores(true)?;
+        let measured = pin::while_on_core(SENDER_CORE, || {
+            measure().map_err(LabError::system("reading a core's time"))
+        });
+        self.stage.receive_on_own_cores(false)?;
+        let (before, arrived, after) = measured?;
+        let ns = after.busy_since(before).as_secs_f64() * 1e9;
+        let kib = (arrived?.bytes / 1024.0).max(1.0);
+        let name = format!("{}-cpu", test.name());
+        Ok(Reading::new(name, "ns/KiB", ns / kib))
+    }
+
+    /// One run.
+    fn iperf3(&self, streams: u32) -> Result<Arrived, LabError> {
         let _server = Process::start(&self.stage.server, &["--server", "--one-off"])?;
         if !wait::until(PATIENCE, || is_listening(&self.stage.server)) {
             return Err(LabError::Gateway("iperf3 does not listen".to_owned()));
@@ -67,8 +109,7 @@ impl Bench {
         let stdout = client.0.stdout.take();
         let report = stdout.map(std::io::read_to_string).transpose();
         let report = report.map_err(LabError::system("reading iperf3's report"))?;
-        let bits = received(&report.unwrap_or_default())?;
-        Ok(vec![Reading::new(test.name(), "Gbit/s", bits / 1e9)])
+        received(&report.unwrap_or_default())
     }
 }
 
@@ -91,15 +132,19 @@ fn is_listening(namespace: &Namespace) -> bool {
         .unwrap_or(false)
 }
 
-/// Bits a second that arrived, from iperf3's report.
-fn received(report: &str) -> Result<f64, LabError> {
+/// What arrived, from iperf3's report.
+fn received(report: &str) -> Result<Arrived, LabError> {
     let value: serde_json::Value = serde_json::from_str(report).unwrap_or_default();
-    value["end"]["sum_received"]["bits_per_second"]
-        .as_f64()
-        .ok_or_else(|| {
-            let error = value["error"].as_str().unwrap_or("no report");
-            LabError::Gateway(format!("iperf3: {error}"))
-        })
+    let sum = &value["end"]["sum_received"];
+    let numbers = sum["bytes"].as_f64().zip(sum["bits_per_second"].as_f64());
+    let (bytes, bits_per_second) = numbers.ok_or_else(|| {
+        let error = value["error"].as_str().unwrap_or("no report");
+        LabError::Gateway(format!("iperf3: {error}"))
+    })?;
+    Ok(Arrived {
+        bytes,
+        bits_per_second,
+    })
 }
 
 #[cfg(test)]
@@ -108,8 +153,12 @@ mod tests {
 
     #[test]
     fn the_report_says_what_arrived_or_what_went_wrong() {
-        let good = r#"{"end":{"sum_received":{"bits_per_second":2.5e9}}}"#;
-        assert_eq!(received(good).unwrap(), 2.5e9);
+        let good = r#"{"end":{"sum_received":{"bytes":7e8,"bits_per_second":2.5e9}}}"#;
+        let arrived = Arrived {
+            bytes: 7e8,
+            bits_per_second: 2.5e9,
+        };
+        assert_eq!(received(good).unwrap(), arrived);
         let refused = received(r#"{"error":"unable to connect"}"#).unwrap_err();
         assert!(refused.to_string().contains("unable to connect"));
         assert!(received("").is_err());
