@@ -843,7 +843,7 @@ error: there is no key `mode` at the top level
    |
  3 | mode = "copy"
    | ^^^^
-   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `nat`, `timers`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
+   = why: it has `internal`, `interface`, `bypass`, `deny`, `instance`, `interfaces`, `pool`, `pools`, `rules`, `nat`, `timers`, `services`, `limits`, `forwards`, `icmp`, `tables`, `workers`, `device`, `control`
    = fix: `mode` belongs in [device]
 "#,
     );
@@ -1165,7 +1165,7 @@ error: `forwards[].target` is missing
    |
  3 | [[forwards]]
    | ^^^^^^^^^^^^
-   = why: it takes an endpoint such as "10.77.0.5:443"
+   = why: it takes an endpoint such as "10.77.0.5:443", an address for the same ports, or a list of them
    = fix: add a line such as target = "10.77.0.5:443"
 
 error: `forwards[].protocol` is "icmp"
@@ -1176,20 +1176,12 @@ error: `forwards[].protocol` is "icmp"
    = why: it takes "tcp" or "udp"
    = fix: write one of these
 
-error: "30000-32767" is no external side of a forward
-  --> egret.toml:5:12
-   |
- 5 | external = "30000-32767"
-   |            ^^^^^^^^^^^^^
-   = why: a forward takes one port
-   = fix: write one [[forwards]] for each port
-
 error: `forwards[].protocol` is missing
   --> egret.toml:6:1
    |
  6 | [[forwards]]
    | ^^^^^^^^^^^^
-   = why: it takes "tcp" or "udp"
+   = why: it takes "tcp" or "udp", or both in a list
    = fix: add a line such as protocol = "tcp"
 
 error: `forwards[].external` is missing
@@ -1197,7 +1189,7 @@ error: `forwards[].external` is missing
    |
  6 | [[forwards]]
    | ^^^^^^^^^^^^
-   = why: it takes a port ("8443") or an endpoint ("203.0.113.4:8443")
+   = why: it takes a port ("8443"), a range ("30000-32767"), these with an address ("203.0.113.4:8443"), or an address
    = fix: add a line such as external = "8443"
 
 error: `forwards[].target` is missing
@@ -1205,7 +1197,7 @@ error: `forwards[].target` is missing
    |
  6 | [[forwards]]
    | ^^^^^^^^^^^^
-   = why: it takes an endpoint such as "10.77.0.5:443"
+   = why: it takes an endpoint such as "10.77.0.5:443", an address for the same ports, or a list of them
    = fix: add a line such as target = "10.77.0.5:443"
 "#,
     );
@@ -1233,8 +1225,8 @@ error: "0" is no external side of a forward
    |
  5 | external = "0"
    |            ^^^
-   = why: it is a port from 1 to 65535, or an address, a colon and a port
-   = fix: write it as in "8443" or "203.0.113.4:8443"
+   = why: it is a port from 1 to 65535, a range of them, an address, or an address, a colon and one of these
+   = fix: write it as in "8443", "203.0.113.4:8443" or "30000-32767"
 
 error: "10.77.0.5:99999" is no endpoint
   --> egret.toml:6:10
@@ -1259,14 +1251,6 @@ error: "10.77.0" is no IPv4 address
     |            ^^^^^^^^^^^
     = why: an address is four numbers from 0 to 255 with points between
     = fix: write it as in "203.0.113.4"
-
-error: "10.77.0.5" is no endpoint
-   --> egret.toml:11:10
-    |
- 11 | target = "10.77.0.5"
-    |          ^^^^^^^^^^^
-    = why: an endpoint is an address, a colon and a port
-    = fix: write it as in "10.77.0.5:443"
 
 error: `forwards[].allow` is an empty list
    --> egret.toml:12:9
