@@ -119,7 +119,14 @@ fn the_sample_names_every_key() {
 #[test]
 fn the_commented_keys_of_the_sample_are_valid_too() {
     let mut text = SAMPLE.replace("# sessions_max", "sessions_max");
-    for key in ["ports = [", "pairing =", "count =", "cpus =", "priority ="] {
+    for key in [
+        "ports = [",
+        "pairing =",
+        "count =",
+        "cpus =",
+        "priority =",
+        "group =",
+    ] {
         assert!(text.contains(&format!("# {key}")), "{key}");
         text = text.replace(&format!("# {key}"), key);
     }

@@ -14,6 +14,8 @@ use tracing::{error, warn};
 use crate::clock;
 use crate::config::{Config, DeviceMode, Problem};
 use crate::confirmation::Confirmation;
+use crate::control::Group;
+use crate::control::flush::Flushes;
 use crate::device::sys::ethtool::Offload;
 use crate::device::sys::memfile::MemFile;
 use crate::device::sys::tap::Tap;
@@ -236,6 +238,7 @@ impl Engine {
             sessions_max: plan.sessions_max,
             addresses_max: plan.addresses_max,
         };
+        let control_group = Group::of(&config, &host);
 
         if let Some(directory) = config.tables.path.value.parent() {
             std::fs::create_dir_all(directory).map_err(at("making the tables' directory"))?;
@@ -277,6 +280,7 @@ impl Engine {
             on_refusal: config.icmp.on_refusal,
             unsolicited: config.icmp.unsolicited,
             midstream: config.nat.midstream,
+            flushes: Flushes::default(),
             announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
         });
         let undo = Arc::new(Mutex::new(Undo::open(&config.instance)));
@@ -304,6 +308,7 @@ impl Engine {
             rung: rung.clone(),
             view: netlink.view(),
             control_socket: config.control_socket.clone(),
+            control_group,
             undo: Arc::clone(&undo),
             failed: Arc::clone(&staff.failed),
             confirmation: Arc::clone(&confirmation),
