@@ -3,11 +3,12 @@
 pub mod countdown;
 pub mod guard;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use engine::config::RUN_DIR;
+use engine::control::request::Request;
+
+use crate::target::Target;
 
 /// Shorter than this nobody can look whether the gateway is right, and type; longer is no trial.
 const LIMITS: std::ops::RangeInclusive<Duration> =
@@ -16,35 +17,20 @@ const LIMITS: std::ops::RangeInclusive<Duration> =
 /// Arguments of `egret confirm`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ConfirmArgs {
-    /// Name of the gateway's instance
-    #[arg(long, default_value = "default")]
-    pub instance: String,
-    /// Its control socket [default: /run/egret/INSTANCE/control]
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+    /// Which gateway
+    #[command(flatten)]
+    pub target: Target,
 }
 
 /// Confirms. Exit status: 0 the gateway stays, 1 it refused, 2 it could not be asked.
 pub fn run(args: &ConfirmArgs) -> ExitCode {
-    let default = || [RUN_DIR, &args.instance, "control"].iter().collect();
-    let path = args.socket.clone().unwrap_or_else(default);
-    let answer = match engine::control::ask(&path, "confirm") {
-        Ok(answer) => answer,
-        Err(error) => {
-            let path = path.display();
-            eprintln!(
-                "egret confirm: {path}: {}",
-                crate::status::why("confirm", &error)
-            );
-            return ExitCode::from(2);
+    match args.target.ask("confirm", &Request::CONFIRM, 1) {
+        Ok(_) => {
+            println!("confirmed: the gateway stays until it is stopped");
+            ExitCode::SUCCESS
         }
-    };
-    if let Some(refusal) = answer["error"].as_str() {
-        eprintln!("egret confirm: {}: {refusal}", path.display());
-        return ExitCode::FAILURE;
+        Err(status) => status,
     }
-    println!("confirmed: the gateway stays until it is stopped");
-    ExitCode::SUCCESS
 }
 
 /// A time as an operator writes it: `30s`, `2m`.

@@ -12,8 +12,12 @@ use egret_cli::demo::root::{become_root, enter_user_namespace};
 use egret_cli::demo::{self, DemoOptions};
 use egret_cli::detach::{self, DetachArgs};
 use egret_cli::doctor::{self, DoctorArgs};
+use egret_cli::flush::{self, FlushArgs};
 use egret_cli::lab::Topology;
+use egret_cli::lookup::{self, LookupArgs};
+use egret_cli::mappings::{self, MappingsArgs};
 use egret_cli::run::{self, RunArgs};
+use egret_cli::sessions::{self, SessionsArgs};
 use egret_cli::status::{self, StatusArgs};
 
 /// A NAT gateway for Linux in userspace: AF_XDP, lock-free conntrack.
@@ -34,6 +38,14 @@ enum Command {
     Doctor(DoctorArgs),
     /// Show what a running gateway does
     Status(StatusArgs),
+    /// List the sessions of a running gateway, or watch them begin and end
+    Sessions(SessionsArgs),
+    /// List the mappings of a running gateway: which external endpoint each internal one has
+    Mappings(MappingsArgs),
+    /// Say who is behind an external endpoint, or why nobody is
+    Lookup(LookupArgs),
+    /// End sessions and their mappings
+    Flush(FlushArgs),
     /// Make a gateway that was started on trial (`run --confirm`) stay
     Confirm(ConfirmArgs),
     /// Watch over a gateway on trial: started by `run --confirm` only
@@ -109,6 +121,10 @@ fn main() -> ExitCode {
         }
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Sessions(arguments) => sessions::run(&arguments),
+        Command::Mappings(arguments) => mappings::run(&arguments),
+        Command::Lookup(arguments) => lookup::run(&arguments),
+        Command::Flush(arguments) => flush::run(&arguments),
         Command::Confirm(arguments) => confirm::run(&arguments),
         Command::Guard(arguments) => guard::run(&arguments),
         Command::Detach(arguments) => detach::run(&arguments),

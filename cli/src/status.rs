@@ -1,22 +1,19 @@
 //! `egret status`: what a running gateway tells of itself.
 
-use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
-use engine::config::RUN_DIR;
+use engine::control::request::Request;
 use serde_json::Value;
+
+use crate::target::Target;
 
 /// Arguments of `egret status`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct StatusArgs {
-    /// Name of the gateway's instance
-    #[arg(long, default_value = "default")]
-    pub instance: String,
-    /// Its control socket [default: /run/egret/INSTANCE/control]
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+    /// Which gateway
+    #[command(flatten)]
+    pub target: Target,
     /// Print the answer as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -24,40 +21,16 @@ pub struct StatusArgs {
 
 /// Asks and prints. Exit status: 0 it answered, 2 it could not be asked.
 pub fn run(args: &StatusArgs) -> ExitCode {
-    let default = || [RUN_DIR, &args.instance, "control"].iter().collect();
-    let path = args.socket.clone().unwrap_or_else(default);
-    let status = match engine::control::ask(&path, "status") {
+    let status = match args.target.ask("status", &Request::STATUS, 2) {
         Ok(status) => status,
-        Err(error) => {
-            eprintln!(
-                "egret status: {}: {}",
-                path.display(),
-                why("status", &error)
-            );
-            return ExitCode::from(2);
-        }
+        Err(exit) => return exit,
     };
-    if let Some(refusal) = status["error"].as_str() {
-        eprintln!("egret status: {}: {refusal}", path.display());
-        return ExitCode::from(2);
-    }
     if args.json {
         println!("{status}");
     } else {
         print!("{}", text(&status));
     }
     ExitCode::SUCCESS
-}
-
-/// Why nobody answered, and what to do.
-pub(crate) fn why(command: &str, error: &io::Error) -> String {
-    if error.kind() == io::ErrorKind::PermissionDenied {
-        return format!(
-            "permission denied; only root, or the user or group that `egret run` runs as, may \
-             ask: use `sudo egret {command}`"
-        );
-    }
-    format!("{error}; is `egret run` running, and is `instance` the same?")
 }
 
 /// What went wrong below the workers, by the counter's name. That the kernel found a transmit ring
@@ -201,14 +174,6 @@ fn text(status: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn who_may_not_ask_is_told_who_may() {
-        let of = |kind: io::ErrorKind| why("status", &kind.into());
-        assert!(of(io::ErrorKind::PermissionDenied).contains("sudo egret status"));
-        let absent = of(io::ErrorKind::NotFound);
-        assert!(absent.contains("egret run") && !absent.contains("sudo"));
-    }
 
     #[test]
     fn numbers_are_readable() {

@@ -126,6 +126,7 @@ fn the_commented_keys_of_the_sample_are_valid_too() {
         "count =",
         "cpus =",
         "priority =",
+        "group =",
     ] {
         assert!(text.contains(&format!("# {key}")), "{key}");
         text = text.replace(&format!("# {key}"), key);

@@ -80,6 +80,11 @@ pub(crate) fn tick(time: Time) -> u32 {
     (time.0 >> TICK_SHIFT) as u32
 }
 
+/// When a tick began.
+pub(crate) fn time_of(tick: u32) -> Time {
+    Time(u64::from(tick) << TICK_SHIFT)
+}
+
 /// Did the tick change between two stamps?
 #[inline(always)]
 pub(crate) fn tick_differs(a: u32, b: u32) -> bool {

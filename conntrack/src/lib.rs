@@ -77,8 +77,11 @@ pub use profile::{FilteringBehaviour, FlowTimers, MappingBehaviour, Pairing, Pro
 pub use reload::PolicyChange;
 pub use restart::{Identity, OpenError};
 pub use rules::{Action, RULE_ENTRIES_MAX, Rule, Rules, TooManyEntries};
+pub use session::removal::Removal;
 pub use signal::{PacketFacts, Realm, Signal};
-pub use status::{HalfView, SessionView, Totals};
+pub use status::mark::Mark;
+pub use status::occupant::Occupant;
+pub use status::{HalfView, MappingView, SessionView, Totals};
 pub use time::{Random, Time};
 pub use timers::{TIMER_SETS, TimerSets, Timers, TooManyTimers};
 pub use verdict::{Direction, NextHop, Refusal, Rewrite, SessionRef};

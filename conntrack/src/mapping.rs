@@ -102,6 +102,11 @@ impl Mapping {
         (address.addr == self.external.addr).then_some(address.pool)
     }
 
+    /// Is it the same mapping, however many sessions it has by now?
+    pub fn is_same(&self, other: &Mapping) -> bool {
+        self.number == other.number && (self.control ^ other.control) & !COUNT_MASK == 0
+    }
+
     /// Is its external endpoint still the policy's?
     pub fn agrees_with(&self, policy: &Policy) -> bool {
         self.pool(policy).is_some()

@@ -8,6 +8,7 @@
 //! taken out: whoever finds it valid finds it complete, and whoever ends it finds every entry.
 
 pub(crate) mod outside;
+pub(crate) mod removal;
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 

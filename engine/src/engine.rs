@@ -17,6 +17,7 @@ use tracing::{error, warn};
 
 use crate::config::{Config, DeviceMode, Problem};
 use crate::confirmation::Confirmation;
+use crate::control::Group;
 use crate::device::sys::memfile::MemFile;
 use crate::facts;
 use crate::governor::Governor;
@@ -160,6 +161,7 @@ impl Engine {
             netlink::start(Arc::clone(&forwarding)).map_err(at("following the routes"))?;
         let view = netlink.view().borrow().clone();
         let shared = shared::shared(&config, &plan, (nat, size), forwarding, &view);
+        let control_group = Group::of(&config, &host);
         let undo = Arc::new(Mutex::new(Undo::open(&config.instance)));
         let opened = entrance.open(&config, &plan, host, &shared, &view, &undo)?;
 
@@ -175,6 +177,7 @@ impl Engine {
             reached: opened.reached.clone(),
             view: netlink.view(),
             control_socket: config.control_socket.clone(),
+            control_group,
             undo: Arc::clone(&undo),
             failed: Arc::clone(&staff.failed),
             confirmation: Arc::clone(&confirmation),

@@ -49,6 +49,10 @@ pub fn read(config: &Config) -> io::Result<HostFacts> {
         tables_free_bytes: free_bytes(&config.tables.path.value),
         cpus: cpus(),
         real_time: real_time(config),
+        control_gid: config
+            .control_group
+            .as_ref()
+            .and_then(|name| gid(&name.value)),
         ..HostFacts::default()
     };
     put_ports(&mut facts, &host.ports);
@@ -175,6 +179,18 @@ pub(crate) fn cpus() -> Vec<u16> {
     (0..nix::sched::CpuSet::count() as u16)
         .filter(|&cpu| set.is_set(usize::from(cpu)).unwrap_or(false))
         .collect()
+}
+
+/// The number of a group, given by name or number. Read from the file: what a static program may not
+/// have is the C library's way to other sources, and a number does for those.
+fn gid(name: &str) -> Option<u32> {
+    let file = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let mut groups = file.lines().map(|line| line.split(':'));
+    let named = groups.find_map(|mut fields| {
+        let found = fields.next() == Some(name);
+        found.then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    named.or_else(|| name.parse().ok())
 }
 
 /// Tries the workers' priority, if they shall have one, on a thread that does nothing else.

@@ -12,6 +12,7 @@ use conntrack::{
 use crossbeam_queue::ArrayQueue;
 
 use crate::config::{Midstream, OnRefusal, Role, Unsolicited};
+use crate::control::flush::Flushes;
 use crate::device::offload::{Checksum, Offload};
 use crate::drop_reason::DropReason;
 use crate::fragment::{Decision, Ends, FragmentTable, Identifications, Later, Passage};
@@ -49,6 +50,8 @@ pub struct Shared {
     pub unsolicited: Unsolicited,
     /// The answer to a TCP segment from inside that belongs to no session.
     pub midstream: Midstream,
+    /// Sessions that an operator wants ended.
+    pub flushes: Flushes,
     /// Frames that any worker sends as they are, at its next housekeeping.
     pub announcements: ArrayQueue<Announcement>,
 }
@@ -183,11 +186,13 @@ impl<R: Random> Gateway<R> {
         (share * elapsed_ms / cycle_ms).max(64)
     }
 
-    /// A slice of conntrack's housekeeping: ends what contradicts a new policy, and frees what has
-    /// expired among the next `budget` records.
+    /// A slice of conntrack's housekeeping: ends what contradicts a new policy or an operator wants
+    /// ended, and frees what has expired among the next `budget` records.
     pub fn sweep(&mut self, now: Time, budget: u32) {
         self.shared.nat.sweep(&self.policy, now, budget);
         self.shared.rulebook.carry(&self.shared.nat, now);
+        let (nat, policy) = (&self.shared.nat, &self.policy);
+        self.shared.flushes.carry(nat, policy, now);
     }
 
     /// Takes up the newest policy, links and routes. Called once a round.

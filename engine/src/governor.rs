@@ -12,7 +12,7 @@ use tokio::sync::{oneshot, watch};
 use tracing::error;
 
 use crate::confirmation::Confirmation;
-use crate::control::Control;
+use crate::control::{Control, Group};
 use crate::gateway::Shared;
 use crate::host::HostPorts;
 use crate::ladder::Reached;
@@ -38,6 +38,8 @@ pub(crate) struct Governor {
     pub reached: Reached,
     pub view: watch::Receiver<Arc<NetworkView>>,
     pub control_socket: PathBuf,
+    /// Whose members may do what root may.
+    pub control_group: Option<Group>,
     pub undo: Arc<Mutex<Undo>>,
     pub failed: Arc<AtomicBool>,
     pub confirmation: Arc<Confirmation>,
@@ -48,13 +50,13 @@ impl Governor {
         let (end, ended) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            // The checks of the tables: one at a time, so that they take one core at most.
+            // Checks and listings of the tables: one at a time, so that they take one core at most.
             .max_blocking_threads(1)
             .build()?;
         let (control, announcer) = {
             let _context = runtime.enter();
             (
-                Control::listen(&self.control_socket)?,
+                Control::listen(&self.control_socket, self.control_group.clone())?,
                 steward
                     .steering_ref()
                     .map(|_| Announcer::open(self.undo.clone()))

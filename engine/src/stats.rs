@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::device::SocketCounters;
 use crate::drop_reason::DropReason;
@@ -141,7 +141,8 @@ impl WorkerStats {
 }
 
 /// A copy of the counters of one worker, or the sum of several.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Snapshot {
     /// See [`WorkerStats::received`].
     pub received: Vec<u64>,

@@ -1,17 +1,24 @@
 //! What the gateway tells of itself: the answers of the control socket.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use conntrack::Time;
 use crossbeam_utils::CachePadded;
-use serde_json::{Map, Value, json};
 use tracing::{error, info};
 
 use crate::clock;
 use crate::confirmation::Confirmation;
-use crate::control::Answer;
+use crate::control::Source;
+use crate::control::answer::{ErrorCode, Refusal};
+use crate::control::report::{
+    Interface, ModeRefused, PoolAddress, PortsInUse, Soundness, Status as Report, SteeringStatus,
+    Unread, WayRefused,
+};
+use crate::device::SocketCounters;
 use crate::gateway::Shared;
 use crate::ladder::{Reached, Rung};
 use crate::link::Links;
@@ -41,153 +48,172 @@ impl Status<'_> {
     pub(crate) async fn confirm_when_asked(&self) {
         loop {
             self.confirmation.asked().await;
-            self.confirm();
+            // What comes of it is logged.
+            let _ = self.confirm();
         }
     }
 
-    fn interfaces(&self) -> Vec<Value> {
+    fn interfaces(&self) -> Vec<Interface> {
         let links = self.shared.links.load();
         let describe = |(link, rung): (&crate::link::Link, &Rung)| {
             let octets = link.mac.map(|octet| format!("{octet:02x}"));
-            let refused = rung.refused.iter();
-            json!({
-                "name": link.name,
-                "role": link.role.to_string(),
-                "mac": octets.join(":"),
-                "mtu": link.mtu,
-                "present": link.present,
-                "mode": rung.way.to_string(),
-                "modes_refused": refused
-                    .map(|(way, reason)| json!({ "mode": way.to_string(), "reason": reason }))
-                    .collect::<Vec<_>>(),
-                "self_test": rung.untested.as_deref().unwrap_or("passed"),
-                "addresses": link.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            })
+            let refused = rung.refused.iter().map(|(way, reason)| WayRefused {
+                mode: way.to_string(),
+                reason: reason.clone(),
+            });
+            Interface {
+                name: link.name.clone(),
+                role: link.role.to_string(),
+                mac: octets.join(":"),
+                mtu: link.mtu,
+                present: link.present,
+                mode: rung.way.to_string(),
+                modes_refused: refused.collect(),
+                self_test: rung.untested.as_deref().unwrap_or("passed").to_owned(),
+                addresses: link.addresses.iter().map(ToString::to_string).collect(),
+            }
         };
         let rungs = links.links.iter().zip(&self.reached.rungs);
         rungs.map(describe).collect()
     }
 
-    fn steering(&self) -> Value {
+    fn steering(&self) -> Option<SteeringStatus> {
         let steward = self.steward.borrow();
-        let Some(steering) = steward.steering_ref() else {
-            return Value::Null;
-        };
-        match steering.counters() {
-            Ok(counters) => json!({
-                "passed": counters.passed,
-                "punted": counters.punted,
-                "own": counters.own,
-                "shared": counters.shared,
-                "fragments": counters.fragments,
-                "internal": counters.internal,
-                "spoofed": counters.spoofed,
-                "unserved": counters.unserved,
-                "uninvited": counters.uninvited,
+        let counters = steward.steering_ref()?.counters();
+        Some(match counters {
+            Ok(counters) => SteeringStatus::Counts(counters),
+            Err(error) => SteeringStatus::Unread(Unread {
+                error: error.to_string(),
             }),
-            Err(error) => json!({ "error": error.to_string() }),
-        }
+        })
     }
 }
 
 /// The ways that an interface could not go, of all interfaces.
-fn modes_refused(reached: &Reached) -> Vec<Value> {
-    let one = |rung: &Rung| {
-        let interface = rung.interface.clone();
-        let refused = rung.refused.iter();
-        let told = refused.map(move |(way, reason)| {
-            json!({ "interface": interface, "mode": way.to_string(), "reason": reason })
+fn modes_refused(reached: &Reached) -> Vec<ModeRefused> {
+    let of = |rung: &'_ Rung| -> Vec<ModeRefused> {
+        let refused = rung.refused.iter().map(|(way, reason)| ModeRefused {
+            interface: rung.interface.clone(),
+            mode: way.to_string(),
+            reason: reason.clone(),
         });
-        told.collect::<Vec<_>>()
+        refused.collect()
     };
-    reached.rungs.iter().flat_map(one).collect()
+    reached.rungs.iter().flat_map(of).collect()
 }
 
 /// What the sockets count, by the interface's name: frames that the kernel dropped before a worker
 /// saw them, and faults. At most a second old.
-pub fn sockets(total: &Snapshot, links: &Links) -> Value {
+pub fn sockets(total: &Snapshot, links: &Links) -> BTreeMap<String, SocketCounters> {
     let names = links.links.iter().map(|link| link.name.clone());
-    let by_name = names.zip(&total.sockets);
-    Value::Object(
-        by_name
-            .map(|(name, counters)| (name, json!(counters)))
-            .collect(),
-    )
+    names.zip(total.sockets.iter().copied()).collect()
 }
 
-impl Answer for Status<'_> {
-    fn status(&self) -> Value {
-        let total = Snapshot::sum(self.stats.iter().map(|stats| stats.snapshot()));
-        let mut drops: Map<String, Value> = total
-            .drops()
-            .map(|(reason, count)| (reason.name().to_owned(), json!(count)))
-            .collect();
-        // The steering program drops these before any copy is made.
-        let steering = self.steering();
-        if let Some(spoofed) = steering["spoofed"].as_u64().filter(|&count| count > 0) {
-            let here = drops.get("spoofed").and_then(Value::as_u64).unwrap_or(0);
-            drops.insert("spoofed".to_owned(), json!(here + spoofed));
+/// What a gateway tells of itself, made of what there is.
+pub fn report(
+    shared: &Shared,
+    workers: Vec<Snapshot>,
+    reached: &Reached,
+    interfaces: Vec<Interface>,
+    steering: Option<SteeringStatus>,
+) -> Report {
+    let total = Snapshot::sum(workers.iter().cloned());
+    let drops = total.drops();
+    let mut drops: BTreeMap<String, u64> = drops
+        .map(|(reason, count)| (reason.name().to_owned(), count))
+        .collect();
+    // The steering program drops these before any copy is made.
+    if let Some(SteeringStatus::Counts(counts)) = &steering
+        && counts.spoofed > 0
+    {
+        *drops.entry("spoofed".to_owned()).or_default() += counts.spoofed;
+    }
+    let policy = shared.rulebook.load();
+    let pool = policy.addresses.iter().map(|own| PoolAddress {
+        address: own.addr.to_string(),
+        kind: format!("{:?}", own.kind).to_lowercase(),
+    });
+    let tables = shared.nat.totals();
+    let [tcp, udp, icmp] = tables.ports_in_use;
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: 0,
+        confirm_within_s: None,
+        mode: reached.mode(),
+        tun_first: reached.tun_first.clone(),
+        modes_refused: modes_refused(reached),
+        self_test: reached.untested().unwrap_or_else(|| "passed".to_owned()),
+        interfaces,
+        pool: pool.collect(),
+        sessions: tables.sessions,
+        sessions_inbound: tables.sessions_inbound,
+        sessions_half_open: tables.sessions_half_open,
+        sessions_evicted: tables.evicted,
+        sessions_max: shared.size.sessions_max,
+        mappings: tables.mappings,
+        ports_in_use: PortsInUse { tcp, udp, icmp },
+        imbalance: total.imbalance(),
+        drops,
+        steering,
+        sockets: sockets(&total, &shared.links.load()),
+        workers,
+        counters: total,
+    }
+}
+
+impl Source for Status<'_> {
+    fn status(&self) -> Report {
+        let workers = self.stats.iter().map(|stats| stats.snapshot()).collect();
+        let (interfaces, steering) = (self.interfaces(), self.steering());
+        let left = self.confirmation.left(Instant::now());
+        Report {
+            uptime_s: self.started.elapsed().as_secs(),
+            confirm_within_s: left.map(|left| left.as_secs()),
+            ..report(&self.shared, workers, &self.reached, interfaces, steering)
         }
-        let tables = self.shared.nat.totals();
-        let pool = self.shared.rulebook.load();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "uptime_s": self.started.elapsed().as_secs(),
-            "confirm_within_s": self.confirmation.left(Instant::now()).map(|left| left.as_secs()),
-            "mode": self.reached.mode(),
-            "tun_first": self.reached.tun_first,
-            "modes_refused": modes_refused(&self.reached),
-            "self_test": self.reached.untested().as_deref().unwrap_or("passed"),
-            "interfaces": self.interfaces(),
-            "pool": pool.addresses.iter()
-                .map(|own| json!({ "address": own.addr.to_string(), "kind": format!("{:?}", own.kind).to_lowercase() }))
-                .collect::<Vec<_>>(),
-            "sessions": tables.sessions,
-            "sessions_inbound": tables.sessions_inbound,
-            "sessions_half_open": tables.sessions_half_open,
-            "sessions_evicted": tables.evicted,
-            "sessions_max": self.shared.size.sessions_max,
-            "mappings": tables.mappings,
-            "ports_in_use": { "tcp": tables.ports_in_use[0], "udp": tables.ports_in_use[1], "icmp": tables.ports_in_use[2] },
-            "counters": total,
-            "imbalance": total.imbalance(),
-            "drops": drops,
-            "steering": steering,
-            "sockets": sockets(&total, &self.shared.links.load()),
-            "workers": self.stats.iter().map(|stats| stats.snapshot()).collect::<Vec<_>>(),
-        })
     }
 
-    fn invariants(&self) -> Box<dyn FnOnce() -> Value + Send> {
+    fn invariants(&self) -> Box<dyn FnOnce() -> Soundness + Send> {
         let (shared, stats) = (Arc::clone(&self.shared), self.stats.clone());
         Box::new(move || {
             let counters: Vec<Snapshot> = stats.iter().map(|stats| stats.snapshot()).collect();
-            match crate::invariants::check(&shared, &counters, clock::now()) {
-                Ok(()) => json!({ "invariants": "ok" }),
-                Err(why) => json!({ "invariants": why.to_string() }),
-            }
+            let checked = crate::invariants::check(&shared, &counters, clock::now());
+            let invariants = checked.map_or_else(|why| why.to_string(), |()| "ok".to_owned());
+            Soundness { invariants }
         })
     }
 
-    fn confirm(&self) -> Value {
+    fn confirm(&self) -> Result<(), Refusal> {
+        let refuse = |why: String| Err(Refusal::new(ErrorCode::Refused, why));
         if !self.confirmation.give() {
             info!("asked to confirm, and there is nothing to");
-            return json!({ "error": "there is nothing to confirm: the start was for good, was \
-                                     confirmed already, or its time is over" });
+            return refuse(
+                "there is nothing to confirm: the start was for good, was confirmed already, or \
+                 its time is over"
+                    .to_owned(),
+            );
         }
         let mut steward = self.steward.borrow_mut();
         let kept = steward.steering().map(|steering| steering.end_trial());
         match kept.unwrap_or(Ok(())) {
             Ok(()) => {
                 info!("confirmed: the gateway stays");
-                json!({ "confirmed": true })
+                Ok(())
             }
             Err(error) => {
                 error!(%error, "confirmed, but the program cannot be kept attached: the gateway ends");
                 self.failed.store(true, Ordering::Release);
-                json!({ "error": format!("{error}; the gateway ends") })
+                refuse(format!("{error}; the gateway ends"))
             }
         }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn now(&self) -> Time {
+        clock::now()
     }
 }
 
@@ -214,12 +240,12 @@ mod tests {
         // The first round looks at once.
         world.pass_ms(10, 10);
         let nothing = told(&world);
-        assert_eq!(nothing["eth0"]["rx_ring_full"], 0);
+        assert_eq!(nothing["eth0"].rx_ring_full, 0);
         set(&mut world, counted(7));
         world.pass_ms(990, 10);
         assert_eq!(told(&world), nothing, "not before a second is over");
         world.pass_ms(10, 10);
-        assert_eq!(told(&world)["eth0"], json!(counted(7)));
+        assert_eq!(told(&world)["eth0"], counted(7));
     }
 
     #[test]

@@ -221,7 +221,8 @@ pub struct SteeredAddress {
 }
 
 /// What the program did, in frames since the maps were made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SteeringCounters {
     /// Left to the host.
     pub passed: u64,

@@ -128,6 +128,7 @@ impl<D: Device, H: Host, R: Random> Worker<D, H, R> {
     /// Is something waiting that needs a round soon, without a frame arriving?
     pub fn is_waiting(&self) -> bool {
         self.sweep_due > 0
+            || self.gateway.shared().flushes.is_pending()
             || !self.hold.is_empty()
             || self.transmit.iter().any(|frames| !frames.is_empty())
     }

@@ -1566,3 +1566,39 @@ error: `nat.preserve_port_parity` is a whole number
 "#,
     );
 }
+
+#[test]
+fn a_group_that_no_machine_has() {
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[control]
+group = "net ops"
+"#,
+        r#"
+error: "net ops" is no name of a group
+  --> egret.toml:4:9
+   |
+ 4 | group = "net ops"
+   |         ^^^^^^^^^
+   = why: a group has a name of 1 to 32 characters without blanks, ":", "," and "/"
+   = fix: `getent group` lists the names
+"#,
+    );
+    says(
+        r#"internal = "10.77.0.0/24"
+interface = "eth0"
+[control]
+group = 1001
+"#,
+        r#"
+error: `control.group` is a whole number
+  --> egret.toml:4:9
+   |
+ 4 | group = 1001
+   |         ^^^^
+   = why: it takes the name of a group, such as "netops"
+   = fix: see `control.group` in egret.sample.toml
+"#,
+    );
+}

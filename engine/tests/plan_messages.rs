@@ -964,3 +964,23 @@ note: the timer profile "cloud" is below what the RFCs ask for
 "#,
     );
 }
+
+#[test]
+fn a_group_that_is_not_there() {
+    let text = format!("{MINIMAL}\n[control]\ngroup = \"netops\"\n");
+    let line = text.lines().count();
+    let expected = format!(
+        r#"
+error: there is no group "netops"
+  --> egret.toml:{line}:9
+   |
+ {line} | group = "netops"
+   |         ^^^^^^^^
+   = why: /etc/group does not have it, so the control socket cannot be given to it
+   = fix: make it (`sudo groupadd --system netops`), write another name, or the number of a group that comes from a directory (`getent group`)
+"#
+    );
+    says(&text, &host(), &expected);
+    let there = host_with(|host| host.control_gid = Some(1001));
+    says(&text, &there, "");
+}

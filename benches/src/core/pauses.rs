@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use conntrack::{Policy, Time};
+use engine::control::listing::Listing;
+use engine::control::request::List;
 use engine::gateway::Shared;
 use engine::worker::BATCH;
 
@@ -52,8 +54,10 @@ pub fn measure(bed: &mut Bed, numbers: &[u32], rounds: usize) -> Pauses {
 }
 
 /// What control does beside the workers, without a rest.
-fn disturb(shared: &Shared, now: Time, stop: &AtomicBool) {
+fn disturb(shared: &Arc<Shared>, now: Time, stop: &AtomicBool) {
     let mut reloaded = Instant::now();
+    let mut listing = Listing::sessions(shared, List::default());
+    let mut lines = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         if reloaded.elapsed() >= RELOAD_INTERVAL {
             reloaded = Instant::now();
@@ -62,7 +66,10 @@ fn disturb(shared: &Shared, now: Time, stop: &AtomicBool) {
             shared.rulebook.publish(policy);
         }
         black_box(shared.nat.totals());
-        let going_on = |_: &_| !stop.load(Ordering::Relaxed);
-        black_box(shared.nat.sessions(now).take_while(going_on).count());
+        if listing.slice(now, &mut lines) {
+            listing = Listing::sessions(shared, List::default());
+        }
+        black_box(&lines);
+        lines.clear();
     }
 }

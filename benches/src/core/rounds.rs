@@ -62,10 +62,10 @@ pub fn run(options: &Options, mut tell: impl FnMut(Figure)) -> io::Result<()> {
         let figures = bench.values.into_iter();
         figures
             .filter_map(|(name, values)| {
-                let unit = if name.contains("/round-") {
-                    "us"
-                } else {
-                    "Mpps"
+                let unit = match name.split('/').nth(1) {
+                    Some(test) if test.starts_with("round-") => "us",
+                    Some("list") => "M/s",
+                    _ => "Mpps",
                 };
                 Figure::of(name, unit, values)
             })
@@ -179,6 +179,9 @@ impl Bench {
             self.note("lookup", pages, workers, found);
         }
         if workers == 1 && pages == Pages::Huge {
+            let (listed, spent) = bed.list();
+            assert_eq!(listed, bed.sessions(), "all are listed");
+            self.note("list", pages, workers, rate(listed, spent));
             self.pauses(&mut bed);
         }
         bed.advance_ms(LONG_MS);

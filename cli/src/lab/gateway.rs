@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use engine::control::request::Request;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -238,8 +239,9 @@ impl Gateway for EngineProcess {
     fn status(&self) -> Result<Option<Status>, LabError> {
         let path = self.directory.join("control.sock");
         let ask = || -> io::Result<Status> {
-            let mut answer = engine::control::ask(&path, "status")?;
-            answer["invariants"] = engine::control::ask(&path, "invariants")?["invariants"].take();
+            let mut answer = engine::control::ask(&path, &Request::STATUS)?;
+            let mut sound = engine::control::ask(&path, &Request::INVARIANTS)?;
+            answer["invariants"] = sound["invariants"].take();
             serde_json::from_value(answer).map_err(io::Error::other)
         };
         ask()

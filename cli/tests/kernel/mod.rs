@@ -110,7 +110,8 @@ impl Stand {
 
     /// What the control socket answers to `status`.
     pub fn status(&self) -> serde_json::Value {
-        engine::control::ask(&EngineProcess::control_path(&self.lab), "status")
+        let path = EngineProcess::control_path(&self.lab);
+        engine::control::ask(&path, &engine::control::request::Request::STATUS)
             .expect("the gateway answers")
     }
 

@@ -405,6 +405,12 @@ pub const KEYS: &[Key] = &[
         "an absolute path of at most 107 bytes",
         "/run/egret/INSTANCE/control",
     ),
+    key(
+        "control",
+        "group",
+        "the name of a group, such as \"netops\"",
+        "none",
+    ),
 ];
 
 /// The key of that table and name.

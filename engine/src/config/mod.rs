@@ -290,6 +290,9 @@ pub struct Config {
     pub mode: At<DeviceMode>,
     /// The control socket.
     pub control_socket: PathBuf,
+    /// The group that it belongs to, whose members may change things; none: the engine's, whose
+    /// members may only look.
+    pub control_group: Option<At<String>>,
     /// Warnings and notes that need no host.
     pub advice: Vec<Problem>,
     given: BTreeSet<String>,

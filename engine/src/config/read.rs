@@ -52,6 +52,8 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
     let device = table(root, "device", &mut given);
     let mode = device.and_then(|device| device.choice("mode", DEVICE_MODES));
     let control = table(root, "control", &mut given);
+    let control = control.as_ref();
+    let control_group = control.and_then(|control| control.parsed("group", values::group_name));
     let socket = control.and_then(|control| control.parsed("socket", values::socket_path));
     let control_socket =
         socket.map_or_else(|| run_path(&instance, "control"), |socket| socket.value);
@@ -77,6 +79,7 @@ pub(super) fn config(root: &Reader<'_, '_>, source: &Source) -> Option<Config> {
         workers,
         mode: mode.unwrap_or(At::default_value(DeviceMode::Auto)),
         control_socket,
+        control_group,
         advice: Vec::new(),
         instance,
         given,

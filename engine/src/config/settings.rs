@@ -167,6 +167,9 @@ impl Config {
         list.add("workers.priority", number_or(priority, "none"));
         list.add("device.mode", quoted(word(DEVICE_MODES, self.mode.value)));
         list.add("control.socket", quoted(self.control_socket.display()));
+        let group = self.control_group.as_ref();
+        let group = group.map_or("none".to_owned(), |group| quoted(&group.value));
+        list.add("control.group", group);
         list.list
     }
 

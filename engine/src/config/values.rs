@@ -355,6 +355,19 @@ pub(super) fn interface_name(text: &str) -> Result<String, Problem> {
         .fix("`ip -brief link` lists the names"))
 }
 
+/// A name that a group can have, or a group's number.
+pub(super) fn group_name(text: &str) -> Result<String, Problem> {
+    let fits = |c: char| c.is_ascii_graphic() && c != ':' && c != ',' && c != '/';
+    if (1..=32).contains(&text.len()) && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    let what = format!("\"{text}\" is no name of a group");
+    let why = "a group has a name of 1 to 32 characters without blanks, \":\", \",\" and \"/\"";
+    Err(Problem::error("bad-name", what)
+        .why(why)
+        .fix("`getent group` lists the names"))
+}
+
 /// A path from the root.
 pub(super) fn absolute_path(text: &str) -> Result<std::path::PathBuf, Problem> {
     if text.starts_with('/') && text.len() <= 4000 && !text.contains('\0') {

@@ -15,7 +15,7 @@ pub mod xdp;
 
 use std::io;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use offload::Offload;
 
@@ -67,7 +67,8 @@ impl Frame {
 }
 
 /// What the sockets of one interface count: the kernel's numbers, and two of our own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SocketCounters {
     /// Frames dropped before the receive ring, for any other reason than those below.
     pub rx_dropped: u64,

@@ -7,6 +7,7 @@ use crossbeam_queue::ArrayQueue;
 
 use super::entrance::Entrance;
 use crate::config::Config;
+use crate::control::flush::Flushes;
 use crate::fragment::{FragmentLimits, FragmentTable, Identifications};
 use crate::gateway::Shared;
 use crate::netlink::NetworkView;
@@ -42,6 +43,7 @@ pub(super) fn shared(
         on_refusal: config.icmp.on_refusal,
         unsolicited: config.icmp.unsolicited,
         midstream: config.nat.midstream,
+        flushes: Flushes::default(),
         announcements: ArrayQueue::new(ANNOUNCEMENTS_MAX),
     })
 }

@@ -31,6 +31,8 @@ pub struct HostFacts {
     pub cpus: Vec<u16>,
     /// What `workers.priority` meets.
     pub real_time: RealTime,
+    /// The number of the group that `control.group` names, if there is one of that name.
+    pub control_gid: Option<u32>,
 }
 
 /// What the kernel says to threads with a real-time priority.

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod budget;
+mod control;
 mod facts;
 mod interfaces;
 mod ports;
@@ -121,6 +122,7 @@ impl Plan {
         let queues = queues.filter(|&queues| queues > 0).min();
         let (workers, cpus) = budget::workers(config, host, queues, &mut found);
         priority::priority(config, host, workers, &mut found);
+        control::group(config, host, &mut found);
 
         let found = errors_first(found);
         if found.iter().any(|problem| problem.level == Level::Error) {

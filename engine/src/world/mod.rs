@@ -21,6 +21,7 @@ use crossbeam_queue::ArrayQueue;
 use ipnet::Ipv4Net;
 
 use crate::config::Config;
+use crate::control::flush::Flushes;
 use crate::device::fault::{FaultDevice, Faults};
 use crate::device::memory::MemoryDevice;
 use crate::device::offload::Offload;
@@ -662,6 +663,7 @@ fn shared(
         on_refusal: config.icmp.on_refusal,
         unsolicited: config.icmp.unsolicited,
         midstream: config.nat.midstream,
+        flushes: Flushes::default(),
         announcements: ArrayQueue::new(64),
     })
 }

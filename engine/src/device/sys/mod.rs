@@ -9,6 +9,7 @@ pub mod link;
 pub mod mapping;
 pub mod memfile;
 pub mod packet;
+pub mod peer;
 pub mod ring;
 pub mod schedule;
 pub mod socket;

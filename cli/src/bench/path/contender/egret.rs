@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use engine::control::request::Request;
+
 use super::Contender;
 use crate::bench::path::pin::{self, GATEWAY_CORE, WORKER_PRIORITY};
 use crate::bench::path::stage::{INTERNAL, PORTS, Stage};
@@ -93,7 +95,7 @@ socket = "{directory}/control.sock"
 impl Contender for Egret {
     fn tracked(&self, stage: &Stage) -> Result<Option<u64>, LabError> {
         let socket = stage.directory().join("control.sock");
-        let status = engine::control::ask(&socket, "status").map_err(|error| {
+        let status = engine::control::ask(&socket, &Request::STATUS).map_err(|error| {
             let log = self.process.log_tail();
             LabError::Gateway(format!(
                 "it does not answer: {error}; its log ends with\n{log}"
