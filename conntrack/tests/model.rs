@@ -5,12 +5,16 @@
 //! `EGRET_MODEL_SEED` the seed of the first run; a failure names the seed of its own run, so that
 //! `EGRET_MODEL_SEED=... EGRET_MODEL_OPERATIONS=1` repeats it alone.
 
+#[path = "model/change.rs"]
+mod change;
 #[path = "model/choice.rs"]
 mod choice;
 #[path = "model/connection.rs"]
 mod connection;
 #[path = "model/drive.rs"]
 mod drive;
+#[path = "model/flow.rs"]
+mod flow;
 #[path = "model/judge.rs"]
 mod judge;
 #[path = "model/observe.rs"]
@@ -23,6 +27,8 @@ mod quota;
 mod reference;
 #[path = "model/refuse.rs"]
 mod refuse;
+#[path = "model/ruling.rs"]
+mod ruling;
 #[path = "model/upkeep.rs"]
 mod upkeep;
 

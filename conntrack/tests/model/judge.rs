@@ -121,7 +121,7 @@ impl Reference {
             source: remote,
             destination: external,
         } = packet.tuple;
-        let (target, backing) = match self.reach(protocol, external, remote.addr) {
+        let (target, backing) = match self.reach(protocol, external, remote) {
             Reach::Shut(reasons) => {
                 return Err(format!("admitted, should be refused: {reasons:?}"));
             }
