@@ -148,8 +148,8 @@ impl Reference {
             // In limbo it may have been held down, and that is over.
             let fresh = mapping.limbo_ms.is_none();
             let due = fresh && self.hold_is_due(protocol, mapping.open);
-            if due && self.held(protocol, external.addr) < held_max {
-                return wrong("should be in hold-down");
+            if due && self.held_at_most(protocol, external.addr, &self.holds) < held_max {
+                return wrong(&format!("should be in hold-down: {mapping:?}"));
             }
         }
         if self.overloaded(protocol, external) {

@@ -124,6 +124,9 @@ impl<'m> Drive<'m> {
     }
 
     fn perform(&mut self, operation: &Operation) -> Judged {
+        if let (Some(story), Operation::Change { .. }) = (&mut self.story, operation) {
+            story.push(format!("{} ms {operation:?}", self.reference.now_ms));
+        }
         match *operation {
             Operation::Out {
                 protocol,

@@ -2,7 +2,7 @@
 
 use conntrack::{
     Action, Endpoint, FilteringBehaviour, FlowTimers, MappingBehaviour, Pairing, Policy, Profile,
-    Protocol, Rule, Timers, Tuple,
+    Protocol, Refusal, Rule, Timers, Tuple,
 };
 
 use crate::reference::{Mapping, Reference, Session};
@@ -163,5 +163,24 @@ impl Reference {
             mapping.open = open || mapping.open && mapping.limbo_ms.is_some();
         }
         self.mappings = mappings;
+    }
+
+    /// Why a mapping is not open to a remote: the way of the host's own flow to there.
+    pub fn note_way_back(&mut self, tuple: &Tuple, refusal: Refusal) {
+        let Some(mapping) = self.mapping_at(tuple.protocol, tuple.destination) else {
+            return;
+        };
+        let flow = Tuple {
+            protocol: tuple.protocol,
+            source: mapping.internal,
+            destination: tuple.source,
+        };
+        let is_open = self.now_ms < self.open_until_ms(mapping);
+        let by_rule = profile_for(&self.policy, &flow) != Some(&self.policy.profile);
+        match refusal {
+            Refusal::Filtered if by_rule => self.seen("filtered by a rule's way"),
+            Refusal::NoSession if by_rule && is_open => self.seen("no way back by a rule"),
+            _ => {}
+        }
     }
 }

@@ -98,6 +98,9 @@ impl Reference {
                     Realm::External => self.refuse_outside(packet, worlds.after),
                 };
                 self.seen(&format!("{refusal:?} from {realm:?}"));
+                if realm == Realm::External {
+                    self.note_way_back(&packet.tuple, refusal);
+                }
                 ensure(
                     reasons.contains(&refusal) || free_to.contains(&refusal),
                     || format!("refused as {refusal:?}, should {reasons:?} or {free_to:?}"),

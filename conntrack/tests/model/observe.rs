@@ -317,7 +317,7 @@ impl Reference {
     /// How many ports of an address may have been in hold-down at once during an operation. One
     /// that is over counts until it is swept, and what was or is in limbo may be one, unless its
     /// mapping turned out to be there.
-    fn held_at_most(&self, protocol: Protocol, addr: Ipv4Addr, before: &[Hold]) -> usize {
+    pub fn held_at_most(&self, protocol: Protocol, addr: Ipv4Addr, before: &[Hold]) -> usize {
         let is_there = |mapping: &&Mapping| {
             let mut mappings = self.mappings.iter();
             mappings.any(|m| m.name == mapping.name && m.limbo_ms.is_none())

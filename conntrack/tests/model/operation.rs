@@ -278,7 +278,7 @@ impl Configuration {
 impl Choice {
     /// The choice with one thing changed.
     pub fn changed(mut self, what: u8, value: u8) -> Choice {
-        match what % 14 {
+        match what % 16 {
             0 => (self.eim, self.mix) = (value & 1 == 1, value.rotate_left(2)),
             1 => self.filtering = value,
             2 => {
@@ -291,7 +291,9 @@ impl Choice {
             7 => self.ports = value,
             8 => self.quotas = value,
             9 => self.denied = value,
-            10 | 11 => self.rules = value,
+            10 => self.rules = value,
+            // Often the same two in turn: mappings come to be in other pools.
+            11..=13 => self.rules = if self.rules == 1 { u8::MAX } else { 1 },
             _ => self.forwards = value,
         }
         self
