@@ -151,9 +151,8 @@ impl Reference {
     /// Sessions, and the number and timers that each has.
     fn all_timers(&self) -> Vec<(u32, u8, Timers)> {
         let sessions = self.sessions.iter();
-        let timers = |s| (self.timers_number(s), *self.session_timers(s));
         sessions
-            .map(|s| (s.number, timers(s).0, timers(s).1))
+            .map(|s| (s.number, self.timers_number(s), *self.session_timers(s)))
             .collect()
     }
 
@@ -178,8 +177,10 @@ impl Reference {
         if session.from_outside {
             return;
         }
-        match profile_for(next, &session.sides[0].tuple) {
+        let [there, _] = &session.sides;
+        match profile_for(next, &there.tuple) {
             None => self.seen("ended by a rule"),
+            Some(_) if pool_in(next, there.source).is_none() => {}
             Some(_) if !is_translated_so(session, next) => self.seen("ended by another pool"),
             Some(_) if next.rules != self.policy.rules => self.seen("not ended by other rules"),
             Some(_) => {}
@@ -207,12 +208,12 @@ impl Drive<'_> {
             // A port that is in use still would not tell whether its mapping is or was ended.
             let mut first = next.clone();
             first.timers.hold_down_ms = 0;
-            self.put(first, budget)?;
+            self.enact(first, budget)?;
         }
-        self.put(next, budget)
+        self.enact(next, budget)
     }
 
-    fn put(&mut self, next: Policy, budget: u8) -> Judged {
+    fn enact(&mut self, next: Policy, budget: u8) -> Judged {
         put(&self.nat, &next, self.reference.now_ms, budget);
         let after = self.look();
         let reference = &mut self.reference;

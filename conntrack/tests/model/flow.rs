@@ -96,8 +96,9 @@ impl Reference {
     /// with a hairpin stays: the far side judged by that address.
     pub fn is_soft(&self, flow: &Tuple, back: Endpoint) -> bool {
         let hairpin = back != flow.destination;
-        let hard = self.way(flow).pairing[flow.protocol.index()] == Pairing::Hard;
-        !hard && !(self.eim(flow) && hairpin)
+        let pairing = self.way(flow).pairing[flow.protocol.index()];
+        let stays = self.eim(flow) && hairpin;
+        pairing != Pairing::Hard && !stays
     }
 
     /// By what the first choice of a flow's address goes.
@@ -129,6 +130,25 @@ impl Reference {
 
     pub fn session_timers(&self, session: &Session) -> &Timers {
         self.policy.timers.get(self.timers_number(session))
+    }
+
+    /// Sessions that are over by other timers than most.
+    pub fn note_timers(&mut self, gone: &[bool]) {
+        let gone = self.sessions.iter().zip(gone).filter(|(_, gone)| **gone);
+        let numbers = gone.map(|(session, _)| {
+            let base = match session.from_outside {
+                true => self.policy.profile.timers.base,
+                false => self.way(&session.sides[0].tuple).timers.base,
+            };
+            (base, self.timers_number(session))
+        });
+        for (base, number) in numbers.collect::<Vec<_>>() {
+            if number != base {
+                self.seen("over by a service's timers");
+            } else if base != 0 {
+                self.seen("over by a rule's timers");
+            }
+        }
     }
 
     /// The timers of a mapping beside its sessions' own.

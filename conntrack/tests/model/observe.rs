@@ -81,25 +81,6 @@ impl Reference {
         Ok(reaped)
     }
 
-    /// Sessions that are over by other timers than most.
-    fn note_timers(&mut self, gone: &[bool]) {
-        let gone = self.sessions.iter().zip(gone).filter(|(_, gone)| **gone);
-        let numbers = gone.map(|(session, _)| {
-            let base = match session.from_outside {
-                true => self.policy.profile.timers.base,
-                false => self.way(&session.sides[0].tuple).timers.base,
-            };
-            (base, self.timers_number(session))
-        });
-        for (base, number) in numbers.collect::<Vec<_>>() {
-            if number != base {
-                self.seen("over by a service's timers");
-            } else if base != 0 {
-                self.seen("over by a rule's timers");
-            }
-        }
-    }
-
     fn slot_of(&self, addr: Ipv4Addr) -> Option<u16> {
         self.address(addr).map(|address| address.slot)
     }
