@@ -454,6 +454,9 @@ impl<W: Word> Nat<'_, W> {
             }
         };
         let external = Endpoint::new(address.addr, port);
+        // Flows of all profiles of the pool share it, whichever came first.
+        let maker = at.policy.mapping_profile(protocol, profile.pool);
+        let maker = maker.unwrap_or(profile);
         let new = NewMapping {
             protocol,
             internal,
@@ -461,8 +464,8 @@ impl<W: Word> Nat<'_, W> {
             slot: address.slot,
             shared: true,
             counted: subscriber != 0,
-            open: profile.is_open(protocol),
-            timers: profile.timers.base,
+            open: maker.is_open(protocol),
+            timers: maker.timers.base,
         };
         self.mappings.write(number, &new, at.tick());
         self.add(header::MAPPINGS, 1);

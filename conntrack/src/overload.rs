@@ -100,10 +100,17 @@ impl<W: Word> Nat<'_, W> {
     ) -> bool {
         let tuple = arrival.tuple;
         let seen_as = Endpoint::new(address.addr, tuple.source.port);
-        target.direction != Direction::Hairpin
-            || self
-                .behind(at, tuple.protocol, tuple.destination, seen_as)
-                .is_ok()
+        if target.direction != Direction::Hairpin {
+            return true;
+        }
+        let seen = self.behind(at, tuple.protocol, tuple.destination, seen_as);
+        // It is the target's to join what is behind; this only asked.
+        if let Ok(joined) = &seen
+            && joined.mapping != 0
+        {
+            self.leave_mapping(at, joined.mapping);
+        }
+        seen.is_ok()
     }
 
     /// `None`: no port of the address will do.

@@ -5,12 +5,16 @@
 //! `EGRET_MODEL_SEED` the seed of the first run; a failure names the seed of its own run, so that
 //! `EGRET_MODEL_SEED=... EGRET_MODEL_OPERATIONS=1` repeats it alone.
 
+#[path = "model/change.rs"]
+mod change;
 #[path = "model/choice.rs"]
 mod choice;
 #[path = "model/connection.rs"]
 mod connection;
 #[path = "model/drive.rs"]
 mod drive;
+#[path = "model/flow.rs"]
+mod flow;
 #[path = "model/judge.rs"]
 mod judge;
 #[path = "model/observe.rs"]
@@ -23,6 +27,8 @@ mod quota;
 mod reference;
 #[path = "model/refuse.rs"]
 mod refuse;
+#[path = "model/ruling.rs"]
+mod ruling;
 #[path = "model/upkeep.rs"]
 mod upkeep;
 
@@ -54,23 +60,34 @@ const HAPPENS: &[&str] = &[
     "NoSession from Internal",
     "PortsExhausted from External",
     "PortsExhausted from Internal",
+    "RuleBypass from Internal",
+    "RuleDrop from Internal",
     "SessionsFull from External",
     "SessionsFull from Internal",
     "SubscriberPorts from Internal",
     "SubscriberSessions from Internal",
     "TcpMidstream from Internal",
+    "a mapping in each pool",
     "embedded",
     "embedded without a session",
     "ended by a denial",
+    "ended by a rule",
+    "ended by another pool",
     "expired session met",
+    "filtered by a rule's way",
     "half-open evicted",
     "held down",
+    "hold-down renewed",
     "last port of a quota",
     "last session of a quota",
+    "leaves by another pool",
     "mapping revived",
+    "mappings met in one pool",
     "next hop remembered",
     "no room for a hold-down",
+    "no way back by a rule",
     "not ended by a denial",
+    "not ended by other rules",
     "not the paired address",
     "opened as hairpin",
     "opened by a forward's target",
@@ -78,6 +95,9 @@ const HAPPENS: &[&str] = &[
     "opened through a mapping",
     "opened with edm",
     "opened with eim",
+    "opened without pairing",
+    "over by a rule's timers",
+    "over by a service's timers",
     "packet Hairpin",
     "packet Inbound",
     "packet Outbound",
@@ -96,6 +116,8 @@ const HAPPENS: &[&str] = &[
     "tcp Reset",
     "tcp ResponderFin",
     "tcp SynSeen",
+    "timers renewed",
+    "translated by a rule",
 ];
 
 fn number(name: &str, default: u64) -> u64 {

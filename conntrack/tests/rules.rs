@@ -256,6 +256,47 @@ fn an_eim_mapping_has_the_timers_of_its_profile() {
     rig.assert_empty();
 }
 
+/// Profiles of one pool share its mappings: which of their flows came first changes nothing.
+#[test]
+fn a_mapping_is_its_pools_whoever_makes_it() {
+    let mut policy = with_timers(&Timers::RFC.into(), true, [50_000, 20_000]);
+    policy.profile.mapping = [EIM; 3];
+    policy.others[0].mapping = [EIM; 3];
+    policy.others[0].filtering = [EIF; 3];
+    policy.others[0].pool = 0;
+    for reloaded in [false, true] {
+        let mut rig = Rig::new(policy.clone());
+        let external = rig.udp("10.0.1.5:5000", "203.0.113.7:99");
+        if reloaded {
+            rig.apply();
+        }
+        rig.wait(299_000);
+        assert_eq!(rig.udp("10.0.1.5:5000", "203.0.113.7:99"), external);
+        rig.wait(302_000);
+        rig.sweep();
+        // The first of them is `edf`, so nothing is held down.
+        rig.assert_empty();
+    }
+}
+
+/// The far side's mapping is joined once, and not once more for each address that is tried.
+#[test]
+fn a_hairpin_from_edm_to_eim_leaves_nothing_behind() {
+    let mut policy = policies(EIM, 1000);
+    policy.profile.filtering = [EIF; 3];
+    policy.timers.hold_down_ms = 0;
+    policy.others[0].mapping = [EDM; 3];
+    policy.rules = Rules::new(vec![rule("10.0.1.0/24", "", &[], Action::Translate(1))]).unwrap();
+    let mut rig = Rig::new(policy);
+    let external = rig.udp("10.0.9.5:5000", "192.0.2.7:53");
+    let far = rig.out(Udp, "10.0.1.5:5000", &external.to_string());
+    assert_eq!(far.unwrap().destination, ep("10.0.9.5:5000"));
+    rig.check();
+    rig.wait(302_000);
+    rig.sweep();
+    rig.assert_empty();
+}
+
 #[test]
 fn after_a_restart_numbers_of_timers_may_mean_something_else() {
     let mut rig = Rig::new(with_timers(&Timers::RFC.into(), true, [50_000, 20_000]));

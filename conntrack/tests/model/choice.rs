@@ -1,12 +1,13 @@
 //! What the tables choose when the internal side opens a session: mapping, address, port. Every
 //! legal choice is adopted.
 
-use conntrack::{Endpoint, ExternalAddress, Protocol, Rewrite, Signal, Tuple};
+use conntrack::{Endpoint, ExternalAddress, Pairing, Protocol, Rewrite, Signal, Tuple};
 
+use crate::flow::profile_for;
 use crate::judge::{Packet, Worlds};
 use crate::observe::{Judged, World, ensure};
 use crate::operation::PORTS;
-use crate::quota;
+use crate::quota::{self, Demand};
 use crate::reference::{Backing, Hold, Mapping, Reach, Reference};
 
 /// What a packet from inside gets its external endpoint from.
@@ -19,14 +20,14 @@ pub enum Source {
 }
 
 impl Reference {
-    pub fn source(&self, protocol: Protocol, internal: Endpoint) -> Source {
-        if !self.eim(protocol) {
+    pub fn source(&self, flow: &Tuple) -> Source {
+        if !self.eim(flow) {
             return Source::New;
         }
-        if let Some(forward) = self.forward_to(protocol, internal) {
+        if let Some(forward) = self.forward_to(flow.protocol, flow.source) {
             return Source::Forward(forward.external);
         }
-        match self.mapping_of(protocol, internal) {
+        match self.mapping_of(flow) {
             Some(mapping) if self.mapping_lives(mapping) => Source::Mapping(mapping.clone()),
             Some(mapping) => Source::Over(mapping.clone()),
             None => Source::New,
@@ -45,6 +46,9 @@ impl Reference {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery
         );
         ensure(opens, || "opened by a packet that must not open".into())?;
+        ensure(profile_for(&self.policy, &tuple).is_some(), || {
+            "opened against a rule".into()
+        })?;
         self.check_quotas(packet, &worlds.demand)?;
         let external = rewrite.source;
         let (target, far) = match self.target(&tuple, external.addr) {
@@ -59,7 +63,7 @@ impl Reference {
         ensure(rewrite.destination == target, || {
             format!("rewrites to {rewrite:?}, should go to {target}")
         })?;
-        let backing = match self.source(tuple.protocol, tuple.source) {
+        let backing = match self.source(&tuple) {
             Source::Forward(fixed) => {
                 ensure(external == fixed, || {
                     format!("leaves from {external}, should from its forward {fixed}")
@@ -90,6 +94,7 @@ impl Reference {
             source: target,
             destination: external,
         };
+        self.note_way(&tuple, &worlds.demand);
         self.seen(match (far, backing) {
             (Some(_), _) => "opened as hairpin",
             (None, Backing::Forward) => "opened by a forward's target",
@@ -118,8 +123,10 @@ impl Reference {
     ) -> Result<Backing, String> {
         let protocol = tuple.protocol;
         let wrong = |why: &str| Err(format!("{external} assigned to {tuple}: {why}"));
-        let Some(address) = self.address(external.addr).cloned() else {
-            return wrong("not of the pool");
+        let pool = self.way(tuple).pool;
+        let address = self.address(external.addr).filter(|a| a.pool == pool);
+        let Some(address) = address.cloned() else {
+            return wrong("not of its pool");
         };
         if !address.ports[protocol.index()].contains(external.port) {
             return wrong("not a port of the pool");
@@ -140,25 +147,29 @@ impl Reference {
             let held_max = self.held_max(protocol, &address);
             // In limbo it may have been held down, and that is over.
             let fresh = mapping.limbo_ms.is_none();
-            if fresh && self.hold_is_due(protocol) && self.held(protocol, external.addr) < held_max
-            {
-                return wrong("should be in hold-down");
+            let due = fresh && self.hold_is_due(protocol, mapping.open);
+            if due && self.held_at_most(protocol, external.addr, &self.holds) < held_max {
+                return wrong(&format!("should be in hold-down: {mapping:?}"));
             }
         }
         if self.overloaded(protocol, external) {
-            if self.eim(protocol) {
+            if self.eim(tuple) {
                 return wrong("overloaded");
             }
             self.seen("port overloaded");
         }
         self.check_preserved(tuple, external, back, &address, worlds)?;
         self.learn_pairing(tuple, external, back, worlds.after)?;
-        if !self.eim(protocol) {
+        if !self.eim(tuple) {
             self.note_exhausted(protocol, back);
             return Ok(Backing::Own(self.now_ms));
         }
         self.mappings
             .retain(|m| !(m.protocol == protocol && m.external == external));
+        let elsewhere = |m: &Mapping| m.protocol == protocol && m.internal == tuple.source;
+        if self.mappings.iter().any(elsewhere) {
+            self.seen("a mapping in each pool");
+        }
         self.names += 1;
         self.mappings.push(Mapping {
             name: self.names,
@@ -168,6 +179,7 @@ impl Reference {
             refreshed_ms: self.now_ms,
             started_ms: Some(self.now_ms),
             counted: quota::counts(&self.policy),
+            open: self.makes_open(protocol, Some(pool)),
             limbo_ms: None,
         });
         Ok(Backing::Mapping(self.names))
@@ -187,13 +199,13 @@ impl Reference {
             return Ok(());
         }
         self.check_likeness(tuple, external, address, worlds)?;
-        if !self.policy.profile.preserve_port || !address.ports[protocol.index()].contains(wanted) {
+        if !self.way(tuple).preserve_port || !address.ports[protocol.index()].contains(wanted) {
             return Ok(());
         }
         let wanted = Endpoint::new(external.addr, wanted);
         let free = [worlds.before, worlds.after]
             .iter()
-            .all(|world| self.usable(protocol, wanted, back, world));
+            .all(|world| self.usable(tuple, wanted, back, world));
         let held = self.holds.iter().any(|hold| hold.external == wanted);
         ensure(!free || held, || {
             format!("{external} assigned to {tuple}, though {wanted} is free")
@@ -216,10 +228,10 @@ impl Reference {
             .filter(|&port| address.ports[protocol.index()].contains(port));
         let pool: Vec<u16> = pool.collect();
         let low = pool.iter().filter(|&&port| port < 1024).count();
-        let class = self.policy.profile.preserve_port_class
+        let class = self.way(tuple).preserve_port_class
             && protocol != Protocol::Icmp
             && (1..pool.len()).contains(&low);
-        let parity = self.policy.profile.preserve_port_parity && protocol == Protocol::Udp;
+        let parity = self.way(tuple).preserve_port_parity && protocol == Protocol::Udp;
         let likeness = |port: u16| {
             let same_class = class && (port < 1024) == (wanted < 1024);
             let same_parity = parity && port % 2 == wanted % 2;
@@ -244,7 +256,7 @@ impl Reference {
         Ok(())
     }
 
-    /// The paired address; with soft pairing the first from it on that has a port.
+    /// The first choice; but with hard pairing the first from it on that has a port.
     pub fn learn_pairing(
         &mut self,
         tuple: &Tuple,
@@ -252,8 +264,8 @@ impl Reference {
         back: Endpoint,
         world: &World,
     ) -> Judged {
-        let mut paired = self.pairing(tuple.source.addr).clone();
-        let all: Vec<ExternalAddress> = self.policy.addresses.to_vec();
+        let mut paired = self.pairing(tuple).clone();
+        let all: Vec<ExternalAddress> = self.pool(tuple).cloned().collect();
         paired.retain(|&addr| {
             let start = all
                 .iter()
@@ -265,18 +277,32 @@ impl Reference {
             }
             let first = order.find(|a| {
                 a.addr == external.addr
-                    || self.admits(tuple, a) && !self.exhausted(a, tuple.protocol, back, world)
+                    || self.admits(tuple, a) && !self.exhausted(a, tuple, back, world)
             });
             first.is_some_and(|a| a.addr == external.addr)
         });
         ensure(!paired.is_empty(), || {
-            let before = self.pairing(tuple.source.addr);
+            let before = self.pairing(tuple);
             format!("{external} assigned to {tuple}, paired with {before:?}")
         })?;
         if !paired.contains(&external.addr) {
             self.seen("not the paired address");
         }
-        *self.pairing(tuple.source.addr) = paired;
+        *self.pairing(tuple) = paired;
         Ok(())
+    }
+
+    /// What was special about how a flow is translated.
+    fn note_way(&mut self, flow: &Tuple, demand: &Demand) {
+        let way = self.way(flow).clone();
+        if way.pool != 0 {
+            self.seen("leaves by another pool");
+        }
+        if way != self.policy.profile {
+            self.seen("translated by a rule");
+        }
+        if demand.renews && way.pairing[flow.protocol.index()] == Pairing::None {
+            self.seen("opened without pairing");
+        }
     }
 }

@@ -71,7 +71,7 @@ pub struct Drive<'m> {
 pub fn size_of(configuration: &Configuration) -> TableSize {
     TableSize {
         sessions_max: configuration.sessions_max(),
-        addresses_max: 2,
+        addresses_max: 3,
     }
 }
 
@@ -81,7 +81,7 @@ impl<'m> Drive<'m> {
         let mut random = Seeded(configuration.random | 1);
         let (words, owned) = (&memory.words[..], &memory.owned[..]);
         let nat = Nat::create(words, owned, size, IDENTITY, &mut random).expect("memory");
-        let policy = configuration.choice.policy();
+        let policy = configuration.choice.policy(None);
         let now_ms = configuration.start_ms();
         put(&nat, &policy, now_ms, 255);
         let world = World::of(&nat, owned, size, Time(now_ms));
@@ -124,6 +124,9 @@ impl<'m> Drive<'m> {
     }
 
     fn perform(&mut self, operation: &Operation) -> Judged {
+        if let (Some(story), Operation::Change { .. }) = (&mut self.story, operation) {
+            story.push(format!("{} ms {operation:?}", self.reference.now_ms));
+        }
         match *operation {
             Operation::Out {
                 protocol,
@@ -217,7 +220,8 @@ impl<'m> Drive<'m> {
                     let tick = TICK_MS;
                     self.pass((self.reference.now_ms / tick + 1) * tick)?;
                 }
-                self.change(self.choice.policy(), budget)
+                let before = &self.reference.policy.timers;
+                self.change(self.choice.policy(Some(before)), budget)
             }
             Operation::Restart => self.restart(),
             Operation::Hop { which, hop } => self.hop(which, hop),

@@ -98,6 +98,9 @@ impl Reference {
                     Realm::External => self.refuse_outside(packet, worlds.after),
                 };
                 self.seen(&format!("{refusal:?} from {realm:?}"));
+                if realm == Realm::External {
+                    self.note_way_back(&packet.tuple, refusal);
+                }
                 ensure(
                     reasons.contains(&refusal) || free_to.contains(&refusal),
                     || format!("refused as {refusal:?}, should {reasons:?} or {free_to:?}"),
@@ -121,7 +124,7 @@ impl Reference {
             source: remote,
             destination: external,
         } = packet.tuple;
-        let (target, backing) = match self.reach(protocol, external, remote.addr) {
+        let (target, backing) = match self.reach(protocol, external, remote) {
             Reach::Shut(reasons) => {
                 return Err(format!("admitted, should be refused: {reasons:?}"));
             }

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use conntrack::{
-    Direction, Endpoint, ExternalAddress, FilteringBehaviour, Nat, Policy, Protocol, SessionView,
-    TableSize, Time, TimeoutClass, Totals,
+    Direction, Endpoint, ExternalAddress, Nat, Policy, Protocol, SessionView, TableSize, Time,
+    TimeoutClass, Totals,
 };
 
 use crate::operation::PORTS;
@@ -73,6 +73,7 @@ impl Reference {
                 format!("a live session is gone: {session:?}")
             })?;
         }
+        self.note_timers(&gone);
         let mut each = gone.iter();
         self.sessions.retain(|_| !*each.next().unwrap());
         let reaped = gone.iter().filter(|&&gone| gone).count() as u64;
@@ -112,15 +113,6 @@ impl Reference {
     pub fn held(&self, protocol: Protocol, addr: Ipv4Addr) -> usize {
         let here = |hold: &&Hold| hold.protocol == protocol && hold.external.addr == addr;
         self.holds.iter().filter(here).count()
-    }
-
-    /// Is a released mapping's endpoint to be held down (RFC 6888 REQ-8 and its exceptions)?
-    pub fn hold_is_due(&self, protocol: Protocol) -> bool {
-        self.eim(protocol)
-            && self.policy.profile.filtering[protocol.index()]
-                == FilteringBehaviour::EndpointIndependent
-            && protocol != Protocol::Tcp
-            && self.policy.timers.hold_down_ms > 0
     }
 
     /// Looks up what became of mappings and hold-downs that are over. `changed`: the policy was, so
@@ -203,13 +195,13 @@ impl Reference {
             } else if self.is_set(world, protocol, external) {
                 unsure.push(mapping.clone());
             } else if mapping.limbo_ms.is_none() {
-                released.push(external);
+                released.push(mapping.clone());
             }
         }
         self.mappings = kept;
         for mapping in replaced {
             let since = mapping.limbo_ms.unwrap_or(self.now_ms);
-            self.hold(protocol, mapping.external, since)?;
+            self.hold(protocol, mapping.external, mapping.open, since)?;
         }
         let distinct = self.overloaded_ports(protocol);
         let (in_use, held) = (
@@ -234,32 +226,40 @@ impl Reference {
         for mut mapping in unsure {
             if holding == 0 {
                 mapping.limbo_ms = None;
+                mapping.open = self.makes_open(protocol, self.pool_of(mapping.external));
                 self.mappings.push(mapping);
             } else if present == 0 {
                 let since = mapping.limbo_ms.unwrap_or(self.now_ms);
-                self.hold(protocol, mapping.external, since)?;
+                self.hold(protocol, mapping.external, mapping.open, since)?;
             } else {
                 mapping.limbo_ms.get_or_insert(self.now_ms);
                 self.mappings.push(mapping);
             }
         }
-        for external in released {
-            self.check_not_held(changed, protocol, external, before)?;
+        for mapping in released.iter().filter(|_| !changed) {
+            self.check_not_held(mapping, before)?;
         }
         self.check_held_max(protocol, before)
     }
 
-    /// Has its internal endpoint a later mapping?
+    /// Has its internal endpoint a later mapping in its pool?
     fn is_replaced(&self, mapping: &Mapping) -> bool {
         self.mappings.iter().any(|other| {
             other.protocol == mapping.protocol
                 && other.internal == mapping.internal
+                && self.pool_of(other.external) == self.pool_of(mapping.external)
                 && other.name > mapping.name
         })
     }
 
-    pub fn hold(&mut self, protocol: Protocol, external: Endpoint, since_ms: u64) -> Judged {
-        ensure(self.hold_is_due(protocol), || {
+    pub fn hold(
+        &mut self,
+        protocol: Protocol,
+        external: Endpoint,
+        open: bool,
+        since_ms: u64,
+    ) -> Judged {
+        ensure(self.hold_is_due(protocol, open), || {
             format!("{protocol} {external} is in hold-down without a reason")
         })?;
         self.seen("held down");
@@ -280,14 +280,9 @@ impl Reference {
 
     /// A released endpoint that is free at once: only where no hold-down is due, or there is no
     /// room for it.
-    fn check_not_held(
-        &mut self,
-        changed: bool,
-        protocol: Protocol,
-        external: Endpoint,
-        before: &[Hold],
-    ) -> Judged {
-        if !self.hold_is_due(protocol) || changed {
+    fn check_not_held(&mut self, mapping: &Mapping, before: &[Hold]) -> Judged {
+        let (protocol, external) = (mapping.protocol, mapping.external);
+        if !self.hold_is_due(protocol, mapping.open) {
             return Ok(());
         }
         let held = self.held_at_most(protocol, external.addr, before);
@@ -303,7 +298,7 @@ impl Reference {
     /// How many ports of an address may have been in hold-down at once during an operation. One
     /// that is over counts until it is swept, and what was or is in limbo may be one, unless its
     /// mapping turned out to be there.
-    fn held_at_most(&self, protocol: Protocol, addr: Ipv4Addr, before: &[Hold]) -> usize {
+    pub fn held_at_most(&self, protocol: Protocol, addr: Ipv4Addr, before: &[Hold]) -> usize {
         let is_there = |mapping: &&Mapping| {
             let mut mappings = self.mappings.iter();
             mappings.any(|m| m.name == mapping.name && m.limbo_ms.is_none())

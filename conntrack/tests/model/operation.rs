@@ -5,24 +5,28 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     AddressKind, Endpoint, ExternalAddress, FilteringBehaviour, FlowTimers, Forward, Limits,
-    MappingBehaviour, Pairing, Policy, PortSet, Profile, Protocol, Quotas, Rules, Signal, Timers,
+    MappingBehaviour, Pairing, Policy, PortSet, Profile, Protocol, Quotas, Rules, Signal,
+    TimerSets, Timers,
 };
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
+
+use crate::ruling;
 
 /// All ports that pools and forwards use: borders of 64-bit words among them.
 pub const PORTS: &[u16] = &[
     0, 7, 80, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1022, 1023, 1024, 1025,
     2047, 2048, 65535,
 ];
-/// Addresses of the pool with their slots: the first and the last take turns.
-const ADDRESSES: [(Ipv4Addr, u16); 3] = [
+/// Addresses of all pools with their slots: the first and the third take turns.
+pub const ADDRESSES: [(Ipv4Addr, u16); 4] = [
     (Ipv4Addr::new(203, 0, 113, 1), 0),
     (Ipv4Addr::new(203, 0, 113, 2), 1),
     (Ipv4Addr::new(203, 0, 113, 3), 0),
+    (Ipv4Addr::new(203, 0, 113, 4), 2),
 ];
-/// Pools by places in [`ADDRESSES`].
-const POOLS: [&[usize]; 12] = [
+/// What there is of [`ADDRESSES`], by place.
+const POOLS: [&[usize]; 16] = [
     &[0],
     &[0, 1],
     &[1, 0],
@@ -30,11 +34,15 @@ const POOLS: [&[usize]; 12] = [
     &[1],
     &[2, 1],
     &[0],
-    &[0, 1],
+    &[0, 1, 3],
     &[0],
     &[0, 1],
     &[2],
     &[],
+    &[1, 3],
+    &[0, 1, 3],
+    &[3, 0],
+    &[3, 2, 1],
 ];
 /// Ports of a pool by protocol, as first and last places in [`PORTS`].
 const POOL_PORTS: [[&[(usize, usize)]; 3]; 7] = [
@@ -98,6 +106,7 @@ pub struct Choice {
     pub forwards: u8,
     pub quotas: u8,
     pub denied: u8,
+    pub rules: u8,
 }
 
 /// What a run starts from.
@@ -216,7 +225,7 @@ pub fn operations(most: usize) -> impl Strategy<Value = Vec<Operation>> {
 /// Any configuration with this mapping and filtering behaviour.
 pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configuration> {
     let flags = any::<[bool; 6]>();
-    (flags, any::<[u8; 9]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
+    (flags, any::<[u8; 10]>(), any::<u64>()).prop_map(move |(flags, numbers, random)| {
         let [preserve, inbound_refresh, shared, class, parity, soft] = flags;
         let [
             timers,
@@ -228,6 +237,7 @@ pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configur
             mix,
             quotas,
             denied,
+            rules,
         ] = numbers;
         Configuration {
             choice: Choice {
@@ -246,6 +256,7 @@ pub fn configuration(eim: bool, filtering: u8) -> impl Strategy<Value = Configur
                 forwards,
                 quotas,
                 denied,
+                rules,
             },
             sessions_max,
             start,
@@ -267,7 +278,7 @@ impl Configuration {
 impl Choice {
     /// The choice with one thing changed.
     pub fn changed(mut self, what: u8, value: u8) -> Choice {
-        match what % 12 {
+        match what % 16 {
             0 => (self.eim, self.mix) = (value & 1 == 1, value.rotate_left(2)),
             1 => self.filtering = value,
             2 => {
@@ -280,6 +291,9 @@ impl Choice {
             7 => self.ports = value,
             8 => self.quotas = value,
             9 => self.denied = value,
+            10 => self.rules = value,
+            // Often the same two in turn: mappings come to be in other pools.
+            11..=13 => self.rules = if self.rules == 1 { u8::MAX } else { 1 },
             _ => self.forwards = value,
         }
         self
@@ -290,7 +304,8 @@ impl Choice {
         self.mix < 64 && self.mix >> bit & 1 == 1
     }
 
-    pub fn policy(&self) -> Policy {
+    /// Its timers are numbered after those of the policy before, if one is in the tables.
+    pub fn policy(&self, earlier: Option<&TimerSets>) -> Policy {
         let pool = of(&POOLS, self.pool).iter();
         let kind = match self.shared {
             true => AddressKind::Shared,
@@ -303,7 +318,7 @@ impl Choice {
             pool: 0,
             ports: of(&POOL_PORTS, self.ports).map(port_set),
         };
-        Policy {
+        let mut policy = Policy {
             profile: Profile {
                 pool: 0,
                 mapping: [0, 1, 2].map(|protocol| match self.eim != self.differs(protocol) {
@@ -336,7 +351,9 @@ impl Choice {
                 .map(host_prefix)
                 .collect(),
             forwards: forwards(self.forwards).into(),
-        }
+        };
+        ruling::enact(&mut policy, self.rules, earlier);
+        policy
     }
 }
 
@@ -354,7 +371,8 @@ fn port_set(ranges: &[(usize, usize)]) -> PortSet {
     set
 }
 
-fn timers(which: u8) -> Timers {
+/// Some timers.
+pub fn timers(which: u8) -> Timers {
     // udp, trans-open, idle, trans-close, icmp, hold-down.
     let short = |[udp, open, idle, close, icmp, hold]: [u32; 6]| Timers {
         udp_timeout_ms: udp,

@@ -54,7 +54,7 @@ impl Reference {
             (s.counted, s.protocol, s.sides[0].tuple.source.addr) == (true, protocol, sender)
         });
         let own = |s: &&Session| matches!(s.sides[0].backing, Backing::Own(_));
-        let (renews, replaced) = match self.source(protocol, packet.tuple.source) {
+        let (renews, replaced) = match self.source(&packet.tuple) {
             Source::New => (true, None),
             Source::Over(mapping) if users(mapping.name) == 0 => (true, Some(mapping.name)),
             Source::Over(_) | Source::Forward(_) | Source::Mapping(_) => (false, None),

@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use conntrack::{
-    Direction, Endpoint, ExternalAddress, FilteringBehaviour, Forward, MappingBehaviour, NextHop,
-    Pairing, Policy, Protocol, Realm, Refusal, Tuple,
+    Direction, Endpoint, ExternalAddress, FilteringBehaviour, Forward, NextHop, Policy, Protocol,
+    Realm, Refusal, Tuple,
 };
 
 use crate::connection::Connection;
+use crate::flow::{Pair, is_independent, profile_for};
 
 /// What stands behind the external endpoint of one side of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct Mapping {
     pub refreshed_ms: u64,
     /// `None`: made anew or revived, nobody can tell.
     pub started_ms: Option<u64>,
+    /// Anybody may send to it.
+    pub open: bool,
     /// Its port counts in what its internal host has.
     pub counted: bool,
     /// Over since then, and in the tables or in hold-down: nobody can tell.
@@ -94,8 +97,8 @@ pub struct Reference {
     pub holds: Vec<Hold>,
     /// Mappings in limbo after the last operation: another may have their port by now.
     pub limbo: Vec<Mapping>,
-    /// External addresses that an internal one may be paired with, as far as it showed.
-    pub pairings: Vec<(Ipv4Addr, Vec<Ipv4Addr>)>,
+    /// External addresses that may be the first choice, as far as it showed.
+    pub pairings: Vec<(Pair, Vec<Ipv4Addr>)>,
     /// `edm`: (protocol, remote, tick) for which an address may have been found exhausted.
     pub refused: Vec<(Protocol, Endpoint, u64)>,
     pub created: u64,
@@ -195,20 +198,8 @@ impl Reference {
         }
     }
 
-    pub fn eim(&self, protocol: Protocol) -> bool {
-        self.policy.profile.mapping[protocol.index()] == MappingBehaviour::EndpointIndependent
-    }
-
-    /// May a new mapping be on another address than the paired one? What an `eim` endpoint begins
-    /// with a hairpin stays: the far side judged by that address.
-    pub fn is_soft(&self, tuple: &Tuple, back: Endpoint) -> bool {
-        let (protocol, hairpin) = (tuple.protocol, back != tuple.destination);
-        let soft = self.policy.profile.pairing[protocol.index()] == Pairing::Soft;
-        soft && !(self.eim(protocol) && hairpin)
-    }
-
     pub fn timeout_ms(&self, session: &Session) -> u64 {
-        let timers = &self.policy.timers;
+        let timers = self.session_timers(session);
         u64::from(match (&session.tcp, session.protocol) {
             (Some(tcp), _) => tcp.timeout_ms(timers),
             (None, Protocol::Icmp) => timers.icmp_timeout_ms,
@@ -236,10 +227,11 @@ impl Reference {
 
     /// Until when a mapping is open to the external realm: rounded up to a tick.
     pub fn open_until_ms(&self, mapping: &Mapping) -> u64 {
+        let timers = self.mapping_timers(mapping);
         let timeout = match mapping.protocol {
-            Protocol::Tcp => self.policy.timers.tcp_idle_timeout_ms,
-            Protocol::Udp => self.policy.timers.udp_timeout_ms,
-            Protocol::Icmp => self.policy.timers.icmp_timeout_ms,
+            Protocol::Tcp => timers.tcp_idle_timeout_ms,
+            Protocol::Udp => timers.udp_timeout_ms,
+            Protocol::Icmp => timers.icmp_timeout_ms,
         };
         (mapping.refreshed_ms / TICK_MS + 1) * TICK_MS + u64::from(timeout)
     }
@@ -312,9 +304,14 @@ impl Reference {
         })
     }
 
-    pub fn mapping_of(&self, protocol: Protocol, internal: Endpoint) -> Option<&Mapping> {
+    /// The mapping that a flow's internal endpoint has in the pool that it leaves from.
+    pub fn mapping_of(&self, flow: &Tuple) -> Option<&Mapping> {
+        let pool = Some(self.way(flow).pool);
         let mut mappings = self.mappings.iter().rev();
-        mappings.find(|m| m.protocol == protocol && m.internal == internal)
+        mappings.find(|m| {
+            (m.protocol, m.internal) == (flow.protocol, flow.source)
+                && self.pool_of(m.external) == pool
+        })
     }
 
     pub fn mapping_at(&self, protocol: Protocol, external: Endpoint) -> Option<&Mapping> {
@@ -334,11 +331,11 @@ impl Reference {
         })
     }
 
-    /// Who answers at an external endpoint to this remote address.
-    pub fn reach(&self, protocol: Protocol, external: Endpoint, remote: Ipv4Addr) -> Reach {
+    /// Who answers at an external endpoint to this remote endpoint.
+    pub fn reach(&self, protocol: Protocol, external: Endpoint, remote: Endpoint) -> Reach {
         if let Some(forward) = self.forward_at(protocol, external) {
-            let allowed =
-                forward.allow.is_empty() || forward.allow.iter().any(|net| net.contains(&remote));
+            let allowed = forward.allow.is_empty()
+                || forward.allow.iter().any(|net| net.contains(&remote.addr));
             return if allowed {
                 Reach::Open {
                     target: forward.targets.list[0].endpoint,
@@ -360,12 +357,24 @@ impl Reference {
         // that is silent from inside for longer than `tcp-idle` is open is left open.
         let tcp = protocol == Protocol::Tcp;
         let lives = fresh && (!tcp || self.mapping_lives(mapping));
-        if !self.eim(protocol) || !(lives || tcp) || self.address(external.addr).is_none() {
+        if !(lives || tcp) || self.address(external.addr).is_none() {
             return nobody;
         }
-        let admitted = match self.policy.profile.filtering[protocol.index()] {
+        // Filtering is that of the flow that the internal host itself would have to there.
+        let flow = Tuple {
+            protocol,
+            source: mapping.internal,
+            destination: remote,
+        };
+        let Some(way) = profile_for(&self.policy, &flow) else {
+            return nobody;
+        };
+        if !is_independent(way, protocol) {
+            return nobody;
+        }
+        let admitted = match way.filtering[protocol.index()] {
             FilteringBehaviour::EndpointIndependent => true,
-            FilteringBehaviour::AddressDependent => self.knows(mapping, remote),
+            FilteringBehaviour::AddressDependent => self.knows(mapping, remote.addr),
             FilteringBehaviour::EndpointDependent => false,
         };
         match (admitted, lives) {
@@ -387,51 +396,23 @@ impl Reference {
         }
     }
 
-    /// Addresses that an internal one may be paired with.
-    pub fn pairing(&mut self, internal: Ipv4Addr) -> &mut Vec<Ipv4Addr> {
-        let place = self.pairings.iter().position(|(addr, _)| *addr == internal);
+    /// The addresses of the pool that a flow leaves from.
+    pub fn pool(&self, flow: &Tuple) -> impl Iterator<Item = &ExternalAddress> {
+        let pool = self.way(flow).pool;
+        self.policy.addresses.iter().filter(move |a| a.pool == pool)
+    }
+
+    /// Addresses that may be the first choice of a flow.
+    pub fn pairing(&mut self, flow: &Tuple) -> &mut Vec<Ipv4Addr> {
+        let pair = self.pair(flow);
+        let place = self.pairings.iter().position(|(other, _)| *other == pair);
         let place = place.unwrap_or_else(|| {
-            let all = self.policy.addresses.iter();
+            let all = self.pool(flow);
             let usable = all.filter(|a| a.ports.iter().any(|ports| !ports.is_empty()));
-            self.pairings
-                .push((internal, usable.map(|a| a.addr).collect()));
+            let usable = usable.map(|a| a.addr).collect();
+            self.pairings.push((pair, usable));
             self.pairings.len() - 1
         });
         &mut self.pairings[place].1
-    }
-
-    /// Must a session end under a new policy?
-    pub fn contradicts(&self, session: &Session, next: &Policy) -> bool {
-        let slot_in = |policy: &Policy, addr| {
-            let mut addresses = policy.addresses.iter();
-            addresses.find(|a| a.addr == addr).map(|a| a.slot)
-        };
-        let there = session.sides[0].tuple.destination.addr;
-        if !session.from_outside && next.denied.contains(there) {
-            return true;
-        }
-        session.owners().iter().enumerate().any(|(i, side)| {
-            let external = side.source;
-            let same = slot_in(next, external.addr).is_some()
-                && slot_in(next, external.addr) == slot_in(&self.policy, external.addr);
-            let mut forwards = next.forwards.iter();
-            let forward =
-                forwards.find(|f| f.protocol == session.protocol && f.external == external);
-            if side.backing != Backing::Forward {
-                return !same || forward.is_some();
-            }
-            // The far side sees the opener by its external address.
-            let opener = match (session.from_outside, i) {
-                (true, _) => Some(session.sides[1].tuple.source.addr),
-                (false, 1) => Some(session.sides[0].source.addr),
-                (false, _) => None,
-            };
-            let fits = forward.is_some_and(|f| {
-                let allowed =
-                    |addr| f.allow.is_empty() || f.allow.iter().any(|n| n.contains(&addr));
-                f.targets == side.tuple.source.into() && opener.is_none_or(allowed)
-            });
-            !same || !fits
-        })
     }
 }

@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use conntrack::{Endpoint, ExternalAddress, Protocol, Refusal, Signal, Tuple};
+use conntrack::{Action, Endpoint, ExternalAddress, Protocol, Refusal, Signal, Tuple};
 
 use crate::choice::Source;
+use crate::flow::action;
 use crate::judge::{Packet, Worlds};
 use crate::observe::{Judged, World, ensure};
 use crate::operation::PORTS;
@@ -27,7 +28,7 @@ impl Reference {
         } = packet.tuple;
         let mut free_to = Vec::new();
         let mut limits = Vec::new();
-        let mut reasons = match self.reach(protocol, external, remote.addr) {
+        let mut reasons = match self.reach(protocol, external, remote) {
             Reach::Shut(reasons) => reasons,
             Reach::Open {
                 target,
@@ -152,22 +153,17 @@ impl Reference {
     }
 
     /// Addresses that the sender may be seen as.
-    pub fn seen_as(
-        &mut self,
-        source: &Source,
-        protocol: Protocol,
-        internal: Endpoint,
-    ) -> Vec<Ipv4Addr> {
+    pub fn seen_as(&mut self, source: &Source, flow: &Tuple) -> Vec<Ipv4Addr> {
         match source {
             Source::Forward(external) => vec![external.addr],
             Source::Mapping(mapping) => vec![mapping.external.addr],
             Source::Over(mapping) => {
-                let mut addresses = self.pairing(internal.addr).clone();
+                let mut addresses = self.pairing(flow).clone();
                 addresses.push(mapping.external.addr);
                 addresses
             }
-            Source::New if self.eim(protocol) => self.pairing(internal.addr).clone(),
-            Source::New => self.policy.addresses.iter().map(|a| a.addr).collect(),
+            Source::New if self.eim(flow) => self.pairing(flow).clone(),
+            Source::New => self.pool(flow).map(|a| a.addr).collect(),
         }
     }
 
@@ -177,6 +173,8 @@ impl Reference {
         if tuple.protocol == Protocol::Icmp {
             return Some(Reach::Shut(vec![Refusal::NoSession]));
         }
+        // The sender's external port is not chosen yet.
+        let seen_as = Endpoint::new(seen_as, tuple.source.port);
         Some(
             match self.reach(tuple.protocol, tuple.destination, seen_as) {
                 Reach::Open { target, .. } if target == tuple.source => {
@@ -193,6 +191,11 @@ impl Reference {
         packet: &Packet,
         worlds: &Worlds,
     ) -> (Vec<Refusal>, Vec<Refusal>) {
+        match action(&self.policy, &packet.tuple) {
+            Action::Translate(_) => {}
+            Action::Bypass => return (vec![Refusal::RuleBypass], vec![]),
+            Action::Drop => return (vec![Refusal::RuleDrop], vec![]),
+        }
         match packet.signal {
             Signal::TcpSyn | Signal::Udp | Signal::IcmpQuery => {}
             Signal::IcmpReply => return (vec![Refusal::IcmpUnasked], vec![]),
@@ -205,10 +208,13 @@ impl Reference {
         let tuple = packet.tuple;
         let (mut reasons, mut free_to) = (Vec::new(), Vec::new());
         reasons.extend(self.full(world));
-        let source = self.source(tuple.protocol, tuple.source);
-        let seen_as = self.seen_as(&source, tuple.protocol, tuple.source);
+        let source = self.source(&tuple);
+        let seen_as = self.seen_as(&source, &tuple);
         if seen_as.is_empty() {
             reasons.push(Refusal::NoExternalAddress);
+            if tuple.protocol == Protocol::Icmp && self.address(tuple.destination.addr).is_some() {
+                reasons.push(Refusal::NoSession);
+            }
         }
         let mut back = tuple.destination;
         for addr in seen_as {
@@ -242,8 +248,8 @@ impl Reference {
             Source::Forward(_) | Source::Mapping(_) => {}
             // Its own endpoint is free for it, unless it went into hold-down or left the pool.
             Source::Over(mapping)
-                if !self.hold_is_due(tuple.protocol)
-                    && *self.pairing(tuple.source.addr) == [mapping.external.addr]
+                if !self.hold_is_due(tuple.protocol, mapping.open)
+                    && *self.pairing(&tuple) == [mapping.external.addr]
                     && self.address(mapping.external.addr).is_some_and(|a| {
                         a.ports[tuple.protocol.index()].contains(mapping.external.port)
                     }) => {}
@@ -274,7 +280,7 @@ impl Reference {
             (side.tuple.protocol, side.tuple.source) == (tuple.protocol, back)
                 && self.address(side.tuple.destination.addr).is_some()
         };
-        self.eim(tuple.protocol) && back != tuple.destination && sides.any(clashing)
+        self.eim(tuple) && back != tuple.destination && sides.any(clashing)
     }
 
     /// The reasons to refuse a new mapping.
@@ -283,15 +289,15 @@ impl Reference {
         if world.totals.mappings == u64::from(self.sessions_max) {
             reasons.push(Refusal::MappingsFull);
         }
-        let paired = self.pairing(tuple.source.addr).clone();
+        let paired = self.pairing(tuple).clone();
         let soft = self.is_soft(tuple, back);
-        let candidates = self.policy.addresses.iter();
-        let mut candidates = candidates
+        let mut candidates = self
+            .pool(tuple)
             .filter(|a| soft || paired.contains(&a.addr))
-            .filter(|a| self.eim(tuple.protocol) || self.admits(tuple, a));
+            .filter(|a| self.eim(tuple) || self.admits(tuple, a));
         let exhausted = match soft {
-            true => candidates.all(|a| self.exhausted(a, tuple.protocol, back, world)),
-            false => candidates.any(|a| self.exhausted(a, tuple.protocol, back, world)),
+            true => candidates.all(|a| self.exhausted(a, tuple, back, world)),
+            false => candidates.any(|a| self.exhausted(a, tuple, back, world)),
         };
         if exhausted {
             reasons.push(Refusal::PortsExhausted);
@@ -303,33 +309,28 @@ impl Reference {
     pub fn exhausted(
         &self,
         address: &ExternalAddress,
-        protocol: Protocol,
+        flow: &Tuple,
         back: Endpoint,
         world: &World,
     ) -> bool {
-        let ports = &address.ports[protocol.index()];
+        let ports = &address.ports[flow.protocol.index()];
         let mut ports = PORTS.iter().filter(|p| ports.contains(**p));
         ports.all(|&port| {
             let external = Endpoint::new(address.addr, port);
-            !self.usable(protocol, external, back, world)
+            !self.usable(flow, external, back, world)
         })
     }
 
     /// Would a port do for a new mapping? A hold-down that is over is no reason against it.
-    pub fn usable(
-        &self,
-        protocol: Protocol,
-        external: Endpoint,
-        back: Endpoint,
-        world: &World,
-    ) -> bool {
+    pub fn usable(&self, flow: &Tuple, external: Endpoint, back: Endpoint, world: &World) -> bool {
+        let protocol = flow.protocol;
         let over = self.holds.iter().any(|hold| {
             hold.protocol == protocol && hold.external == external && self.now_ms >= hold.until_ms
         });
         if !self.is_set(world, protocol, external) || over {
             return true;
         }
-        if self.eim(protocol) || !self.overloaded(protocol, external) {
+        if self.eim(flow) || !self.overloaded(protocol, external) {
             return false;
         }
         let blocking = Tuple {
@@ -363,7 +364,8 @@ impl Reference {
     pub fn adopt_clashed(&mut self, packet: &Packet, worlds: &Worlds) -> Judged {
         let protocol = packet.tuple.protocol;
         let back = self.far_side(&packet.tuple);
-        if !self.hold_is_due(protocol) || !self.may_clash(&packet.tuple, back) {
+        let open = self.makes_open(protocol, Some(self.way(&packet.tuple).pool));
+        if !self.hold_is_due(protocol, open) || !self.may_clash(&packet.tuple, back) {
             return Ok(());
         }
         let addresses = self.policy.addresses.iter();
@@ -377,7 +379,7 @@ impl Reference {
         let made: Vec<Endpoint> = endpoints.filter(made).collect();
         ensure(made.len() <= 1, || format!("held down: {made:?}"))?;
         for external in made {
-            self.hold(protocol, external, self.now_ms)?;
+            self.hold(protocol, external, open, self.now_ms)?;
         }
         Ok(())
     }
@@ -386,21 +388,21 @@ impl Reference {
     pub fn learn_exhaustion(&mut self, packet: &Packet, world: &World) -> Judged {
         let tuple = packet.tuple;
         let back = self.far_side(&tuple);
-        if !self.eim(tuple.protocol) {
+        if !self.eim(&tuple) {
             self.note_exhausted(tuple.protocol, back);
             return Ok(());
         }
-        let new = matches!(self.source(tuple.protocol, tuple.source), Source::New);
+        let new = matches!(self.source(&tuple), Source::New);
         if !new || self.is_soft(&tuple, back) || self.may_clash(&tuple, back) {
             return Ok(());
         }
-        let mut paired = self.pairing(tuple.source.addr).clone();
+        let mut paired = self.pairing(&tuple).clone();
         paired.retain(|&addr| {
             let address = self.address(addr).expect("of the policy");
-            self.exhausted(address, tuple.protocol, back, world)
+            self.exhausted(address, &tuple, back, world)
         });
         ensure(!paired.is_empty(), || "no pairing explains that".into())?;
-        *self.pairing(tuple.source.addr) = paired;
+        *self.pairing(&tuple) = paired;
         Ok(())
     }
 

@@ -74,65 +74,6 @@ impl Drive<'_> {
         ensure(hold.is_none(), || format!("not swept: {hold:?}"))
     }
 
-    pub fn change(&mut self, next: Policy, budget: u8) -> Judged {
-        put(&self.nat, &next, self.reference.now_ms, budget);
-        let after = self.look();
-        let reference = &mut self.reference;
-        let ended: Vec<bool> = reference
-            .sessions
-            .iter()
-            .map(|session| reference.contradicts(session, &next))
-            .collect();
-        let same_pool = reference.policy.addresses == next.addresses;
-        let before = std::mem::replace(&mut reference.policy, next);
-        reference.move_holds(&before, &after);
-        let mut most = 0;
-        let mut least = 0;
-        let mut each = ended.iter();
-        let sessions = std::mem::take(&mut reference.sessions);
-        for session in sessions {
-            reference.note_denial(&session);
-            if !*each.next().unwrap() {
-                reference.sessions.push(session);
-                continue;
-            }
-            most += 1;
-            least += u64::from(reference.lives(&session));
-            let listed = after
-                .listing
-                .iter()
-                .any(|view| view.number == session.number);
-            ensure(!listed, || {
-                format!("contradicts the policy, but is there: {session:?}")
-            })?;
-        }
-        let removed = after.totals.removed - reference.removed;
-        ensure((least..=most).contains(&removed), || {
-            format!("{removed} removed, should be {least} to {most}")
-        })?;
-        reference.removed += removed;
-        reference.expired += most - removed;
-        if removed > 0 {
-            reference.seen("removed by policy");
-        }
-        reference.reap(&after, None)?;
-        let mappings = std::mem::take(&mut reference.mappings);
-        for mapping in mappings {
-            let stays = reference.address(mapping.external.addr).is_some()
-                && reference
-                    .forward_at(mapping.protocol, mapping.external)
-                    .is_none();
-            if stays {
-                reference.mappings.push(mapping);
-            }
-        }
-        if !same_pool {
-            reference.pairings.clear();
-        }
-        reference.refused.clear();
-        self.finish(after, true)
-    }
-
     pub fn restart(&mut self) -> Judged {
         let (words, owned) = (&self.memory.words[..], &self.memory.owned[..]);
         self.nat = Nat::open(words, owned, self.size, IDENTITY)
@@ -148,7 +89,8 @@ impl Drive<'_> {
         if self.reference.sessions.iter().any(|s| s.counted) {
             self.reference.seen("restart with what counts");
         }
-        self.change(self.choice.policy(), 255)
+        // The new process numbers timers anew.
+        self.change(self.choice.policy(None), 255)
     }
 
     pub fn hop(&mut self, which: u8, hop: u8) -> Judged {
