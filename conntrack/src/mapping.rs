@@ -307,7 +307,7 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// A live shared mapping of an internal endpoint that is as asked for.
-    fn some_shared_mapping(
+    pub(crate) fn some_shared_mapping(
         &self,
         protocol: Protocol,
         internal: Endpoint,

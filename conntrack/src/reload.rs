@@ -186,8 +186,8 @@ impl<W: Word> Nat<'_, W> {
             let there = even.tuple().destination.addr;
             !meta.opened_outside() && at.policy.denied.contains(there)
                 || !meta.opened_outside() && !self.is_translated_so(at.policy, even)
-                || !self.agrees(at.policy, even, opened_by)
-                || hairpin && !self.agrees(at.policy, odd, Some(even.written().0.addr))
+                || !self.agrees(at, even, opened_by)
+                || hairpin && !self.agrees(at, odd, Some(even.written().0.addr))
         };
         if self.end_if(at, session, header::REMOVED, contradicts) {
             return;
@@ -216,14 +216,14 @@ impl<W: Word> Nat<'_, W> {
     }
 
     /// May a half's external endpoint go on?
-    fn agrees(&self, policy: &Policy, half: &Snapshot, opened_by: Option<Ipv4Addr>) -> bool {
+    fn agrees(&self, at: &At, half: &Snapshot, opened_by: Option<Ipv4Addr>) -> bool {
+        let policy = at.policy;
         let (internal, external) = (half.tuple().source, half.written().0);
         let forward = policy.forwards.find(half.meta().protocol(), external);
         if half.mapping() != 0 {
             let mapping = self.mappings.read(half.mapping());
             return forward.is_none()
-                && mapping
-                    .is_some_and(|m| m.agrees_with(policy) && !self.is_superseded(policy, &m));
+                && mapping.is_some_and(|m| m.agrees_with(policy) && !self.is_superseded(at, &m));
         }
         forward.is_some_and(|(_, forward)| {
             forward.leads(external, internal)
@@ -242,7 +242,7 @@ impl<W: Word> Nat<'_, W> {
             .find(mapping.protocol(), mapping.external);
         let ends = forward.is_some()
             || !mapping.agrees_with(at.policy)
-            || self.is_superseded(at.policy, &mapping);
+            || self.is_superseded(at, &mapping);
         let done = match mapping.pool(at.policy) {
             Some(pool) if !ends && mapping.shared() => self.renew_mapping(at, &mapping, pool),
             Some(_) if !ends => true,
@@ -267,13 +267,22 @@ impl<W: Word> Nat<'_, W> {
         renewed.is_some_and(|renewed| self.find_again(at, &renewed, pool))
     }
 
-    /// Has the internal endpoint another mapping in the same pool, which new sessions join? The address of this one
-    /// was gone for a moment and came back (RFC 4787 REQ-1 leaves room for one).
-    fn is_superseded(&self, policy: &Policy, mapping: &Mapping) -> bool {
-        let Some(pool) = mapping.pool(policy).filter(|_| mapping.shared()) else {
+    /// Has the internal endpoint another mapping in the same pool, which new sessions join (RFC 4787
+    /// REQ-1 leaves room for one)? The address of this one was gone for a moment and came back, or
+    /// came from another pool. What is over, or makes room for a forward, takes no other's place.
+    fn is_superseded(&self, at: &At, mapping: &Mapping) -> bool {
+        let Some(pool) = mapping.pool(at.policy).filter(|_| mapping.shared()) else {
             return false;
         };
-        let found = self.shared_mapping(policy, pool, mapping.protocol(), mapping.internal);
+        let (protocol, internal) = (mapping.protocol(), mapping.internal);
+        let goes_on = |other: &Mapping| {
+            other.pool(at.policy) == Some(pool)
+                && (other.sessions() > 0 || at.is_fresh(other))
+                && at.policy.forwards.find(protocol, other.external).is_none()
+        };
+        let found = self
+            .some_shared_mapping(protocol, internal, goes_on)
+            .or_else(|| self.shared_mapping(at.policy, pool, protocol, internal));
         found.is_some_and(|found| found.number != mapping.number)
     }
 

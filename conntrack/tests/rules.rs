@@ -360,6 +360,44 @@ fn sessions_that_new_rules_translate_otherwise_end_and_others_go_on() {
     }
 }
 
+/// RFC 4787 REQ-1 again: one of them stays, and none that is over takes the other's place.
+#[test]
+fn of_mappings_that_come_to_be_in_one_pool_the_living_one_stays() {
+    let (kept, over) = ("192.0.2.7:99", "203.0.113.7:53");
+    for order in [[kept, over], [over, kept]] {
+        let mut policy = policies(EIM, 1000);
+        let first = TimerSets::from(Timers::RFC);
+        let (timers, numbers) = first
+            .following(true, Timers::RFC, &[udp_after(20_000)])
+            .unwrap();
+        policy.timers = timers;
+        policy.others[0].timers.services = vec![Service {
+            protocol: Protocol::Udp,
+            first: 53,
+            last: 53,
+            timers: numbers[0],
+        }];
+        let mut rig = Rig::new(policy);
+        let from = "10.0.1.5:5000";
+        for to in order {
+            rig.udp(from, to);
+        }
+        rig.wait(25_000);
+        rig.sweep();
+        let external = rig.udp(from, kept);
+        rig.wait(280_000);
+        // Without a session, and its time is over, but it is still in the tables.
+        assert_eq!(rig.nat.totals().mappings, 2);
+        rig.policy.rules = Rules::default();
+        rig.policy.addresses.edit(|list| list[1].pool = 0);
+        rig.apply();
+        rig.check();
+        let totals = rig.nat.totals();
+        assert_eq!((totals.sessions, totals.mappings), (1, 1), "{order:?}");
+        assert_eq!(rig.udp(from, "192.0.2.8:1"), external);
+    }
+}
+
 /// The same source always leaves by the same address, whatever else happens.
 #[test]
 fn who_leaves_by_which_address_stays() {

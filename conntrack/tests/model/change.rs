@@ -5,7 +5,7 @@ use conntrack::{Policy, Protocol, Timers};
 use crate::drive::Drive;
 use crate::flow::{pool_in, profile_for};
 use crate::observe::{Judged, World, ensure};
-use crate::reference::{Backing, Mapping, Reference, Session};
+use crate::reference::{Backing, Mapping, Reference, Session, open_until_ms};
 use crate::upkeep::put;
 
 /// What a new policy does to a session.
@@ -22,6 +22,8 @@ struct Earlier {
     mapping: Mapping,
     had_sessions: bool,
     was_fresh: bool,
+    /// It has no session, and is over by its own timers and, as theirs change at once, those of all.
+    is_over: bool,
     /// Another one of its internal endpoint is in the same pool now.
     met: bool,
 }
@@ -92,6 +94,9 @@ impl Reference {
             .map(|mapping| Earlier {
                 had_sessions: self.users(mapping.name) > 0,
                 was_fresh: self.now_ms < self.open_until_ms(mapping),
+                is_over: self.users(mapping.name) == 0
+                    && self.now_ms >= self.open_until_ms(mapping)
+                    && self.now_ms >= open_until_ms(mapping, &next.timers),
                 met: self.meets(mapping, next),
                 mapping: mapping.clone(),
             })
@@ -105,6 +110,7 @@ impl Reference {
             had_sessions,
             was_fresh,
             met,
+            ..
         } in earlier
         {
             let (protocol, external) = (mapping.protocol, mapping.external);
@@ -123,6 +129,37 @@ impl Reference {
             .iter()
             .filter(|earlier| earlier.met)
             .try_for_each(|met| self.check_met(met, earlier))
+    }
+
+    /// The sessions of a mapping may end as another one is in its pool now: but for none that is over,
+    /// or where a forward is now.
+    fn check_yielded(&self, fates: &[Fate], earlier: &[Earlier], after: &World) -> Judged {
+        let met = |e: &&Earlier, session: &Session| e.met && session.uses(e.mapping.name);
+        let yields_to = |e: &Earlier, other: &Earlier| {
+            let (mapping, rival) = (&e.mapping, &other.mapping);
+            rival.name != mapping.name
+                && (rival.protocol, rival.internal) == (mapping.protocol, mapping.internal)
+                && self.pool_of(rival.external) == self.pool_of(mapping.external)
+                && !other.is_over
+                && self.forward_at(rival.protocol, rival.external).is_none()
+        };
+        for (session, _) in self
+            .sessions
+            .iter()
+            .zip(fates)
+            .filter(|(_, f)| **f == Fate::Either)
+        {
+            let listed = after
+                .listing
+                .iter()
+                .any(|view| view.number == session.number);
+            let mut mappings = earlier.iter().filter(|e| met(e, session));
+            let yields = mappings.any(|e| earlier.iter().any(|other| yields_to(e, other)));
+            ensure(listed || yields || !self.lives(session), || {
+                format!("gave way to what is over: {session:?}")
+            })?;
+        }
+        Ok(())
     }
 
     /// Of mappings that met in one pool, just one stays.
@@ -227,6 +264,7 @@ impl Drive<'_> {
         let same_pool = reference.policy.addresses == next.addresses;
         let before = std::mem::replace(&mut reference.policy, next);
         reference.move_holds(&before, &after);
+        reference.check_yielded(&fates, &earlier, &after)?;
         reference.end_sessions(&fates, &after)?;
         reference.renew_sessions(&timers);
         reference.reap(&after, None)?;

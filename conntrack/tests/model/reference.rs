@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use conntrack::{
     Direction, Endpoint, ExternalAddress, FilteringBehaviour, Forward, NextHop, Policy, Protocol,
-    Realm, Refusal, Tuple,
+    Realm, Refusal, Timers, Tuple,
 };
 
 use crate::connection::Connection;
@@ -227,13 +227,7 @@ impl Reference {
 
     /// Until when a mapping is open to the external realm: rounded up to a tick.
     pub fn open_until_ms(&self, mapping: &Mapping) -> u64 {
-        let timers = self.mapping_timers(mapping);
-        let timeout = match mapping.protocol {
-            Protocol::Tcp => timers.tcp_idle_timeout_ms,
-            Protocol::Udp => timers.udp_timeout_ms,
-            Protocol::Icmp => timers.icmp_timeout_ms,
-        };
-        (mapping.refreshed_ms / TICK_MS + 1) * TICK_MS + u64::from(timeout)
+        open_until_ms(mapping, self.mapping_timers(mapping))
     }
 
     /// When a mapping without a session is over.
@@ -415,4 +409,13 @@ impl Reference {
         });
         &mut self.pairings[place].1
     }
+}
+
+pub fn open_until_ms(mapping: &Mapping, timers: &Timers) -> u64 {
+    let timeout = match mapping.protocol {
+        Protocol::Tcp => timers.tcp_idle_timeout_ms,
+        Protocol::Udp => timers.udp_timeout_ms,
+        Protocol::Icmp => timers.icmp_timeout_ms,
+    };
+    (mapping.refreshed_ms / TICK_MS + 1) * TICK_MS + u64::from(timeout)
 }

@@ -55,7 +55,7 @@ pub(super) fn read(root: &Reader<'_, '_>, given: &mut BTreeSet<String>) -> Vec<F
             ("external", "\"8443\""),
             ("target", "\"10.77.0.5:443\""),
         ] {
-            if !table.has(key) && !(whole && key == "protocol") {
+            if !(table.has(key) || whole && key == "protocol") {
                 table.missing(key, &format!("add a line such as {key} = {example}"));
             }
         }

@@ -47,7 +47,7 @@ pub struct RuleConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleAction {
     /// They are translated.
-    Translate(TranslateConfig),
+    Translate(Box<TranslateConfig>),
     /// They are left to the kernel.
     Bypass,
     /// They are dropped.
@@ -180,7 +180,7 @@ pub(super) fn read_rules(
         let prefixes = |key| table.list(key, values::prefix).unwrap_or_default();
         let action = table.choice("action", ACTIONS);
         let action = match action.map_or(Word::Translate, |at| at.value) {
-            Word::Translate => RuleAction::Translate(read_translate(&table, nat)),
+            Word::Translate => RuleAction::Translate(Box::new(read_translate(&table, nat))),
             word => {
                 only_for_translate(&table);
                 match word {
