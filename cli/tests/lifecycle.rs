@@ -278,7 +278,7 @@ fn second_engine(backend: Backend) {
     let interface = refused(lab, &other(&config));
     let program = match backend {
         Backend::Copy => "XDP program already",
-        Backend::Tun => "tc program of the engine",
+        Backend::Tun => "tc program of another engine",
     };
     for word in ["lan0", program, lab.name(), "egret detach"] {
         assert!(

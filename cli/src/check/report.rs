@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Table, presets};
 use conntrack::{AddressKind, MappingBehaviour, Protocol};
-use engine::config::{Config, ConfigError, Deviation, Level, Problem, Source};
+use engine::config::{Config, ConfigError, DEFAULT_POOL, Deviation, Level, Problem, Source};
 use engine::plan::{Plan, sustainable_rate};
 use serde_json::{Value, json};
 
@@ -73,7 +73,7 @@ impl Report {
         }
         if let (Some(config), Some(plan)) = (&self.config, &self.plan) {
             out.push_str(&interfaces_text(plan));
-            out.push_str(&pool_text(plan));
+            out.push_str(&pool_text(config, plan));
             out.push_str(&rates_text(config, plan));
             out.push_str(&size_text(plan));
         }
@@ -177,13 +177,28 @@ fn kind_text(kind: AddressKind) -> &'static str {
     }
 }
 
-fn pool_text(plan: &Plan) -> String {
+/// What rules call a pool.
+fn pool_name(config: &Config, number: u16) -> &str {
+    let named = usize::from(number).checked_sub(1);
+    let named = named.and_then(|place| config.pools.get(place));
+    named.map_or(DEFAULT_POOL, |pool| pool.name.value.as_str())
+}
+
+fn pool_text(config: &Config, plan: &Plan) -> String {
     let mut table = plain_table();
-    table.set_header(["address", "", "tcp ports", "udp ports", "icmp identifiers"]);
+    table.set_header([
+        "address",
+        "pool",
+        "",
+        "tcp ports",
+        "udp ports",
+        "icmp identifiers",
+    ]);
     for address in &plan.policy.addresses {
         let count = |protocol: Protocol| address.ports[protocol.index()].len().to_string();
         table.add_row([
             address.addr.to_string(),
+            pool_name(config, address.pool).to_owned(),
             kind_text(address.kind).to_owned(),
             count(Protocol::Tcp),
             count(Protocol::Udp),
@@ -197,11 +212,12 @@ fn pool_text(plan: &Plan) -> String {
     format!("Pool\n{table}\n{none}\n")
 }
 
-/// Ports of one protocol on all addresses.
+/// Ports of one protocol on all addresses of the pool that rules call the default.
 fn pool_ports(plan: &Plan, protocol: Protocol) -> u32 {
     plan.policy
         .addresses
         .iter()
+        .filter(|address| address.pool == 0)
         .map(|address| address.ports[protocol.index()].len())
         .sum()
 }
@@ -217,7 +233,12 @@ fn rates_text(config: &Config, plan: &Plan) -> String {
     };
     let alike = edm == [edm[0]; 3];
     let mut out = format!(
-        "New flows a second that can go on for ever{}\n",
+        "New flows a second that can go on for ever{}{}\n",
+        if config.pools.is_empty() {
+            ""
+        } else {
+            " from [pool]"
+        },
         if alike { reach(edm[0]) } else { "" }
     );
     for protocol in Protocol::ALL {
@@ -268,8 +289,15 @@ fn size_text(plan: &Plan) -> String {
     } else {
         format!(" on CPU {}", cpus.join(", "))
     };
+    let rules = match plan.translation.rules.list().len() {
+        0 => String::new(),
+        count => format!(
+            "Rules    {count}, {} bytes to look them up\n",
+            plan.translation.rules.bytes()
+        ),
+    };
     format!(
-        "Tables   {} sessions, {} bytes ({:.0} MiB), {:.1} bytes a session\nWorkers  {}{on}\n\n",
+        "{rules}Tables   {} sessions, {} bytes ({:.0} MiB), {:.1} bytes a session\nWorkers  {}{on}\n\n",
         plan.sessions_max,
         plan.table_bytes,
         plan.table_bytes as f64 / f64::from(1 << 20),
@@ -330,6 +358,8 @@ fn plan_json(config: &Config, plan: &Plan, lines: &mut Vec<Value>) {
             "shared"
         };
         lines.push(json!({"name": format!("check/pool/{}/kind", address.addr), "value": kind}));
+        let (name, pool) = (format!("check/pool/{}/name", address.addr), address.pool);
+        lines.push(json!({"name": name, "value": pool_name(config, pool)}));
         for protocol in Protocol::ALL {
             let name = format!("check/pool/{}/{protocol}/ports", address.addr);
             let ports = address.ports[protocol.index()].len();
@@ -347,6 +377,9 @@ fn plan_json(config: &Config, plan: &Plan, lines: &mut Vec<Value>) {
     lines.push(json!({"name": "check/tables/bytes", "value": plan.table_bytes, "unit": "B"}));
     lines
         .push(json!({"name": "check/tables/bytes-per-session", "value": per_session, "unit": "B"}));
+    let rules = &plan.translation.rules;
+    lines.push(json!({"name": "check/rules", "value": rules.list().len()}));
+    lines.push(json!({"name": "check/rules/bytes", "value": rules.bytes(), "unit": "B"}));
     lines.push(json!({"name": "check/workers", "value": plan.workers}));
     lines.push(json!({"name": "check/cpus", "value": plan.cpus}));
 }

@@ -77,7 +77,11 @@ impl Stand {
     pub fn start(options: LabOptions, tuning: &Tuning) -> Stand {
         let mut stand = Stand::prepare(options, tuning);
         stand.engine.start().unwrap_or_else(|e| panic!("{e}"));
-        let wanted = tuning.mode.as_deref().filter(|&mode| mode != "auto");
+        let mode = match tuning.external_mode {
+            Some(_) => Some("mixed"),
+            None => tuning.mode.as_deref(),
+        };
+        let wanted = mode.filter(|&mode| mode != "auto");
         assert!(
             wanted.is_none_or(|mode| stand.status()["mode"] == mode),
             "not {wanted:?}: {}",
