@@ -2,13 +2,14 @@
 //! belongs to.
 
 use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 use std::net::Ipv4Addr;
 use std::ops::Deref;
 
 use ipnet::Ipv4Net;
 
 use crate::endpoint::{Endpoint, Protocol};
-use crate::hash::mix;
+use crate::hash::{MixHasher, mix};
 
 /// Forwards that a policy may have.
 pub const FORWARDS_MAX: usize = 8192;
@@ -151,8 +152,10 @@ pub struct Forwards {
     list: Vec<Forward>,
     /// Sorted by protocol, address and first port: these, the last port, and the place in the list.
     by_external: Vec<(Side, u16, u32)>,
-    /// Places in the list, by protocol and address of the only target.
-    by_target: HashMap<(Protocol, Ipv4Addr), Vec<u32>>,
+    /// Places in the list, by address of the only target.
+    by_target: HashMap<u32, Vec<u32>, BuildHasherDefault<MixHasher>>,
+    /// Is one of them of a whole address?
+    has_whole: bool,
 }
 
 /// Protocol, address and port, to be compared in this order.
@@ -180,10 +183,18 @@ impl Forwards {
         protocol: Protocol,
         internal: Endpoint,
     ) -> impl Iterator<Item = (Endpoint, &Forward)> {
-        let places = self.by_target.get(&(protocol, internal.addr));
+        let none = self.by_target.is_empty();
+        let key = internal.addr.to_bits();
+        let places = if none { None } else { self.by_target.get(&key) };
         let forwards = places.into_iter().flatten();
         let forwards = forwards.filter_map(|&place| self.list.get(place as usize));
+        let forwards = forwards.filter(move |forward| forward.protocol == protocol);
         forwards.filter_map(move |forward| Some((forward.external_of(internal)?, forward)))
+    }
+
+    /// Is one of them of a whole address?
+    pub(crate) fn has_whole(&self) -> bool {
+        self.has_whole
     }
 
     /// Changes the list.
@@ -197,17 +208,18 @@ impl Forwards {
 impl From<Vec<Forward>> for Forwards {
     fn from(list: Vec<Forward>) -> Forwards {
         let mut by_external = Vec::with_capacity(list.len());
-        let mut by_target: HashMap<_, Vec<u32>> = HashMap::new();
+        let mut by_target: HashMap<u32, Vec<u32>, _> = HashMap::default();
         for (place, forward) in (0..).zip(&list) {
             let first = side(forward.protocol, forward.external);
             by_external.push((first, forward.last_port, place));
             if let [only] = &forward.targets.list[..] {
-                let key = (forward.protocol, only.endpoint.addr);
+                let key = only.endpoint.addr.to_bits();
                 by_target.entry(key).or_default().push(place);
             }
         }
         by_external.sort_unstable();
         Forwards {
+            has_whole: list.iter().any(|forward| forward.whole),
             list,
             by_external,
             by_target,

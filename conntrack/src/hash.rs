@@ -1,6 +1,8 @@
 //! The keyed hash of tuples: two 64-bit multiply-xor rounds, cheap enough for a kernel program that
 //! reads the same tables.
 
+use std::hash::Hasher;
+
 use crate::endpoint::{Endpoint, Protocol, Tuple};
 
 /// A tuple as the tables hold it: two words to compare, and the protocol.
@@ -77,6 +79,34 @@ pub(crate) fn mix(mut word: u64) -> u64 {
     word = (word ^ word >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
     word = (word ^ word >> 29).wrapping_mul(0xa0d2_3a2f_5b4c_9ad1);
     word ^ word >> 32
+}
+
+/// For keys that the configuration chooses, so that no flood can choose them.
+#[derive(Default)]
+pub(crate) struct MixHasher(u64);
+
+impl Hasher for MixHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = mix(self.0 ^ word);
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.0 = mix(self.0 ^ u64::from(word));
+    }
+
+    fn write_u16(&mut self, word: u16) {
+        self.0 = mix(self.0 ^ u64::from(word));
+    }
 }
 
 #[cfg(test)]

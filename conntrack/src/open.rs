@@ -116,8 +116,7 @@ impl<W: Word> Nat<'_, W> {
         self.has_quota(at, request.subscriber, Quota::Sessions, protocol)?;
         let target = self.target(at, request)?;
         let independent = request.profile.is_independent(protocol);
-        let whole = self.fixed_endpoint(at, request).is_some();
-        let opened = match independent || whole {
+        let opened = match independent || self.fixed_endpoint(at, request).is_some() {
             true => self.open_independent(at, request, &target, random),
             false => self.open_dependent(at, request, &target, random),
         };
@@ -186,6 +185,9 @@ impl<W: Word> Nat<'_, W> {
             protocol, source, ..
         } = *request.arrival.tuple;
         let independent = request.profile.is_independent(protocol);
+        if !independent && !at.policy.forwards.has_whole() {
+            return None;
+        }
         let externals = at.policy.forwards.externals_of(protocol, source);
         externals
             .filter(|(_, forward)| independent || forward.whole)

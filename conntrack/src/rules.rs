@@ -6,7 +6,7 @@
 //! destination port is laid out in advance: the first fitting rule of every stretch of ports.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 
 use crate::endpoint::{Endpoint, Protocol, Tuple};
-use crate::hash::mix;
+use crate::hash::MixHasher;
 
 /// Pairs of prefixes that rules may be entered under, all together.
 pub const RULE_ENTRIES_MAX: usize = 1 << 18;
@@ -201,7 +201,7 @@ struct LookUp {
     /// By lengths of source and destination: the first rule entered under such a pair.
     firsts: Vec<[u32; LENGTHS]>,
     /// By pair: for each protocol its stretches in `stretches`.
-    pairs: HashMap<Pair, [Range<u32>; 3], BuildHasherDefault<PairHasher>>,
+    pairs: HashMap<Pair, [Range<u32>; 3], BuildHasherDefault<MixHasher>>,
     stretches: Vec<Stretch>,
 }
 
@@ -408,30 +408,6 @@ impl Lengths {
         let bits = addr.to_bits();
         let after = self.0.partition_point(|&(first, _)| first <= bits);
         after.checked_sub(1).map_or(0, |at| self.0[at].1)
-    }
-}
-
-/// The configuration chooses the keys: no flood can.
-#[derive(Default)]
-struct PairHasher(u64);
-
-impl Hasher for PairHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(byte.into());
-        }
-    }
-
-    fn write_u64(&mut self, word: u64) {
-        self.0 = mix(self.0 ^ word);
-    }
-
-    fn write_u16(&mut self, word: u16) {
-        self.0 = mix(self.0 ^ u64::from(word));
     }
 }
 
