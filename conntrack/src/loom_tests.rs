@@ -21,7 +21,7 @@ use crate::hash::HashKeys;
 use crate::index::{Index, LINE_WORDS};
 use crate::layout::{
     FILL_WORDS, FORWARD_WORDS, MAPPING_WORDS, MEMO_WORDS, MEMOS, PROTOCOLS, SESSION_WORDS, STRIPES,
-    TableSize, header,
+    TIMER_ROWS, TIMERS_WORDS, TableSize, header,
 };
 use crate::lock::Locks;
 use crate::mapping::Mappings;
@@ -49,6 +49,7 @@ struct Memory {
     header: Vec<AtomicU64>,
     locks: Vec<AtomicU64>,
     memos: Vec<AtomicU64>,
+    timers: Vec<AtomicU64>,
     indexes: [Vec<AtomicU64>; 3],
     sessions: Vec<AtomicU64>,
     mappings: Vec<AtomicU64>,
@@ -73,6 +74,7 @@ impl Memory {
             header: zeros(64),
             locks: zeros(STRIPES),
             memos: zeros(MEMOS * MEMO_WORDS),
+            timers: zeros(TIMER_ROWS * TIMERS_WORDS),
             indexes: std::array::from_fn(|_| zeros(LINE_WORDS)),
             sessions: zeros((RECORDS + 1) * SESSION_WORDS),
             mappings: zeros((RECORDS + 1) * MAPPING_WORDS),
@@ -122,6 +124,7 @@ impl Memory {
                 words: &self.memos,
                 epoch: &self.header[header::EPOCH],
             },
+            timers: &self.timers,
             tuples: Index::new(tuples, strays(0), 2 * records),
             filters: Index::new(filters, strays(1), records),
             halves: sessions.as_chunks().0,

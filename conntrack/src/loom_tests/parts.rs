@@ -211,6 +211,8 @@ fn new_mapping(byte: u8) -> NewMapping {
         slot: byte.into(),
         shared: true,
         counted: false,
+        open: false,
+        timers: 0,
     }
 }
 

@@ -3,18 +3,22 @@
 use super::*;
 use crate::half::Snapshot;
 use crate::mapping::Joined;
+use crate::nat::Arrival;
+use crate::open::Request;
 use crate::port::Cell;
 use crate::signal::{PacketFacts, Realm, Signal};
 use crate::verdict::Rewrite;
 
+const FACTS: PacketFacts = PacketFacts {
+    signal: Signal::TcpSyn,
+    length: 100,
+    sequence: 0,
+    acknowledgement: 1,
+};
+
 fn send(memory: &Memory, mapping: MappingBehaviour, tuple: &Tuple, now: Time) -> Rewrite {
     let (nat, policy) = (memory.nat(), policy(mapping));
-    let facts = PacketFacts {
-        signal: Signal::TcpSyn,
-        length: 100,
-        sequence: 0,
-        acknowledgement: 1,
-    };
+    let facts = FACTS;
     let hash = nat.hash(tuple);
     nat.translate(
         policy,
@@ -42,21 +46,27 @@ fn over() -> Time {
 
 fn join(memory: &Memory) -> Joined {
     let nat = memory.nat();
-    let joined = nat.join_shared_mapping(
-        &at(EIM, NOW),
-        PROTOCOL,
-        internal(1),
-        false,
-        0,
-        &mut Fixed(0),
-    );
+    let (at, tuple) = (at(EIM, NOW), flow(1));
+    let arrival = Arrival {
+        tuple: &tuple,
+        hash: nat.hash(&tuple),
+        facts: FACTS,
+    };
+    let request = Request {
+        arrival: &arrival,
+        profile: &at.policy.profile,
+        subscriber: 0,
+    };
+    let joined = nat.join_shared_mapping(&at, &request, true, &mut Fixed(0));
     joined.ok().unwrap()
 }
 
 /// One mapping with so many sessions, found, on its own port.
 fn assert_one_mapping(memory: &Memory, external: Endpoint, sessions: u32) {
     let nat = memory.nat();
-    let mapping = nat.shared_mapping(PROTOCOL, internal(1)).unwrap();
+    let mapping = nat
+        .shared_mapping(policy(EIM), 0, PROTOCOL, internal(1))
+        .unwrap();
     assert_eq!((mapping.external, mapping.sessions()), (external, sessions));
     assert_eq!(memory.counter(header::MAPPINGS), 1);
     assert_eq!(nat.mappings.index.entries().count(), 1);
