@@ -100,7 +100,7 @@ impl Addresses {
         let (pairing, count) = (profile.pairing[flow.protocol.index()], pool.usable.len());
         let first = match pairing {
             Pairing::Hard | Pairing::Soft => pool.paired(group_of(flow.source.addr)),
-            Pairing::None => pool.pair_of(group_of_flow(profile, flow)),
+            Pairing::None => pool.paired(group_of_flow(profile, flow)),
         };
         first.map_or(none, |next| Choices {
             list: &self.list,

@@ -102,9 +102,11 @@ impl Mapping {
         (address.addr == self.external.addr).then_some(address.pool)
     }
 
-    /// Is it the same mapping, however many sessions it has by now?
+    /// Is it the same mapping, however many sessions it has by now, and whatever a changed policy made
+    /// of it?
     pub fn is_same(&self, other: &Mapping) -> bool {
-        self.number == other.number && (self.control ^ other.control) & !COUNT_MASK == 0
+        let changing = COUNT_MASK | OPEN | TIMERS_MASK;
+        self.number == other.number && (self.control ^ other.control) & !changing == 0
     }
 
     /// Is its external endpoint still the policy's?
