@@ -408,6 +408,22 @@ on_both_backends! {
     a_failed_start_leaves_the_host_as_found: failed_start;
 }
 
+/// Has the server's kernel an acknowledgement for all that it has sent? The first number of each
+/// line's queues is what is still to be acknowledged (proc(5), tcp: `tx_queue`).
+fn nothing_unacknowledged(stand: &Stand) -> bool {
+    let server = &stand.lab.servers[0].namespace;
+    let table = server.run(|| fs::read_to_string("/proc/thread-self/net/tcp"));
+    let table = table.expect("the server's connections");
+    let queues = table.lines().skip(1).filter_map(|line| {
+        let mut columns = line.split_whitespace().skip(3);
+        let (state, queues) = (columns.next()?, columns.next()?);
+        (state == "01").then_some(queues)
+    });
+    queues
+        .into_iter()
+        .all(|queues| queues.starts_with("00000000:"))
+}
+
 fn quick_restarts(backend: Backend) {
     if !is_root() {
         return;
@@ -456,7 +472,10 @@ fn quick_restarts(backend: Backend) {
                 .expect("the connection goes on");
             // Its acknowledgement may take 40 ms. Without it the server would send the echo again, to the
             // host's kernel while nobody else has the address, and that resets what it does not know.
-            std::thread::sleep(Duration::from_millis(60));
+            assert!(
+                wait::until(LIMIT, || nothing_unacknowledged(&stand)),
+                "round {round}: the echo is not acknowledged"
+            );
         }
         println!(
             "{}: slowest restart {} ms",
